@@ -1,0 +1,68 @@
+# make boot    set up what is missing, boot a node, print where to go
+# make test    set up what tests need, run them
+# make check   format, lint, types, import contracts, docs with their links
+# make bench   the benchmarks; peers take part where they are installed (make peers)
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+# Anything for pip, such as where your machine gets the CPU build of torch from.
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
+
+.PHONY: boot chat test test-all check format docs bench peers clean help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
+
+boot: $(VENV)/.runtime
+	@$(BIN)/python -m microkernel boot $(ARGS)
+
+chat: $(VENV)/.runtime
+	@$(BIN)/python -m microkernel chat $(ARGS)
+
+test: $(VENV)/.development
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.development
+	$(BIN)/python -m pytest -m "" $(ARGS)
+
+check: $(VENV)/.development
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) docs
+
+format: $(VENV)/.development
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.development
+	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build
+
+bench: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.first_token $(ARGS)
+
+peers: $(VENV)/.development
+	$(PIP) -e '.[peers]'
+
+clean:
+	rm -rf $(VENV) docs/_build build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# A stamp a set-up: the second call starts at once, a changed pin installs again.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("microkernel needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing microkernel and its pinned dependencies into $(VENV) ..."
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.development: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing what tests and checks need into $(VENV) ..."
+	$(PIP) -e '.[test,check,docs]'
+	@touch $@ $(VENV)/.runtime
