@@ -1,0 +1,131 @@
+"""The one configuration: a typed TOML file; its errors name the key and the line.
+
+Values given on the command line go over those of the file. Sections of services (`[services.<name>]`) are checked
+against the service's own `Settings` when it is loaded, because only then its keys are known.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from microkernel.errors import Invalid
+from microkernel.message import Message
+from microkernel.supervisor import Strategy
+
+__all__ = ["Config", "Supervision", "read_config", "settings_of"]
+
+T = TypeVar("T", bound=Message)
+
+
+class Supervision(Message, forbid_unknown_fields=True):
+    """How crashed services are restarted; `period` in seconds."""
+
+    strategy: Strategy = Strategy.REST_FOR_ONE
+    intensity: int = 3
+    period: float = 30.0
+
+
+class Config(Message, forbid_unknown_fields=True):
+    """Everything that can be set. `node` names this node; `disable` lists services not to start."""
+
+    node: str = "node0"
+    log_level: str = "info"
+    plugins: tuple[str, ...] = ()
+    disable: tuple[str, ...] = ()
+    supervision: Supervision = Supervision()
+    services: dict[str, dict[str, Any]] = {}
+    source: str | None = None
+    text: str = ""
+
+    def with_settings(self, over: Mapping[str, Mapping[str, Any]]) -> Config:
+        """This configuration with some settings of services replaced."""
+        services = {name: dict(section) for name, section in self.services.items()}
+        for name, section in over.items():
+            services.setdefault(name, {}).update(section)
+        return msgspec.structs.replace(self, services=services)
+
+
+def read_config(path: Path | None) -> Config:
+    """The file's configuration, the defaults for None. Raises `Invalid` with file, line and key."""
+    if path is None:
+        return Config()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise Invalid(f"there is no config file {path}") from error
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise Invalid(f"cannot read {path}: {error.strerror}") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise Invalid(f"{path}: not TOML: {error}") from error
+    for reserved in ("source", "text"):
+        if reserved in values:
+            raise _unknown(path.name, text, (reserved,), Config)
+    config = _convert(values, Config, str(path), text, ())
+    return msgspec.structs.replace(config, source=str(path), text=text)
+
+
+def settings_of(config: Config, name: str, kind: type[T]) -> T:
+    """The settings of service `name` as its own type. Raises `Invalid` with file, line and key."""
+    where = config.source or "settings"
+    return _convert(config.services.get(name, {}), kind, where, config.text, ("services", name))
+
+
+def _convert(values: Mapping[str, Any], kind: type[T], where: str, text: str, section: tuple[str, ...]) -> T:
+    known = [field.encode_name for field in msgspec.structs.fields(kind) if field.name not in {"source", "text"}]
+    for key in values:
+        if key not in known:
+            raise _unknown(where, text, (*section, key), kind)
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        sentence, _, path = str(error).partition(" - at `$")
+        keys = (*section, *re.findall(r"[\w-]+", path.rstrip("`").replace("[...]", "")))
+        raise Invalid(f"{_place(where, text, keys)}: {'.'.join(keys)}: {sentence}", field=".".join(keys)) from error
+
+
+def _unknown(where: str, text: str, keys: tuple[str, ...], kind: type[Any]) -> Invalid:
+    known = [field.encode_name for field in msgspec.structs.fields(kind) if field.name not in {"source", "text"}]
+    near = difflib.get_close_matches(keys[-1], known, n=1)
+    remedy = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known) or 'none'}"
+    return Invalid(f"{_place(where, text, keys)}: unknown key '{'.'.join(keys)}'", remedy=remedy, field=".".join(keys))
+
+
+def _place(where: str, text: str, keys: tuple[str, ...]) -> str:
+    line = line_of(text, keys)
+    return f"{where}, line {line}" if line else where
+
+
+def line_of(text: str, keys: tuple[str, ...]) -> int | None:
+    """The line, from 1, on which TOML `text` sets `keys`; that of its table where the key itself is not found."""
+    table: tuple[str, ...] = ()
+    nearest: int | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
+        if header:
+            table = _keys(header[1])
+            if table == keys[: len(table)]:
+                nearest = number
+            continue
+        assignment = re.match(r"\s*([\w\-.\"' ]+?)\s*=", line)
+        if assignment:
+            path = (*table, *_keys(assignment[1]))
+            if path == keys:
+                return number
+            if path == keys[: len(path)]:
+                nearest = number
+    return nearest
+
+
+def _keys(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))

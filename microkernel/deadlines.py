@@ -1,0 +1,72 @@
+"""Deadlines by sweep (hot: once a call that waits): one timer for all calls, in buckets of 10 ms.
+
+A timer a call costs several microseconds and a heap entry; a call that ends in time costs here a set's add and discard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from typing import Protocol
+
+__all__ = ["Deadlines", "Interruptible"]
+
+BUCKET = 0.01  # seconds: a deadline is met by at most this much late
+
+
+class Interruptible(Protocol):
+    """What can be told that its time ran out."""
+
+    def expire(self) -> None: ...
+
+
+class Deadlines:
+    """Who must end when; owned by the kernel, used on its loop only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._buckets: dict[int, set[Interruptible]] = {}
+        self._order: list[int] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, deadline: float, call: Interruptible) -> int:
+        """Have `call.expire()` called once `deadline` has passed; returns the bucket for `forget`."""
+        bucket = int(deadline / BUCKET) + 1
+        calls = self._buckets.get(bucket)
+        if calls is None:
+            calls = self._buckets[bucket] = set()
+            heapq.heappush(self._order, bucket)
+            if self._order[0] == bucket:
+                self._arm()
+        calls.add(call)
+        return bucket
+
+    def forget(self, bucket: int, call: Interruptible) -> None:
+        """`call` has ended by itself."""
+        calls = self._buckets.get(bucket)
+        if calls is not None:
+            calls.discard(call)
+
+    def close(self) -> None:
+        """Stop the timer; nobody is expired any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._buckets.clear()
+        self._order.clear()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._order[0] * BUCKET, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._order and self._order[0] * BUCKET <= now:
+            for call in self._buckets.pop(heapq.heappop(self._order)):
+                call.expire()
+        while self._order and not self._buckets[self._order[0]]:
+            del self._buckets[heapq.heappop(self._order)]
+        if self._order:
+            self._arm()

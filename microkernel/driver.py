@@ -1,0 +1,54 @@
+"""What a driver is: it finds devices, says what they can do, and owns their compute threads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from microkernel.executor import Executor
+from microkernel.message import Message
+
+__all__ = ["DeviceFacts", "Driver", "DriverDevice"]
+
+
+class DeviceFacts(Message, kw_only=True):
+    """What does not change about a device. `memory_bytes` is all that it has; `torch_device` is its name in torch."""
+
+    name: str
+    kind: str
+    model: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    instruction_sets: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    torch_device: str = "cpu"
+
+
+class DriverDevice(ABC):
+    """One device that a driver has found."""
+
+    facts: DeviceFacts
+
+    @abstractmethod
+    def executor(self) -> Executor:
+        """A new executor of this device, not started."""
+
+    @abstractmethod
+    def free_memory(self) -> int:
+        """Bytes that could be taken now; called on the loop, so it answers at once."""
+
+    @abstractmethod
+    def fault(self) -> str | None:
+        """What is wrong with the device, None while it is healthy; called on the loop."""
+
+
+class Driver(ABC):
+    """Installed by the entry-point group `microkernel.drivers`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def find(self) -> Sequence[DriverDevice]:
+        """The devices here, none if there are none; called on a thread, so it may import and probe."""

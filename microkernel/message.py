@@ -1,0 +1,87 @@
+"""What is sent: messages, and the call that carries one through every service it passes.
+
+A message is a frozen `msgspec.Struct`: one class is the type, the validation and the JSON Schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, TypeVar, dataclass_transform
+
+import msgspec
+
+from microkernel.errors import Invalid
+from microkernel.trace import Trace
+
+__all__ = ["Message", "Nothing", "Call", "current_call", "convert", "to_builtins", "schema_of", "PRIORITY"]
+
+PRIORITY = 5  # of 0 (urgent) … 9 (whenever there is nothing else)
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
+class Message(msgspec.Struct, frozen=True):
+    """Base class of what services send to each other; subclass it and list the fields.
+
+    >>> class Put(Message):
+    ...     key: str
+    ...     value: bytes
+    """
+
+
+class Nothing(Message):
+    """The message of a handler that takes none."""
+
+
+class Call(msgspec.Struct, gc=False):
+    """What travels with a message through every service: urgency, time, rights and trace.
+
+    `deadline` is on the kernel's clock, in seconds; `chain` names the handlers that the call has passed, outermost
+    first.
+    """
+
+    caller: str
+    deadline: float | None = None
+    priority: int = PRIORITY
+    key: str | None = None
+    user: str | None = None
+    trace: Trace | None = None
+    chain: tuple[str, ...] = ()
+
+
+_current: ContextVar[Call | None] = ContextVar("microkernel_call", default=None)
+
+
+def current_call() -> Call | None:
+    """The call that the running handler answers; None outside of one."""
+    return _current.get()
+
+
+def convert(value: Any, kind: type[T], *, what: str = "message") -> T:
+    """`value` (fields, a dataclass or a struct) as a `kind`; raises `Invalid` that names the field."""
+    if type(value) is kind:
+        return value
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.to_builtins(value, builtin_types=(bytes,))
+    try:
+        return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        sentence, _, path = str(error).partition(" - at `$")
+        field = path.rstrip("`").lstrip(".") or None
+        where = f" in field '{field}'" if field else ""
+        raise Invalid(f"{what}: {sentence}{where}", field=field) from error
+
+
+def to_builtins(value: Any) -> Any:
+    """`value` as what JSON can say; bytes become base64 text."""
+    return msgspec.to_builtins(value)
+
+
+def schema_of(kind: Any) -> Mapping[str, Any]:
+    """JSON Schema (draft 2020-12) of a message type; `{}` (anything) where there is none."""
+    try:
+        return msgspec.json.schema(kind)
+    except TypeError:
+        return {}

@@ -1,0 +1,163 @@
+"""Where services and drivers come from: installed entry points, and single files.
+
+A plugin that cannot be loaded is named with its reason and stops nobody. Loading happens on a thread of its own: an
+import that takes long, or never ends, holds up neither the loop nor the other plugins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from microkernel.driver import Driver
+from microkernel.errors import Invalid
+from microkernel.service import Service, handlers_of
+
+__all__ = [
+    "DRIVERS",
+    "SERVICES",
+    "Plugin",
+    "discover_drivers",
+    "discover_services",
+    "load_file",
+    "load_in_thread",
+]
+
+SERVICES = "microkernel.services"
+DRIVERS = "microkernel.drivers"
+IMPORT_TIMEOUT = 60.0  # seconds; torch alone takes several on a cold disk
+
+T = TypeVar("T")
+
+
+class Plugin(msgspec.Struct, frozen=True):
+    """Something found. Exactly one of `kind` (the class) and `broken` (the reason) is set."""
+
+    name: str
+    source: str
+    kind: Any = None
+    broken: str | None = None
+
+
+async def discover_services(files: Sequence[Path] = (), *, without: Sequence[str] = ()) -> list[Plugin]:
+    """All installed services but those in `without`, and those in `files`."""
+    found = await _discover(SERVICES, Service, without)
+    for file in files:
+        found += await load_file(file)
+    return found
+
+
+async def discover_drivers(*, without: Sequence[str] = ()) -> list[Plugin]:
+    """All installed drivers but those in `without`."""
+    return await _discover(DRIVERS, Driver, without)
+
+
+async def load_file(path: Path) -> list[Plugin]:
+    """The services that are defined in a Python file; one broken plugin, named after the file, if it has none."""
+    try:
+        module = await load_in_thread(lambda: _import_file(path), f"import of {path}")
+        kinds = [
+            member
+            for _, member in inspect.getmembers(module, inspect.isclass)
+            if issubclass(member, Service) and member is not Service and member.__module__ == module.__name__
+        ]
+        if not kinds:
+            raise Invalid(f"{path} defines no service", remedy="subclass microkernel.Service")
+    except Exception as error:  # noqa: BLE001 - whatever a plugin raises, the system boots and names it
+        return [Plugin(name=path.stem, source=str(path), broken=_reason(error, str(path)))]
+    return [_checked(kind, kind.name or path.stem, str(path)) for kind in kinds]
+
+
+async def load_in_thread(load: Callable[[], T], what: str, *, timeout: float = IMPORT_TIMEOUT) -> T:
+    """`load()` on a daemon thread: one that never ends keeps neither the loop nor the process. Raises `Invalid`."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def finish(result: T | None, error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type] # of the two, one is set
+
+    def work() -> None:
+        result: T | None = None
+        failure: Exception | None = None
+        try:
+            result = load()
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits
+            failure = error
+        except BaseException as error:  # noqa: BLE001 - a module that calls sys.exit() does not end us
+            failure = Invalid(f"{what} raised {type(error).__name__}")
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(finish, result, failure)
+
+    threading.Thread(target=work, name=what, daemon=True).start()
+    try:
+        async with asyncio.timeout(timeout):
+            return await done
+    except TimeoutError as error:
+        raise Invalid(f"{what} did not end within {timeout:g} s") from error
+
+
+async def _discover(group: str, base: type[Any], without: Sequence[str]) -> list[Plugin]:
+    points = [point for point in entry_points(group=group) if point.name not in without]
+
+    async def load(point: Any) -> Plugin:
+        try:
+            kind = await load_in_thread(point.load, f"import of {point.value}")
+            if not (inspect.isclass(kind) and issubclass(kind, base)):
+                raise Invalid(f"{point.value} is not a {base.__name__}")
+        except Exception as error:  # noqa: BLE001 - whatever a plugin raises, the system boots and names it
+            return Plugin(name=point.name, source=point.value, broken=_reason(error, point.value))
+        return _checked(kind, point.name, point.value)
+
+    return list(await asyncio.gather(*(load(point) for point in points)))
+
+
+def _checked(kind: Any, name: str, source: str) -> Plugin:
+    try:
+        if issubclass(kind, Service):
+            kind.name = kind.name or name
+            handlers_of(kind)
+    except Invalid as error:
+        return Plugin(name=name, source=source, broken=str(error))
+    return Plugin(name=kind.name or name, source=source, kind=kind)
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise Invalid(f"there is no file {path}")
+    name = f"microkernel_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise Invalid(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # annotations are resolved through it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _reason(error: Exception, source: str) -> str:
+    """One line: what was raised, and where in the plugin."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} (line {error.lineno})"
+    where = f" (line {frames[-1].lineno})" if frames else ""
+    sentence = str(error).partition("\n")[0]
+    return (f"{sentence}" if isinstance(error, Invalid) else f"{type(error).__name__}: {sentence}") + where

@@ -1,0 +1,122 @@
+"""Who is there: names, states and the gates behind them. Sans-IO: no await, no clock, no loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from microkernel.errors import MicrokernelError, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from microkernel.gate import Gate
+    from microkernel.service import Handler
+
+__all__ = ["Binding", "Entry", "Registry", "ServiceState"]
+
+
+class ServiceState(StrEnum):
+    """Where a service stands."""
+
+    WAITING = "waiting"  # for what it needs
+    STARTING = "starting"
+    RUNNING = "running"  # answers, but is not ready for its whole job yet
+    READY = "ready"
+    DRAINING = "draining"
+    RESTARTING = "restarting"
+    BROKEN = "broken"  # cannot be loaded
+    QUARANTINED = "quarantined"  # crashed too often
+    STOPPED = "stopped"
+
+    @property
+    def answers(self) -> bool:
+        """Whether calls are admitted."""
+        return self in {ServiceState.RUNNING, ServiceState.READY}
+
+    @property
+    def passing(self) -> bool:
+        """Whether a call that has not begun may wait for this to change by itself."""
+        return self in {
+            ServiceState.WAITING,
+            ServiceState.STARTING,
+            ServiceState.DRAINING,
+            ServiceState.RESTARTING,
+        }
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """A handler and the gate of its present incarnation."""
+
+    handler: Handler
+    gate: Gate
+
+
+class Entry(msgspec.Struct):
+    """One service name. `why` explains the state in a sentence."""
+
+    name: str
+    state: ServiceState = ServiceState.WAITING
+    why: str = ""
+    incarnation: int = 0
+    bindings: dict[str, Binding] = {}
+
+
+class Registry:
+    """All service names of a node."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def add(self, name: str) -> Entry:
+        """The entry of `name`, made if it is new."""
+        return self._entries.setdefault(name, Entry(name))
+
+    def remove(self, name: str) -> None:
+        """Forget `name`."""
+        self._entries.pop(name, None)
+
+    def entry(self, name: str) -> Entry:
+        """Raises `NotFound` that lists near names."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise NotFound(
+                f"no service is named '{name}'",
+                remedy=f"services here: {', '.join(sorted(self._entries)) or 'none'}",
+            )
+        return entry
+
+    def lookup(self, target: str) -> Binding | None:
+        """What answers `service.method`; None if the service is about to come, so that waiting makes sense.
+
+        Raises `NotFound` for an unknown service or method and `Unavailable` for a service that will not come.
+        """
+        name, _, method = target.partition(".")
+        if not method:
+            raise NotFound(f"'{target}' is no address", remedy="write service.method, such as kernel.services")
+        entry = self.entry(name)
+        if entry.state.passing:
+            return None
+        if not entry.state.answers:
+            raise self.unavailable(entry)
+        binding = entry.bindings.get(method)
+        if binding is None:
+            known = ", ".join(sorted(entry.bindings)) or "none"
+            raise NotFound(f"service '{name}' has no handler '{method}'", service=name, remedy=f"it has: {known}")
+        return binding
+
+    def unavailable(self, entry: Entry) -> MicrokernelError:
+        """Why `entry` does not answer."""
+        return Unavailable(
+            f"service '{entry.name}' is {entry.state}" + (f": {entry.why}" if entry.why else ""),
+            service=entry.name,
+            retry_after=1.0 if entry.state.passing else None,
+            may_have_run=False,
+        )

@@ -1,0 +1,79 @@
+"""The state folder: where a node keeps its token, its address and the folders of its services.
+
+One node at a time has it: a lock that the operating system drops with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from microkernel.errors import PreconditionFailed
+
+__all__ = ["Root", "default_root"]
+
+
+def default_root() -> Path:
+    """`MICROKERNEL_ROOT`, or `~/.microkernel`."""
+    return Path(os.environ.get("MICROKERNEL_ROOT") or Path.home() / ".microkernel").expanduser()
+
+
+class Root:
+    """A state folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.token_path = self.path / "token"
+        self.node_path = self.path / "node.json"
+        self._lock: int | None = None
+
+    def acquire(self) -> None:
+        """Make the folder and take it. Raises `PreconditionFailed` if that cannot be or another node has it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise PreconditionFailed(
+                f"cannot use the state folder {self.path}: {error.strerror}",
+                remedy="choose another one with --root",
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+                raise PreconditionFailed(f"cannot lock {self.path}: {error.strerror}") from error
+            node = self.read_node()
+            where = f" at {node['url']} (pid {node['pid']})" if node else ""
+            raise PreconditionFailed(
+                f"a node already runs on the state folder {self.path}{where}",
+                remedy="talk to it, stop it, or choose another folder with --root",
+            ) from error
+        self._lock = handle
+
+    def write_node(self, url: str) -> None:
+        """Tell commands of the same user where this node listens."""
+        body = orjson.dumps({"url": url, "pid": os.getpid()})
+        fresh = self.node_path.with_suffix(".tmp")
+        fresh.write_bytes(body)
+        fresh.replace(self.node_path)
+
+    def read_node(self) -> dict[str, Any] | None:
+        """What `write_node` has written; None if nothing readable is there."""
+        try:
+            node = orjson.loads(self.node_path.read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return None
+        return node if isinstance(node, dict) and {"url", "pid"} <= node.keys() else None
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._lock is not None:
+            self.node_path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None

@@ -1,0 +1,82 @@
+"""From an address to the gate that answers it, waiting where a service is about to come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from microkernel.clock import Clock
+from microkernel.deadlines import Deadlines
+from microkernel.errors import DeadlineExceeded, Overloaded
+from microkernel.events import Bus
+from microkernel.gate import Waits
+from microkernel.nursery import Nursery
+from microkernel.registry import Binding, Registry
+
+__all__ = ["Router"]
+
+PATIENCE = 30.0  # seconds that a call waits for a service to come back, when it names no deadline
+MAX_WAITING = 1024  # calls that wait for one service
+
+log = logging.getLogger("microkernel.router")
+
+
+class Router:
+    """What all ports of a node share."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.registry = Registry()
+        self.bus = Bus()
+        self.clock = Clock(loop)
+        self.deadlines = Deadlines(loop)
+        self.waits: Waits = {}
+        self.sends = Nursery("send", self._send_failed)
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+
+    async def bind(self, target: str, deadline: float | None) -> Binding:
+        """The gate that answers `target`; waits, bounded in time and number, while its service restarts.
+
+        Raises `NotFound`, `Unavailable`, `Overloaded`, `DeadlineExceeded`.
+        """
+        expires = self.clock.now() + PATIENCE if deadline is None else deadline
+        while (binding := self.registry.lookup(target)) is None:
+            await self._until_changed(target.partition(".")[0], expires)
+        return binding
+
+    def changed(self, name: str) -> None:
+        """Wake the calls that wait for service `name`: its state is another one now."""
+        for waiter in self._waiting.pop(name, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def close(self) -> None:
+        """End one-way sends and deadlines."""
+        await self.sends.close()
+        self.deadlines.close()
+
+    async def _until_changed(self, name: str, expires: float) -> None:
+        waiting = self._waiting.setdefault(name, set())
+        entry = self.registry.entry(name)
+        if len(waiting) >= MAX_WAITING:
+            raise Overloaded(
+                f"{len(waiting)} calls wait for service '{name}', which is {entry.state}",
+                service=name,
+                retry_after=1.0,
+            )
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.add(waiter)
+        try:
+            async with asyncio.timeout_at(expires):
+                await waiter
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"service '{name}' was still {entry.state} at the deadline" + (f": {entry.why}" if entry.why else ""),
+                service=name,
+                may_have_run=False,
+            ) from error
+        finally:
+            waiting.discard(waiter)
+
+    def _send_failed(self, name: str, error: Exception) -> None:
+        log.warning("one-way message to %s was lost: %s", name, error)
+        self.bus.publish("dead.letter", {"to": name, "why": str(error)})

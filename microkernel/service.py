@@ -1,0 +1,378 @@
+"""What answers messages: `Service`, and the marks that make a method reachable.
+
+A service is a class with a `name` and marked methods. The kernel makes one object for each incarnation, gives it its
+port, settings, log and folder, and calls `start`. Everything a service starts (tasks, timers, subscriptions) is owned
+by its incarnation and ends with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import types
+from collections.abc import Callable, Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints, overload
+
+import msgspec
+
+from microkernel.errors import Invalid
+from microkernel.message import Message, Nothing
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from microkernel.clock import Clock
+    from microkernel.executor import Executor, Executors
+    from microkernel.port import Port, Stream
+
+__all__ = [
+    "Handler",
+    "HandlerKind",
+    "Restart",
+    "Service",
+    "Subscriber",
+    "Timer",
+    "every",
+    "handlers_of",
+    "handles",
+    "on",
+    "streams",
+    "subscribers_of",
+    "timers_of",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+DEADLINE = 60.0  # seconds; a handler that needs longer says so
+CONCURRENCY = 256
+QUEUE = 1024
+CREDIT = 64
+
+
+class Restart(StrEnum):
+    """When a service is started again, by the words of OTP."""
+
+    PERMANENT = "permanent"
+    TRANSIENT = "transient"
+    TEMPORARY = "temporary"
+
+
+class HandlerKind(StrEnum):
+    """How a handler answers."""
+
+    CALL = "call"
+    STREAM = "stream"
+
+
+class _Marks(msgspec.Struct, frozen=True):
+    """What a decorator leaves on a function."""
+
+    kind: HandlerKind
+    name: str | None
+    concurrency: int
+    queue: int
+    deadline: float | None
+    credit: int
+    idempotent: bool
+
+
+class Handler(msgspec.Struct, frozen=True):
+    """A reachable method. `message` is the type of its one parameter (`Nothing` if it takes none)."""
+
+    name: str
+    attribute: str
+    kind: HandlerKind
+    message: Any
+    takes_message: bool
+    result: Any
+    concurrency: int
+    queue: int
+    deadline: float | None
+    credit: int
+    idempotent: bool
+    summary: str
+
+
+class Subscriber(msgspec.Struct, frozen=True):
+    """A method that gets events of a subject."""
+
+    attribute: str
+    subject: str
+    group: str | None
+    queue: int
+
+
+class Timer(msgspec.Struct, frozen=True):
+    """A method that is called every `seconds`."""
+
+    attribute: str
+    seconds: float
+
+
+def _mark(kind: HandlerKind, function: Any, **marks: Any) -> Any:
+    def decorate(function: Any) -> Any:
+        function.__microkernel_handler__ = _Marks(kind=kind, **marks)
+        return function
+
+    return decorate if function is None else decorate(function)
+
+
+@overload
+def handles(function: Function, /) -> Function: ...
+@overload
+def handles(
+    *,
+    name: str | None = None,
+    concurrency: int = CONCURRENCY,
+    queue: int = QUEUE,
+    deadline: float | None = DEADLINE,
+    idempotent: bool = False,
+) -> Callable[[Function], Function]: ...
+def handles(
+    function: Function | None = None,
+    /,
+    *,
+    name: str | None = None,
+    concurrency: int = CONCURRENCY,
+    queue: int = QUEUE,
+    deadline: float | None = DEADLINE,
+    idempotent: bool = False,
+) -> Any:
+    """Make an async method reachable as `<service>.<method>`.
+
+    At most `concurrency` calls run at a time and `queue` more wait; past that callers are told `OVERLOADED`. A call
+    that names no deadline gets `deadline` seconds; None lets it run as long as it likes.
+    """
+    return _mark(
+        HandlerKind.CALL,
+        function,
+        name=name,
+        concurrency=concurrency,
+        queue=queue,
+        deadline=deadline,
+        credit=0,
+        idempotent=idempotent,
+    )
+
+
+@overload
+def streams(function: Function, /) -> Function: ...
+@overload
+def streams(
+    *,
+    name: str | None = None,
+    concurrency: int = CONCURRENCY,
+    queue: int = QUEUE,
+    deadline: float | None = None,
+    credit: int = CREDIT,
+) -> Callable[[Function], Function]: ...
+def streams(
+    function: Function | None = None,
+    /,
+    *,
+    name: str | None = None,
+    concurrency: int = CONCURRENCY,
+    queue: int = QUEUE,
+    deadline: float | None = None,
+    credit: int = CREDIT,
+) -> Any:
+    """Make an async generator reachable as a stream; it runs only as far as its reader has asked for.
+
+    `credit` is how many items a reader on a link asks for ahead.
+    """
+    return _mark(
+        HandlerKind.STREAM,
+        function,
+        name=name,
+        concurrency=concurrency,
+        queue=queue,
+        deadline=deadline,
+        credit=credit,
+        idempotent=False,
+    )
+
+
+def on(subject: str, *, group: str | None = None, queue: int = 1024) -> Callable[[Function], Function]:
+    """Have the method called with each event of `subject` (`a.*`, `a.>`); of one `group` a single member gets it.
+
+    Events wait in a queue of `queue`; past that the oldest is dropped, counted and logged.
+    """
+
+    def decorate(function: Function) -> Function:
+        function.__microkernel_subject__ = (subject, group, queue)  # type: ignore[attr-defined] # ours to mark
+        return function
+
+    return decorate
+
+
+def every(seconds: float) -> Callable[[Function], Function]:
+    """Have the method called every `seconds`, never twice at once; if it raises, the service has crashed."""
+    if seconds <= 0:
+        raise Invalid(f"@every({seconds}): the interval must be above 0")
+
+    def decorate(function: Function) -> Function:
+        function.__microkernel_timer__ = seconds  # type: ignore[attr-defined] # ours to mark
+        return function
+
+    return decorate
+
+
+class Service:
+    """Base of all services: subclass it, name it, mark methods.
+
+    `needs` are services without which this one cannot work: it starts after them and is restarted with them. `uses`
+    are services that it calls when they are there: it starts after them where it can, and goes on without them;
+    `("*",)` is everything. A service can call what it needs and uses, and nothing else.
+
+    A service that is `essential` makes the boot fail when it cannot start.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...] | list[str]] = ()
+    uses: ClassVar[tuple[str, ...] | list[str]] = ()
+    Settings: ClassVar[type[Message]] = Nothing
+    restart_policy: ClassVar[Restart | str] = Restart.PERMANENT
+    essential: ClassVar[bool] = False
+    start_timeout: ClassVar[float] = 10.0
+    drain_timeout: ClassVar[float] = 5.0
+
+    settings: Any
+    port: Port
+    clock: Clock
+    node: str
+    log: logging.Logger
+    state_dir: Path
+    executors: Executors
+    _spawn: Callable[..., asyncio.Task[Any]]
+
+    async def start(self) -> None:
+        """Make ready what the handlers need; nobody calls them before this has returned. At most `start_timeout`."""
+
+    async def ready(self) -> None:
+        """Return when the service can do its whole job; it may take long. Raises if it never will."""
+
+    async def stop(self) -> None:
+        """Let go of what `start` took; the handlers have ended by now."""
+
+    async def call(
+        self,
+        to: str,
+        message: Any = None,
+        /,
+        *,
+        deadline: float | None = None,
+        priority: int | None = None,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Any:
+        """`Port.call` of this service's own port."""
+        return await self.port.call(
+            to, message, deadline=deadline, priority=priority, idempotency_key=idempotency_key, **fields
+        )
+
+    def stream(
+        self,
+        to: str,
+        message: Any = None,
+        /,
+        *,
+        deadline: float | None = None,
+        priority: int | None = None,
+        **fields: Any,
+    ) -> Stream:
+        """`Port.stream` of this service's own port."""
+        return self.port.stream(to, message, deadline=deadline, priority=priority, **fields)
+
+    async def send(self, to: str, message: Any = None, /, **fields: Any) -> None:
+        """`Port.send` of this service's own port."""
+        await self.port.send(to, message, **fields)
+
+    def publish(self, subject: str, message: Any = None, /, **fields: Any) -> None:
+        """Tell all subscribers of `subject`; never waits."""
+        self.port.publish(subject, message, **fields)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """Run `work` as a task of this service: cancelled when it stops; if it raises, the service has crashed."""
+        return self._spawn(work, name)
+
+    def executor(self, device: str) -> Executor:
+        """The compute threads of a device, such as `cpu0`. Raises `NotFound`."""
+        return self.executors.get(device)
+
+
+def handlers_of(kind: type[Service]) -> tuple[Handler, ...]:
+    """All handlers of a service class; raises `Invalid` that names the method whose signature does not fit."""
+    handlers = [
+        _handler(kind, attribute, member, member.__microkernel_handler__)
+        for attribute, member in inspect.getmembers(kind, inspect.isfunction)
+        if hasattr(member, "__microkernel_handler__")
+    ]
+    for handler in handlers:
+        if hasattr(Service, handler.attribute):
+            raise Invalid(
+                f"{kind.__name__}.{handler.attribute} hides Service.{handler.attribute}",
+                remedy=f"rename the method and keep the address: @handles(name='{handler.attribute}')",
+            )
+    names = [handler.name for handler in handlers]
+    for name in names:
+        if names.count(name) > 1:
+            raise Invalid(f"{kind.__name__} has two handlers named '{name}'")
+    return tuple(handlers)
+
+
+def subscribers_of(kind: type[Service]) -> tuple[Subscriber, ...]:
+    """All `@on` methods of a service class."""
+    return tuple(
+        Subscriber(attribute, *member.__microkernel_subject__)
+        for attribute, member in inspect.getmembers(kind, inspect.isfunction)
+        if hasattr(member, "__microkernel_subject__")
+    )
+
+
+def timers_of(kind: type[Service]) -> tuple[Timer, ...]:
+    """All `@every` methods of a service class."""
+    return tuple(
+        Timer(attribute, member.__microkernel_timer__)
+        for attribute, member in inspect.getmembers(kind, inspect.isfunction)
+        if hasattr(member, "__microkernel_timer__")
+    )
+
+
+def _handler(kind: type[Service], attribute: str, function: Callable[..., Any], marks: _Marks) -> Handler:
+    where = f"{kind.__name__}.{attribute}"
+    is_stream = marks.kind is HandlerKind.STREAM
+    if is_stream and not inspect.isasyncgenfunction(function):
+        raise Invalid(f"{where}: @streams needs an async generator (async def … yield)")
+    if not is_stream and not inspect.iscoroutinefunction(function):
+        raise Invalid(f"{where}: @handles needs an async function")
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    if len(parameters) > 1:
+        raise Invalid(f"{where}: a handler takes one message, not {len(parameters)} parameters")
+    hints = _hints(function, where)
+    message = hints.get(parameters[0].name, dict[str, Any]) if parameters else Nothing
+    result = hints.get("return", Any)
+    if is_stream and get_origin(result) is not None:
+        result = get_args(result)[0] if get_args(result) else Any
+    return Handler(
+        name=marks.name or attribute,
+        attribute=attribute,
+        kind=marks.kind,
+        message=message,
+        takes_message=bool(parameters),
+        result=types.NoneType if result is None else result,
+        concurrency=marks.concurrency,
+        queue=marks.queue,
+        deadline=marks.deadline,
+        credit=marks.credit,
+        idempotent=marks.idempotent,
+        summary=(inspect.getdoc(function) or "").partition("\n")[0],
+    )
+
+
+def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError as error:
+        raise Invalid(f"{where}: {error}, needed for its annotations at run time") from error

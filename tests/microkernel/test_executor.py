@@ -1,0 +1,161 @@
+"""Compute threads: order, bounds, errors, cancellation, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from microkernel.errors import AlreadyExists, Invalid, NotFound, Overloaded, Unavailable
+from microkernel.executor import Executor, Executors
+
+
+class Plug:
+    """Keeps a compute thread busy until it is pulled."""
+
+    def __init__(self):
+        self.running = threading.Event()
+        self.pulled = threading.Event()
+
+    def __call__(self):
+        self.running.set()
+        self.pulled.wait(30)
+
+
+async def started(**options):
+    executor = Executor("cpu0", **options)
+    await executor.start()
+    return executor
+
+
+async def plugged(executor):
+    plug = Plug()
+    task = asyncio.create_task(executor.run(plug))
+    await asyncio.to_thread(plug.running.wait, 30)
+    return plug, task
+
+
+async def test_work_runs_on_the_executors_own_thread_and_its_result_comes_back():
+    executor = await started()
+    name = await executor.run(lambda: threading.current_thread().name)
+    assert name == "cpu0.0"
+    assert await executor.run(divmod, 7, 2) == (3, 1)
+    assert await executor.stop()
+
+
+async def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
+    executor = await started()
+    for error in (ValueError("bad"), KeyboardInterrupt(), StopIteration(), SystemExit(1)):
+
+        def work(error=error):
+            raise error
+
+        kind = RuntimeError if isinstance(error, StopIteration) else type(error)
+        if isinstance(error, Exception):
+            with pytest.raises(kind):
+                await executor.run(work)
+    assert await executor.run(lambda: 1) == 1, "the thread lives on"
+    await executor.stop()
+
+
+async def test_urgent_work_goes_first_and_equals_go_in_order():
+    executor, order = await started(), []
+    plug, running = await plugged(executor)
+    tasks = []
+    for name, priority in [("late", 9), ("middle 1", 5), ("urgent", 0), ("middle 2", 5)]:
+        tasks.append(asyncio.create_task(executor.run(order.append, name, priority=priority)))
+        await asyncio.sleep(0)
+    plug.pulled.set()
+    await asyncio.gather(running, *tasks)
+    assert order == ["urgent", "middle 1", "middle 2", "late"]
+    await executor.stop()
+
+
+async def test_a_full_queue_is_told_and_nothing_is_lost():
+    executor = await started(queue=1)
+    plug, running = await plugged(executor)
+    waiting = asyncio.create_task(executor.run(lambda: "ran"))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="1 jobs waiting"):
+        await executor.run(lambda: None)
+    plug.pulled.set()
+    assert await waiting == "ran"
+    await running
+    await executor.stop()
+
+
+async def test_cancelled_work_that_waits_never_runs_and_that_runs_is_let_go():
+    executor, ran = await started(), []
+    plug, running = await plugged(executor)
+    waiting = asyncio.create_task(executor.run(ran.append, 1))
+    await asyncio.sleep(0)
+    for task in (waiting, running):
+        task.cancel()
+    await asyncio.wait({waiting, running})
+    assert waiting.cancelled()
+    assert running.cancelled()
+    plug.pulled.set()
+    await executor.run(lambda: None)
+    assert ran == []
+    await executor.stop()
+
+
+async def test_stop_ends_waiting_work_with_a_cause_and_lets_running_work_finish():
+    executor = await started()
+    plug, running = await plugged(executor)
+    waiting = asyncio.create_task(executor.run(lambda: None))
+    await asyncio.sleep(0)
+    stop = asyncio.create_task(executor.stop())
+    with pytest.raises(Unavailable, match="has stopped"):
+        await waiting
+    plug.pulled.set()
+    assert await stop
+    await running
+    assert executor.status().threads == 0
+    with pytest.raises(Unavailable, match="not running"):
+        await executor.run(lambda: None)
+
+
+async def test_a_thread_that_does_not_end_is_reported():
+    executor = await started()
+    plug, running = await plugged(executor)
+    assert not await executor.stop(timeout=0.01)
+    plug.pulled.set()
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_what_is_wrong_in_initialize_is_raised_by_start():
+    def initialize():
+        raise OSError("no such device")
+
+    with pytest.raises(OSError, match="no such device"):
+        await started(initialize=initialize)
+
+
+async def test_the_life_of_a_thread_is_timed():
+    executor = await started(threads=2)
+    await asyncio.gather(*(executor.run(lambda: None) for _ in range(10)))
+    await executor.stop()
+    status = executor.status()
+    assert (status.t_c.count, status.t_s.count, status.t_f.count) == (2, 10, 1)
+    assert 0 <= status.t_s.median <= status.t_s.p99 <= status.t_s.worst
+
+
+async def test_executors_are_known_by_name_and_once():
+    executors = Executors()
+    await executors.add(Executor("cpu0"))
+    assert await executors.get("cpu0").run(lambda: 1) == 1
+    with pytest.raises(AlreadyExists):
+        await executors.add(Executor("cpu0"))
+    with pytest.raises(NotFound, match="cpu0"):
+        executors.get("gpu0")
+    await executors.close()
+    with pytest.raises(NotFound):
+        executors.get("cpu0")
+
+
+def test_an_executor_without_threads_is_refused():
+    with pytest.raises(Invalid):
+        Executor("cpu0", threads=0)
