@@ -1,0 +1,1 @@
+"""The built-in drivers, one folder for each family of devices."""

@@ -1,0 +1,45 @@
+"""What the devices service answers: which devices there are, what they can do, how they are."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from microkernel.message import Message
+
+__all__ = ["Device", "DeviceState", "ShowDevice"]
+
+
+class DeviceState(StrEnum):
+    """A device's health as its driver and the service see it."""
+
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    QUARANTINED = "quarantined"
+    GONE = "gone"
+
+
+class Device(Message, kw_only=True):
+    """One thing that runs quanta. Sizes are in bytes."""
+
+    name: str
+    kind: str
+    driver: str
+    model: str
+    state: DeviceState
+    cores: int
+    threads: int
+    memory_bytes: int
+    memory_free_bytes: int
+    instruction_sets: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    torch_device: str = "cpu"
+    queued: int = 0
+    running: int = 0
+    quanta: int = 0
+    busy_seconds: float = 0.0
+
+
+class ShowDevice(Message):
+    """Ask for one device by name, such as `cpu0`."""
+
+    name: str

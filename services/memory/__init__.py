@@ -1,0 +1,1 @@
+"""Every byte worth counting has an account."""
