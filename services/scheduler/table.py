@@ -70,21 +70,21 @@ class ProcessTable:
         return row.at(now)
 
     def fail_service(self, service: str, why: str, now: float) -> list[Process]:
-        """End all processes of a service that is gone."""
-        mine = [row.process for row in self._running.values() if row.process.service == service]
-        for process in mine:
-            self.update(
-                Progress(
-                    pid=process.pid,
-                    state=ProcessState.FAILED,
-                    why=why,
-                    tokens_in=process.tokens_in,
-                    tokens_out=process.tokens_out,
-                    device_seconds=process.device_seconds,
-                ),
-                now,
+        """End all processes of a service that is gone; returns them as they ended."""
+        ended = []
+        for process in [row.process for row in self._running.values() if row.process.service == service]:
+            failed = Progress(
+                pid=process.pid,
+                state=ProcessState.FAILED,
+                why=why,
+                tokens_in=process.tokens_in,
+                tokens_out=process.tokens_out,
+                device_seconds=process.device_seconds,
             )
-        return mine
+            row = self.update(failed, now)
+            if row is not None:
+                ended.append(row)
+        return ended
 
     def running(self, pid: int, now: float) -> Process:
         """Raises `NotFound` for a pid never given, `PreconditionFailed` for one that has ended."""
