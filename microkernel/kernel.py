@@ -251,9 +251,11 @@ class Kernel:
             for use in self._uses(name):
                 if not _reaches(edges, use, name):
                     edges[name].add(use)
-        order = start_order(edges)
-        # Who uses everything comes last, so that it stops first.
-        return tuple(sorted(order, key=lambda name: "*" in getattr(self._slots[name].plugin.kind, "uses", ())))
+        # Who uses everything comes after all but those who use it, so that it stops before what it calls.
+        for name in sorted(edges):
+            if "*" in getattr(self._slots[name].plugin.kind, "uses", ()):
+                edges[name].update(other for other in edges if not _reaches(edges, other, name))
+        return start_order(edges)
 
     async def _first_start(self, name: str) -> None:
         slot = self._slots[name]
