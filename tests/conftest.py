@@ -1,0 +1,33 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The default model's GGUF file: MICROKERNEL_TEST_MODEL, or pulled once into MICROKERNEL_TEST_CACHE.
+
+    Without the latter it is kept in ~/.cache/microkernel/tests. Tests are skipped where the index is out of
+    reach.
+    """
+    given = os.environ.get("MICROKERNEL_TEST_MODEL")
+    if given:
+        return Path(given)
+    from microkernel.errors import Unavailable
+    from services.models.messages import DEFAULT_MODEL
+    from services.models.pull import pull
+    from services.models.store import ModelStore
+    from services.models.transfer import Transfer
+
+    cache = os.environ.get("MICROKERNEL_TEST_CACHE")
+    store = ModelStore(Path(cache) if cache else Path.home() / ".cache" / "microkernel" / "tests")
+    store.open()
+    try:
+        return Path(pull(store, DEFAULT_MODEL, Transfer()).path)
+    except Unavailable as error:
+        pytest.skip(f"the default model cannot be fetched: {error}")
