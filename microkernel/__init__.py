@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from microkernel.errors import Code, MicrokernelError
+from microkernel.events import Event
 from microkernel.message import Message, current_call
 from microkernel.service import Service, every, handles, on, streams
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Code",
+    "Event",
     "Message",
     "MicrokernelError",
     "Service",

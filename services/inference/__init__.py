@@ -1,0 +1,1 @@
+"""Runs models: reads checkpoints, batches requests continuously, samples, streams."""

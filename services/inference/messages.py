@@ -1,0 +1,121 @@
+"""What the inference service answers: chats and completions as streams of pieces, and its loaded models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from microkernel.message import Message
+
+__all__ = [
+    "Chat",
+    "ChatMessage",
+    "Complete",
+    "LoadModel",
+    "LoadedModel",
+    "Piece",
+    "SamplingParams",
+    "UnloadModel",
+    "Usage",
+]
+
+
+class ChatMessage(Message, kw_only=True):
+    """One turn. `content` is text, or parts as OpenAI's clients send them (`[{"type": "text", "text": …}]`)."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class SamplingParams(Message, kw_only=True):
+    """How the next token is chosen; None takes the model's own default, and where it has none, that of the service.
+
+    `temperature` 0 is greedy. `top_k` 0 keeps all. Penalties as in OpenAI's API (presence, frequency: over the tokens
+    generated so far) and CTRL, https://arxiv.org/abs/1909.05858 (repetition: over prompt and answer). `min_p` as in
+    https://arxiv.org/abs/2407.01082. Two requests with the same seed, prompt and params give the same text.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+
+
+class Chat(SamplingParams, kw_only=True):
+    """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one."""
+
+    messages: list[ChatMessage]
+    model: str | None = None
+    max_tokens: int | None = None
+    stop: list[str] = []
+    owner: str = "local"
+
+
+class Complete(SamplingParams, kw_only=True):
+    """Ask for what follows `prompt`: text, or token ids that are taken as they are."""
+
+    prompt: str | list[int]
+    model: str | None = None
+    max_tokens: int | None = None
+    stop: list[str] = []
+    owner: str = "local"
+
+
+class Usage(Message, kw_only=True):
+    """What an answer cost. Times in seconds: waiting for the engine, and from asking to the first token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    queue_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+
+class Piece(Message, kw_only=True):
+    """One item of an answer's stream. The last one has `finish_reason` (`stop` or `length`) and `usage`.
+
+    The first piece comes when the request was admitted, with empty text: from it on, `pid` can be shown and killed.
+    """
+
+    text: str = ""
+    pid: int = 0
+    model: str = ""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+
+class LoadModel(Message):
+    """Load a model by name or ref; it is pulled first if it is not stored yet."""
+
+    ref: str
+
+
+class UnloadModel(Message):
+    """Take a loaded model off its device; requests that use it end with `UNAVAILABLE`."""
+
+    name: str
+
+
+class LoadedModel(Message, kw_only=True):
+    """A model that answers. `state` is loading, ready or failed (then `why` says so). `created` is Unix time."""
+
+    name: str
+    state: str
+    why: str = ""
+    architecture: str = ""
+    quantization: str = ""
+    parameters: int = 0
+    context_length: int = 0
+    weight_bytes: int = 0
+    cache_bytes: int = 0
+    device: str = ""
+    default: bool = False
+    created: int = 0
+    running: int = 0
+    waiting: int = 0
