@@ -19,7 +19,7 @@ from microkernel.errors import Invalid
 from microkernel.message import Message
 from microkernel.supervisor import Strategy
 
-__all__ = ["Config", "Supervision", "read_config", "settings_of"]
+__all__ = ["Config", "Supervision", "place", "read_config", "settings_of"]
 
 T = TypeVar("T", bound=Message)
 
@@ -79,6 +79,11 @@ def settings_of(config: Config, name: str, kind: type[T]) -> T:
     """The settings of service `name` as its own type. Raises `Invalid` with file, line and key."""
     where = config.source or "settings"
     return _convert(config.services.get(name, {}), kind, where, config.text, ("services", name))
+
+
+def place(config: Config, keys: tuple[str, ...]) -> str:
+    """Where `keys` are set, as an error names it: file and line."""
+    return _place(config.source or "settings", config.text, keys)
 
 
 def _convert(values: Mapping[str, Any], kind: type[T], where: str, text: str, section: tuple[str, ...]) -> T:

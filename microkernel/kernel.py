@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from microkernel.capability import TokenFile
-from microkernel.config import Config, settings_of
+from microkernel.config import Config, place, settings_of
 from microkernel.errors import AlreadyExists, Invalid, MicrokernelError, PreconditionFailed, from_exception
 from microkernel.executor import Executors
 from microkernel.instance import Instance, Surroundings
@@ -200,7 +200,7 @@ class Kernel:
         for name in self.config.services:
             if name not in self._slots and name not in self.config.disable:
                 known = ", ".join(sorted(self._slots))
-                where = self.config.source or "settings"
+                where = place(self.config, ("services", name))
                 raise Invalid(f"{where}: no service is named '{name}'", remedy=f"services here: {known}")
         for name, slot in self._slots.items():
             if slot.plugin.kind is not None:

@@ -37,6 +37,10 @@ class Root:
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileExistsError as error:
+            raise PreconditionFailed(
+                f"cannot use the state folder {self.path}: it is a file", remedy="choose another one with --root"
+            ) from error
         except OSError as error:
             raise PreconditionFailed(
                 f"cannot use the state folder {self.path}: {error.strerror}",

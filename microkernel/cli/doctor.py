@@ -1,0 +1,96 @@
+"""`mk doctor`: checks this machine, the state folder and the node, and says how to mend what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from typing import Any
+
+from microkernel.cli.checks import (
+    Check,
+    check_folder,
+    check_imports,
+    check_packages,
+    check_port,
+    check_python,
+    check_token,
+    failed,
+    show,
+)
+from microkernel.cli.node import Asked, find, root_of
+from microkernel.cli.output import Commands, plain, size, wants_json
+from microkernel.errors import MicrokernelError, Unavailable
+
+__all__ = ["add", "run"]
+
+MODULES = ("torch", "numpy", "aiohttp", "tokenizers", "safetensors", "gguf")
+HEALTHY = frozenset({"ready", "running"})
+
+
+def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
+    """Put the command into the parser."""
+    parser = commands.add_parser(
+        "doctor", help="check everything, say how to mend it", description=__doc__, parents=parents, allow_abbrev=False
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check all; exit code 1 if anything is wrong."""
+    root = root_of(args)
+    checks = [check_python(), *check_imports(*MODULES), check_packages(), *check_folder(root), check_token(root)]
+    checks += asyncio.run(_check_node(args))
+    return show(checks, as_json=wants_json(args))
+
+
+async def _check_node(args: argparse.Namespace) -> list[Check]:
+    from microkernel.wire.client import connect
+
+    try:
+        where = find(args)
+        async with connect(where.url, root=where.root) as system:
+            services = plain(await system.call("kernel.services", deadline=10.0))
+            checks = [await _check_link(system), *(_check_service(service) for service in services)]
+            if any(service["name"] == "models" for service in services):
+                checks += await _check_models(system)
+            return checks
+    except Unavailable as error:
+        return [failed("node", error, remedy="start one with: mk boot"), check_port("127.0.0.1", 7070)]
+    except MicrokernelError as error:
+        return [failed("node", error)]
+
+
+async def _check_link(system: Asked) -> Check:
+    began = time.perf_counter()
+    status = plain(await system.call("kernel.status", deadline=10.0))
+    took = 1000 * (time.perf_counter() - began)
+    detail = f"{status['node']} version {status['version']}, pid {status['pid']}, a round trip takes {took:.1f} ms"
+    return Check(name="node", ok=True, detail=detail)
+
+
+def _check_service(service: dict[str, Any]) -> Check:
+    name, state = service["name"], service["state"]
+    remedy = f"see `mk log --service {name}`, then `mk services restart {name}`"
+    if state == "broken":
+        remedy = f"mend {service['source']} and boot again"
+    detail = f"{state}: {service['why']}" if service["why"] else state
+    return Check(name=f"service {name}", ok=state in HEALTHY, detail=detail, remedy=remedy)
+
+
+async def _check_models(system: Asked) -> list[Check]:
+    try:
+        models = plain(await system.call("models.list"))
+    except MicrokernelError as error:
+        return [failed("models", error)]
+    checks = []
+    for each in models:
+        name = f"model {each['name']}"
+        try:
+            await system.call("models.verify", ref=each["name"])
+        except MicrokernelError as error:
+            checks.append(failed(name, error, remedy=f"mk models pull {each['ref']}"))
+        else:
+            detail = f"{size(each['bytes'])}, every byte is as it was"
+            checks.append(Check(name=name, ok=True, detail=detail))
+    return checks

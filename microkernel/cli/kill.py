@@ -1,0 +1,35 @@
+"""`mk kill`: ends a process."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from microkernel.cli.node import on_node
+from microkernel.cli.output import Commands, clean, plain, print_json, wants_json, write
+
+if TYPE_CHECKING:
+    from microkernel.wire.client import System
+
+__all__ = ["add", "run"]
+
+
+def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
+    """Put the command into the parser."""
+    parser = commands.add_parser("kill", help="end a process", description=__doc__, parents=parents, allow_abbrev=False)
+    parser.add_argument("pid", type=int, metavar="PID", help="as `mk ps` shows it")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Kill the process."""
+
+    async def work(system: System) -> int:
+        process = plain(await system.call("scheduler.kill", pid=args.pid))
+        if wants_json(args):
+            print_json(process)
+        else:
+            write(clean(f"killed {process['pid']} ({process['title']})"))
+        return 0
+
+    return on_node(args, work)
