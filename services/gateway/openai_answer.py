@@ -1,0 +1,128 @@
+"""What OpenAI's clients are told: completions, chunks of a stream, models. Hot: `ChunkWriter` once a piece.
+
+https://platform.openai.com/docs/api-reference/chat/object and /streaming; the event stream is that of the HTML
+standard, https://html.spec.whatwg.org/multipage/server-sent-events.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from services.inference.messages import LoadedModel, Piece, Usage
+
+__all__ = ["ANSWERS", "DONE", "KEEP_ALIVE", "ChunkWriter", "completion_json", "event", "model_json", "models_json"]
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+ANSWERS = ("ready", "stored")  # a stored model is loaded when it is asked
+
+_encode = msgspec.json.Encoder().encode
+
+
+class ChunkWriter:
+    """Turns the pieces of one answer into the events of its stream.
+
+    What is the same in every chunk is encoded once: a chunk costs its text and two joins.
+    """
+
+    def __init__(self, *, answer_id: str, model: str, created: int, include_usage: bool) -> None:
+        head = _encode({"id": answer_id, "object": "chat.completion.chunk", "created": created, "model": model})
+        self._head = b"data: " + head[:-1]
+        self._before = self._head + b',"choices":[{"index":0,"delta":'
+        self._after = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self._include_usage = include_usage
+
+    def opening(self) -> bytes:
+        """The first chunk: who speaks."""
+        return self._chunk({"role": "assistant", "content": "", "refusal": None}, None)
+
+    def piece(self, piece: Piece) -> bytes:
+        """The chunk of one piece; nothing for one that says nothing."""
+        if not piece.text and piece.finish_reason is None:
+            return b""
+        return self._chunk({"content": piece.text} if piece.text else {}, piece.finish_reason)
+
+    def closing(self, usage: Usage | None) -> bytes:
+        """What follows the last piece."""
+        if not self._include_usage or usage is None:
+            return DONE
+        return self._head + b',"choices":[],"usage":' + _encode(_usage(usage)) + b"}\n\n" + DONE
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None) -> bytes:
+        reason = b"null" if finish_reason is None else _encode(finish_reason)
+        return b"".join(
+            (self._before, _encode(delta), b',"logprobs":null,"finish_reason":', reason, b"}]", self._after)
+        )
+
+
+def event(data: bytes) -> bytes:
+    """`data`, which is JSON of one line, as an event of the stream."""
+    return b"data: " + data + b"\n\n"
+
+
+def completion_json(*, answer_id: str, model: str, created: int, pieces: Iterable[Piece]) -> bytes:
+    """A whole answer."""
+    pieces = list(pieces)
+    last = pieces[-1]
+    return _encode(
+        {
+            "id": answer_id,
+            "object": "chat.completion",
+            "created": created,
+            "model": model,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {
+                        "role": "assistant",
+                        "content": "".join(piece.text for piece in pieces),
+                        "refusal": None,
+                    },
+                    "logprobs": None,
+                    "finish_reason": last.finish_reason,
+                }
+            ],
+            "usage": None if last.usage is None else _usage(last.usage),
+        }
+    )
+
+
+def models_json(models: Sequence[LoadedModel]) -> bytes:
+    """The list of models that answer, the default one first, then those that answer at once."""
+    listed = [model for model in models if model.state in ANSWERS]
+    listed.sort(key=lambda model: (not model.default, ANSWERS.index(model.state), model.name))
+    return _encode({"object": "list", "data": [_model(model) for model in listed]})
+
+
+def model_json(model: LoadedModel) -> bytes:
+    """One model."""
+    return _encode(_model(model))
+
+
+def _model(model: LoadedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "microkernel",
+        # What OpenAI's answer does not have; `max_model_len` is vLLM's name, which evaluation tools read.
+        "default": model.default,
+        "state": model.state,
+        "max_model_len": model.context_length,
+        "architecture": model.architecture,
+        "quantization": model.quantization,
+        "parameters": model.parameters,
+        "device": model.device,
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

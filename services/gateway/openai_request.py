@@ -1,0 +1,276 @@
+"""What OpenAI's clients ask: the body of a chat request, checked, and turned into a `Chat`.
+
+https://platform.openai.com/docs/api-reference/chat/create, and vLLM's sampling extras. A field that we do not know is
+ignored. A field that we know, do not support, and that would change the meaning of the answer is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from microkernel.errors import Invalid, Unimplemented
+from services.inference.messages import Chat, ChatMessage
+
+__all__ = ["ChatRequest", "parse_chat"]
+
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1024
+MAX_NAME = 512
+LARGEST = 2**31 - 1
+ROLES = ("system", "developer", "user", "assistant")
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """How a stream is sent."""
+
+    include_usage: bool | None = None
+
+
+class RequestMessage(msgspec.Struct, frozen=True):
+    """One turn as a client sends it."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `POST /v1/chat/completions`; fields typed `Any` are those of `_REFUSED`."""
+
+    messages: list[RequestMessage]
+    model: str | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    user: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    logit_bias: Any = None
+    audio: Any = None
+    modalities: Any = None
+    web_search_options: Any = None
+    best_of: Any = None
+    echo: Any = None
+    min_tokens: Any = None
+    ignore_eos: Any = None
+    stop_token_ids: Any = None
+    use_beam_search: Any = None
+    prompt_logprobs: Any = None
+    chat_template: Any = None
+    continue_final_message: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structured_outputs: Any = None
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with what it cost."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def to_chat(self, owner: str) -> Chat:
+        """The same for the inference service, on behalf of `owner`."""
+        return Chat(
+            messages=[
+                ChatMessage(
+                    # OpenAI's newer word for the same role; chat templates know the older one.
+                    role="system" if message.role == "developer" else message.role,
+                    content=message.content,
+                    name=message.name,
+                )
+                for message in self.messages
+            ],
+            model=self.model or None,
+            max_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
+            stop=[self.stop] if isinstance(self.stop, str) else list(self.stop or ()),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=0 if self.top_k == -1 else self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+            owner=owner,
+        )
+
+
+_decoder = msgspec.json.Decoder(ChatRequest)
+
+# Fields that are not supported yet, and the values that ask for nothing and so are fine.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),  # without tools both mean the same
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "audio": (),
+    "modalities": (["text"], []),
+    "web_search_options": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "use_beam_search": (False,),
+    "prompt_logprobs": (0, False),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+}
+
+# What is allowed, in words and as a test; a comparison with NaN is false, so NaN never fits.
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("0 to 2", lambda value: 0 <= value <= 2),
+    "top_p": ("0 to 1", lambda value: 0 <= value <= 1),
+    "min_p": ("0 to 1", lambda value: 0 <= value <= 1),
+    "top_k": (f"-1 or 0 (all) to {LARGEST}", lambda value: -1 <= value <= LARGEST),
+    "repetition_penalty": ("more than 0 to 10", lambda value: 0 < value <= 10),
+    "presence_penalty": ("-2 to 2", lambda value: -2 <= value <= 2),
+    "frequency_penalty": ("-2 to 2", lambda value: -2 <= value <= 2),
+    "seed": ("-2^63 to 2^63-1", lambda value: -(2**63) <= value < 2**63),
+    "max_tokens": (f"1 to {LARGEST}", lambda value: 1 <= value <= LARGEST),
+    "max_completion_tokens": (f"1 to {LARGEST}", lambda value: 1 <= value <= LARGEST),
+}
+
+
+def parse_chat(body: bytes | bytearray) -> ChatRequest:
+    """The request in `body`.
+
+    Raises `Invalid`, and `Unimplemented` for what is not supported yet; both name the field.
+    """
+    request = _decode(body)
+    _check_supported(request)
+    for name, (allowed, fits) in _RANGES.items():
+        value = getattr(request, name)
+        if value is not None and not fits(value):
+            raise Invalid(f"'{name}' is {_short(value)}, allowed is {allowed}", field=name)
+    _check_model(request)
+    _check_lengths(request)
+    _check_stop(request)
+    _check_messages(request.messages)
+    return request
+
+
+def _decode(body: bytes | bytearray) -> ChatRequest:
+    try:
+        return _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        sentence, _, path = str(error).partition(" - at `$")
+        field = path.rstrip("`").lstrip(".") or None
+        if field is None and sentence.startswith("Object missing required field"):
+            field = sentence.partition("`")[2].rstrip("`")
+        raise Invalid(f"{sentence}" + (f" in '{field}'" if field else ""), field=field) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"the body is not JSON: {error}") from error
+    except RecursionError as error:
+        raise Invalid("the body is nested too deeply") from error
+
+
+def _check_supported(request: ChatRequest) -> None:
+    for name, harmless in _REFUSED.items():
+        value = getattr(request, name)
+        # 0 == False in Python, and here they are as good as each other.
+        if value is not None and value not in harmless:
+            raise _unsupported(f"'{name}'", name)
+    if request.n is not None and request.n != 1:
+        if request.n < 1:
+            raise Invalid(f"'n' is {_short(request.n)}, allowed is 1", field="n")
+        raise _unsupported("more than one answer a request ('n' above 1)", "n", remedy="ask once for each")
+
+
+def _check_model(request: ChatRequest) -> None:
+    if request.model is not None and len(request.model) > MAX_NAME:
+        raise Invalid(f"'model' has {len(request.model)} characters, at most {MAX_NAME}", field="model")
+
+
+def _check_lengths(request: ChatRequest) -> None:
+    one, other = request.max_tokens, request.max_completion_tokens
+    if one is not None and other is not None and one != other:
+        raise Invalid(
+            f"'max_tokens' is {one} and 'max_completion_tokens' is {other}: give one of them",
+            field="max_completion_tokens",
+        )
+
+
+def _check_stop(request: ChatRequest) -> None:
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if len(stops) > MAX_STOPS:
+        raise Invalid(f"'stop' has {len(stops)} texts, at most {MAX_STOPS}", field="stop")
+    for stop in stops:
+        if not stop:
+            raise Invalid("'stop' has an empty text", field="stop")
+        if len(stop) > MAX_STOP_LENGTH:
+            raise Invalid(f"'stop' has a text of {len(stop)} characters, at most {MAX_STOP_LENGTH}", field="stop")
+
+
+def _check_messages(messages: list[RequestMessage]) -> None:
+    if not messages:
+        raise Invalid("'messages' is empty: at least one is needed", field="messages")
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        if message.role in {"tool", "function"}:
+            raise _unsupported(f"the role '{message.role}'", f"{where}.role")
+        if message.role not in ROLES:
+            known = ", ".join(ROLES)
+            raise Invalid(f"'{where}.role' is {_short(message.role)}, allowed are {known}", field=f"{where}.role")
+        for name in ("tool_calls", "function_call", "audio"):
+            if getattr(message, name) not in (None, []):
+                raise _unsupported(f"'{where}.{name}'", f"{where}.{name}")
+        if message.content is None:
+            raise Invalid(f"'{where}' has no content", field=f"{where}.content")
+        if not isinstance(message.content, str):
+            _check_parts(message.content, f"{where}.content")
+
+
+def _check_parts(parts: list[dict[str, Any]], where: str) -> None:
+    if not parts:
+        raise Invalid(f"'{where}' is an empty list of parts", field=where)
+    for number, part in enumerate(parts):
+        kind = part.get("type")
+        if not isinstance(kind, str):
+            raise Invalid(f"'{where}[{number}]' has no type", field=f"{where}[{number}].type")
+        if kind != "text":
+            raise _unsupported(f"a content part of type {_short(kind)}", f"{where}[{number}].type")
+        if not isinstance(part.get("text"), str):
+            raise Invalid(f"'{where}[{number}].text' is not a text", field=f"{where}[{number}].text")
+
+
+def _unsupported(what: str, field: str, *, remedy: str | None = None) -> Unimplemented:
+    return Unimplemented(f"{what} is not supported yet", field=field, remedy=remedy)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 64 else text[:61] + "..."

@@ -1,0 +1,240 @@
+"""The chat request: what is taken, what is refused, and that the culprit is always named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microkernel.errors import Invalid, MicrokernelError, Unimplemented
+from services.gateway.openai_request import ChatRequest, parse_chat
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def parse(**fields) -> ChatRequest:
+    return parse_chat(json.dumps({"messages": HELLO, **fields}).encode())
+
+
+def test_a_request_needs_nothing_but_messages():
+    chat = parse().to_chat("ana")
+    assert [(message.role, message.content) for message in chat.messages] == [("user", "Hello")]
+    assert chat.owner == "ana"
+    assert chat.model is None
+    assert chat.max_tokens is None
+    assert chat.stop == []
+    assert chat.temperature is None
+
+
+def test_null_is_the_same_as_nothing():
+    fields = {name: None for name in ChatRequest.__struct_fields__ if name != "messages"}
+    assert parse(**fields) == parse()
+
+
+def test_unknown_fields_are_ignored():
+    assert parse(store=True, metadata={"a": [1, {"b": None}]}, service_tier="auto") == parse()
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("temperature", [0, 2, 0.5]),
+        ("top_p", [0, 1, 0.5]),
+        ("min_p", [0, 1]),
+        ("top_k", [-1, 0, 40, 2**31 - 1]),
+        ("repetition_penalty", [0.1, 10]),
+        ("presence_penalty", [-2, 2]),
+        ("frequency_penalty", [-2, 2]),
+        ("seed", [-(2**63), 0, 2**63 - 1]),
+        ("max_tokens", [1, 2**31 - 1]),
+        ("max_completion_tokens", [1]),
+        ("n", [1]),
+        ("stop", ["a", ["a"], ["a"] * 16, []]),
+        ("stream", [True, False]),
+        ("model", ["x", "x" * 512]),
+        ("user", ["somebody"]),
+    ],
+)
+def test_values_within_their_limits_are_taken(field, values):
+    for value in values:
+        assert getattr(parse(**{field: value}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("temperature", [-0.01, 2.01, "1", True, [], 10**400]),
+        ("top_p", [-0.1, 1.1, {}]),
+        ("min_p", [-1, 2]),
+        ("top_k", [-2, 2**31, 1.5]),
+        ("repetition_penalty", [0, -1, 10.5]),
+        ("presence_penalty", [-2.1, 2.1]),
+        ("frequency_penalty", [-3, 3]),
+        ("seed", [2**63, -(2**63) - 1, "7", 0.5]),
+        ("max_tokens", [0, -1, 2**31, 10**30, "9", True]),
+        ("max_completion_tokens", [0, 1.5]),
+        ("n", [0, -1, "1"]),
+        ("stop", ["", ["a", ""], ["a"] * 17, "a" * 1025, 5, [5], [None]]),
+        ("stream", ["yes", 1]),
+        ("model", [5, "x" * 513, []]),
+        ("messages", [[], "Hello", {}, None]),
+        ("user", [5]),
+    ],
+)
+def test_values_beyond_their_limits_are_refused_by_name(field, values):
+    for value in values:
+        with pytest.raises(Invalid) as failure:
+            parse(**{field: value})
+        assert (failure.value.field or "").partition("[")[0] == field
+        assert len(failure.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("field", "harmless", "refused"),
+    [
+        ("tools", [], [{"type": "function"}]),
+        ("tool_choice", "auto", "required"),
+        ("tool_choice", "none", {"type": "function", "function": {"name": "f"}}),
+        ("functions", [], [{"name": "f"}]),
+        ("function_call", "none", {"name": "f"}),
+        ("response_format", {"type": "text"}, {"type": "json_object"}),
+        ("response_format", None, {"type": "json_schema", "json_schema": {}}),
+        ("logprobs", False, True),
+        ("top_logprobs", 0, 5),
+        ("logit_bias", {}, {"50256": -100}),
+        ("audio", None, {"voice": "alloy"}),
+        ("modalities", ["text"], ["text", "audio"]),
+        ("web_search_options", None, {}),
+        ("n", 1, 2),
+        ("guided_json", None, {"type": "object"}),
+        ("min_tokens", 0, 5),
+        ("ignore_eos", False, True),
+        ("stop_token_ids", [], [2]),
+        ("chat_template", None, "{{ messages }}"),
+        ("continue_final_message", False, True),
+    ],
+)
+def test_what_would_change_the_meaning_is_refused_and_what_asks_for_nothing_is_taken(field, harmless, refused):
+    parse(**{field: harmless})
+    with pytest.raises(Unimplemented, match="not supported yet") as failure:
+        parse(**{field: refused})
+    assert failure.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "wizard", "content": "a"}, "messages[1].role"),
+        ({"role": "user"}, "messages[1].content"),
+        ({"role": "assistant", "content": None}, "messages[1].content"),
+        ({"role": "user", "content": []}, "messages[1].content"),
+        ({"role": "user", "content": [{"text": "a"}]}, "messages[1].content[0].type"),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages[1].content[0].text"),
+        ({"role": "user", "content": [{"type": "text", "text": 5}]}, "messages[1].content[0].text"),
+    ],
+)
+def test_a_bad_message_is_named_with_its_number(message, field):
+    with pytest.raises(Invalid) as failure:
+        parse(messages=[*HELLO, message])
+    assert failure.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "tool", "content": "42", "tool_call_id": "c1"}, "messages[0].role"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"id": "c1"}]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, "messages[0].function_call"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]},
+            "messages[0].content[1].type",
+        ),
+    ],
+)
+def test_tools_and_pictures_in_messages_are_refused(message, field):
+    with pytest.raises(Unimplemented, match="not supported yet") as failure:
+        parse(messages=[message])
+    assert failure.value.field == field
+
+
+def test_an_assistants_turn_may_carry_empty_lists():
+    parse(messages=[{"role": "assistant", "content": "a", "tool_calls": [], "refusal": None, "audio": None}])
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(Invalid) as failure:
+        parse_chat(b"{}")
+    assert failure.value.field == "messages"
+
+
+def test_both_limits_of_length_must_agree():
+    assert parse(max_tokens=5, max_completion_tokens=5).to_chat("ana").max_tokens == 5
+    with pytest.raises(Invalid) as failure:
+        parse(max_tokens=5, max_completion_tokens=6)
+    assert failure.value.field == "max_completion_tokens"
+
+
+def test_top_k_minus_one_keeps_all_as_in_vllm():
+    assert parse(top_k=-1).to_chat("ana").top_k == 0
+
+
+def test_one_stop_text_is_a_list_of_one():
+    assert parse(stop="END").to_chat("ana").stop == ["END"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"7",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"messages": [{"role": "user", "content": "\xff"}]}',
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"temperature": NaN, "messages": []}',
+        b'{"temperature": 1e999, "messages": [{"role": "user", "content": "a"}]}',
+        b"[" * 100_000,
+        b'{"x": ' + b"[" * 100_000,
+        b'{"tools": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)
+def test_what_is_no_request_is_invalid(body):
+    with pytest.raises(Invalid):
+        parse_chat(body)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(sorted(ChatRequest.__struct_fields__))
+MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "tool"]) | JSON, "content": st.text() | JSON}),
+    max_size=3,
+)
+
+
+@given(fields=st.dictionaries(FIELDS, JSON, max_size=5), messages=MESSAGES)
+def test_any_json_is_taken_or_refused_in_our_words(fields, messages):
+    body = json.dumps({"messages": messages, **fields}).encode()
+    try:
+        request = parse_chat(body)
+    except MicrokernelError as error:
+        assert isinstance(error, Invalid | Unimplemented)
+        assert error.message
+        return
+    assert len(request.to_chat("ana").messages) == len(messages)
+
+
+@given(body=st.binary(max_size=200))
+def test_any_bytes_are_taken_or_refused_in_our_words(body):
+    try:
+        parse_chat(body)
+    except MicrokernelError as error:
+        assert isinstance(error, Invalid | Unimplemented)

@@ -1,0 +1,49 @@
+"""The default model, through the whole stack, by the stock `openai` client."""
+
+from __future__ import annotations
+
+import aiohttp
+import openai
+import pytest
+
+from microkernel.testing import TestKernel
+from services.devices.service import Devices
+from services.gateway.service import Gateway
+from services.inference.service import Inference
+from services.memory.service import Memory
+from services.models.service import Models
+from services.scheduler.service import Scheduler
+
+pytestmark = pytest.mark.model
+
+ASKED = {
+    "model": "",
+    "messages": [{"role": "user", "content": "What is the capital of France? Answer in one word."}],
+    "temperature": 0,
+    "max_tokens": 16,
+}
+
+
+async def test_the_default_model_answers_whole_and_streamed_alike(default_model):
+    settings = {"gateway": {"port": 0}, "inference": {"model": str(default_model)}}
+    async with TestKernel(Devices, Memory, Models, Scheduler, Inference, Gateway, settings=settings) as system:
+        url = (await system.call("gateway.address")).url
+        async with aiohttp.ClientSession(url) as plain, plain.get("/readyz") as response:
+            assert response.status == 200
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=system.token, max_retries=0) as client:
+            models = [model async for model in client.models.list()]
+            assert models[0].default
+            answer = await client.chat.completions.create(**ASKED)
+            assert "Paris" in answer.choices[0].message.content
+            assert answer.model == models[0].id
+            assert answer.usage.prompt_tokens > 10
+            assert 0 < answer.usage.completion_tokens <= 16
+            stream = await client.chat.completions.create(**ASKED, stream=True, stream_options={"include_usage": True})
+            chunks = [chunk async for chunk in stream]
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+            assert text == answer.choices[0].message.content
+            assert chunks[-1].usage == answer.usage
+            with pytest.raises(openai.NotFoundError) as failure:
+                await client.chat.completions.create(**{**ASKED, "model": "no-such-model"})
+            assert failure.value.code == "model_not_found"
+        assert system.calls_in_flight() == {}
