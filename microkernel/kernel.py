@@ -339,11 +339,12 @@ class Kernel:
                 if name in self._slots and not self._stopping:
                     await self._start(name)
 
-    async def _quarantine(self, names: Sequence[str], why: str) -> None:
+    async def _halt(self, names: Sequence[str], why: str, state: ServiceState) -> None:
+        """Stop `names` and leave them in `state`."""
         async with AsyncExitStack() as locks:
             await self._lock(locks, names)
             for name in reversed(names):
-                await self._stop(name, why, state=ServiceState.QUARANTINED, drain=0.0)
+                await self._stop(name, why, state=state, drain=0.0)
 
     async def _lock(self, locks: AsyncExitStack, names: Iterable[str]) -> None:
         for name in sorted(names):  # always in the same order: two groups that overlap cannot block each other
@@ -381,9 +382,10 @@ class Kernel:
             case Quarantine(names, reason):
                 log.error("service '%s' is quarantined: %s", name, reason)
                 self._set(name, ServiceState.QUARANTINED, reason)
-                self._nursery.spawn(self._quarantine(names, reason), f"quarantine {name}")
+                self._nursery.spawn(self._halt(names, reason, ServiceState.QUARANTINED), f"quarantine {name}")
             case Ignore():
-                self._nursery.spawn(self._quarantine((name,), why), f"stop {name}")
+                log.warning("service '%s' %s; it is %s", name, why, self._slots[name].plugin.kind.restart_policy)
+                self._nursery.spawn(self._halt((name,), why, ServiceState.STOPPED), f"stop {name}")
 
     def _give_up(self, name: str, state: ServiceState, why: str) -> None:
         slot = self._slots[name]

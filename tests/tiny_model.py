@@ -1,4 +1,4 @@
-"""A tiny random Llama in the Hugging Face layout, written in milliseconds: for journeys that need a model, not sense."""
+"""A tiny random Llama in the Hugging Face layout, for journeys that need a model and no sense."""
 
 from __future__ import annotations
 

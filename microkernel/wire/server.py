@@ -135,7 +135,9 @@ class WireServer:
 
     def _is_allowed(self, origin: str, host: str) -> bool:
         origin = origin.lower().rstrip("/")
-        return origin in self._allowed_origins or urlsplit(origin).netloc == host.lower()
+        if "*" in self._allowed_origins or origin in self._allowed_origins:
+            return True
+        return urlsplit(origin).netloc == host.lower()
 
 
 class _Link:

@@ -138,6 +138,18 @@ async def test_a_service_that_keeps_crashing_is_quarantined_with_those_that_need
         assert await system.call("echo.say", x=1) == {"x": 1}
 
 
+async def test_a_temporary_service_that_crashes_stays_stopped():
+    class Once(Echo):
+        name = "once"
+        restart_policy = "temporary"
+
+    async with TestKernel(Once) as system:
+        await system.call("once.crash")
+        await asyncio.wait_for(system.until("once", "stopped"), 10)
+        with pytest.raises(Unavailable, match="once' is stopped.*disk is on fire"):
+            await system.call("once.say", x=1)
+
+
 async def test_a_handler_that_raises_ends_its_call_and_not_its_service():
     class Raising(Service):
         name = "raising"

@@ -527,6 +527,11 @@ async def test_a_reader_that_never_reads_again_is_let_go_all_the_same() -> None:
         protocol.resume_reading()
 
 
+async def test_every_origin_is_let_in_where_the_settings_say_so() -> None:
+    async with node(origins=("*",)) as here, raw(here.url, origin="https://anywhere.example"):
+        pass
+
+
 async def test_an_origin_that_is_not_ours_is_kept_out() -> None:
     async with node(origins=("https://console.example",)) as here:
         for origin in ("https://evil.example", "null"):

@@ -1,0 +1,50 @@
+"""How the documentation is built: Sphinx, Markdown by MyST, pages that are generated from the code by `generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS), str(DOCS.parent)]
+
+import microkernel  # noqa: E402 - the path is set above
+
+project = "microkernel"
+author = "the authors of microkernel"
+version = release = microkernel.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "generate"]
+exclude_patterns = ["_build", "pictures"]
+source_suffix = {".md": "markdown"}
+myst_heading_anchors = 3
+myst_enable_extensions = ["deflist"]
+
+html_theme = "furo"
+html_title = f"microkernel {release}"
+html_show_copyright = False
+
+default_role = "code"  # single backticks in docstrings
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+python_use_unqualified_type_names = True
+add_module_names = False
+
+# `-n` makes every reference that leads nowhere an error. These lead out of this documentation on purpose.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(asyncio|collections\.abc|contextlib|contextvars|enum|logging|pathlib|threading|types|typing)\..*"),
+    (r"py:.*", r"(msgspec|_contextvars|abc)(\..*)?"),
+    (r"py:(class|obj)", r"(.*\.)?(T|Function)"),
+]
+
+# Made by the kernel or the client and handed out: what their constructors take, and what they are inside, is nobody's.
+nitpick_ignore = [
+    ("py:class", "aiohttp.client_ws.ClientWebSocketResponse"),
+    ("py:class", "microkernel.config.Config"),
+    ("py:class", "microkernel.events.Bus"),
+    ("py:class", "microkernel.plugins.Plugin"),
+    ("py:class", "microkernel.router.Router"),
+    ("py:class", "microkernel.wire.inbox.Stream"),
+    ("py:class", "microkernel.wire.inbox.Subscription"),
+    ("py:class", "microkernel.wire.sync_system.SyncStream"),
+]
