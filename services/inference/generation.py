@@ -1,0 +1,114 @@
+"""One answer as it is made (hot: once a token): tokens in from the engine's step, pieces of text out to one reader.
+
+Lives on the loop. The reader takes all text that has gathered since it last looked; when more than `AHEAD` tokens wait
+for it, the engine is asked to hold the sequence back until it has caught up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from microkernel.errors import Internal, MicrokernelError
+from services.inference.detokenizer import IncrementalText
+from services.inference.engine import Output
+from services.inference.stops import StopMatcher
+
+__all__ = ["Generation"]
+
+AHEAD = 64  # tokens that may wait for a slow reader; below a quarter of it the engine goes on
+
+
+class Generation:
+    """The state of one answer. `tokens` counts what was generated, stop token included."""
+
+    def __init__(
+        self, number: int, *, text: IncrementalText, stops: StopMatcher, prompt_tokens: int, began: float
+    ) -> None:
+        self.number = number
+        self.prompt_tokens = prompt_tokens
+        self.tokens = 0
+        self.began = began
+        self.joined: float | None = None
+        self.first_token: float | None = None
+        self.device_seconds = 0.0
+        self.finish_reason: str | None = None
+        self.held = False
+        self.hold: Callable[[Generation, bool], None] | None = None
+        self._text = text
+        self._stops = stops
+        self._pending: list[str] = []
+        self._unread = 0
+        self._error: MicrokernelError | None = None
+        self._wake: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more tokens are wanted."""
+        return self.finish_reason is not None or self._error is not None
+
+    def push(self, output: Output, now: float) -> None:
+        """Take what one step has given; sets `finish_reason` when it was the last."""
+        if self.ended:
+            return
+        if output.error is not None:
+            self.fail(output.error)
+            return
+        if self.first_token is None:
+            self.first_token = now
+        self.tokens += 1
+        self._unread += 1
+        if output.finish_reason == "stop":
+            self._finish("stop")
+            return
+        text, stopped = self._stops.push(self._text.push(output.token))
+        self._pending.append(text)
+        if stopped:
+            self.finish_reason = "stop"
+        elif output.finish_reason is not None:
+            self._finish(output.finish_reason)
+        elif self._unread > AHEAD:
+            self._hold(wanted=True)
+        if text or self.ended:
+            self._rouse()
+
+    def fail(self, error: MicrokernelError) -> None:
+        """End with an error, which the reader gets after the text that came before it."""
+        if not self.ended:
+            self._error = error
+            self._rouse()
+
+    async def read(self) -> str:
+        """The text since the last read, waiting for some; empty only at the end. Raises what the answer ended with."""
+        while not any(self._pending):
+            if self._error is not None:
+                raise self._error
+            if self.finish_reason is not None:
+                return ""
+            if self._wake is not None:
+                raise Internal("a generation has one reader")
+            self._wake = asyncio.get_running_loop().create_future()
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+        text = "".join(self._pending)
+        self._pending.clear()
+        self._unread = 0
+        self._hold(wanted=False)
+        return text
+
+    def _finish(self, reason: str) -> None:
+        rest, stopped = self._stops.push(self._text.flush())
+        self._pending += [rest, "" if stopped else self._stops.flush()]
+        self.finish_reason = "stop" if stopped else reason
+        self._rouse()
+
+    def _hold(self, *, wanted: bool) -> None:
+        if wanted is not self.held and self.hold is not None:
+            self.held = wanted
+            self.hold(self, wanted)
+
+    def _rouse(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)

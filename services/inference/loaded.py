@@ -1,0 +1,184 @@
+"""A model on its device: how it is opened, fitted into memory, and asked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+
+from microkernel.errors import Invalid
+from microkernel.executor import Executor
+from services.inference.architecture import DecoderConfig
+from services.inference.checkpoint import Checkpoint, open_checkpoint
+from services.inference.decoder import Decoder, cache_bytes, choose_dtype, weight_bytes
+from services.inference.engine import Engine, Request, check_prompt
+from services.inference.messages import ChatMessage, LoadedModel, SamplingParams
+from services.inference.model_defaults import model_defaults
+from services.inference.runner import Runner
+from services.inference.sampler import resolve
+from services.inference.template import ChatTemplate, encode_prompt, open_template
+from services.inference.tokenizer import Tokenizer, open_tokenizer
+
+__all__ = ["Fit", "Loaded", "Opened", "fit", "open_model"]
+
+SHORT_TEXT = 2_000  # characters that are tokenized on the loop in well under a millisecond
+
+
+class Fit(msgspec.Struct, frozen=True):
+    """What a model will take on its device. `length` is the longest context that it is given, in tokens."""
+
+    slots: int
+    length: int
+    weight_bytes: int
+    cache_bytes: int
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A model's files, read as far as its size is known."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    template: ChatTemplate | str  # or why there is none: the model can complete texts all the same
+    sampling: SamplingParams
+    device: torch.device
+    dtype: torch.dtype
+
+
+def open_model(path: Path, device: str) -> Opened:
+    """Read header, tokenizer and template; on a compute thread. Raises what is wrong with the files."""
+    checkpoint = open_checkpoint(path)
+    tokenizer = open_tokenizer(checkpoint.tokenizer_source)
+    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        raise Invalid(
+            f"{path.name}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"and the weights are for {checkpoint.config.vocab_size}"
+        )
+    template: ChatTemplate | str
+    try:
+        template = open_template(tokenizer)
+    except Invalid as error:
+        template = error.message
+    torch_device = torch.device(device)
+    sampling = model_defaults(checkpoint.tokenizer_source)
+    return Opened(checkpoint, tokenizer, template, sampling, torch_device, choose_dtype(torch_device))
+
+
+def fit(opened: Opened, *, slots: int, length: int | None, cache_limit: int) -> Fit:
+    """How many sequences of what length the cache will hold at most: as asked, less where `cache_limit` bytes end."""
+    config = opened.checkpoint.config
+    longest = config.context_length if length is None else min(length, config.context_length)
+
+    def size(slots: int, length: int) -> int:
+        return cache_bytes(config, opened.dtype, slots, length)
+
+    # Fewer sequences at once before shorter ones: a queue is a nuisance, a context cut off is an error.
+    while slots > 1 and size(slots, longest) > cache_limit:
+        slots -= 1
+    while longest > 512 and size(slots, longest) > cache_limit:
+        longest //= 2
+    weights = weight_bytes(opened.checkpoint, opened.device, opened.dtype)
+    return Fit(slots, longest, weights, size(slots, longest))
+
+
+class Loaded:
+    """A model that answers."""
+
+    def __init__(self, name: str, opened: Opened, size: Fit, decoder: Decoder, engine: Engine, runner: Runner) -> None:
+        self.name = name
+        self.size = size
+        self.tokenizer = opened.tokenizer
+        self.runner = runner
+        self.reservation: int | None = None
+        self.created = int(time.time())
+        self.task: asyncio.Task[None] | None = None
+        self._config: DecoderConfig = opened.checkpoint.config
+        self._template = opened.template
+        self._sampling = opened.sampling
+        self._decoder = decoder
+        self._engine = engine
+
+    @staticmethod
+    async def load(
+        name: str, opened: Opened, size: Fit, executor: Executor, now: Callable[[], float], *, token_budget: int
+    ) -> Loaded:
+        """Read the weights onto the device; takes seconds, on the compute thread."""
+
+        def build() -> tuple[Decoder, Engine]:
+            decoder = Decoder(opened.checkpoint, device=opened.device, dtype=opened.dtype)
+            return decoder, Engine(
+                decoder,
+                max_batch=size.slots,
+                max_length=size.length,
+                token_budget=token_budget,
+                cache_bytes=size.cache_bytes,
+            )
+
+        decoder, engine = await executor.run(build)
+        return Loaded(name, opened, size, decoder, engine, Runner(engine, executor, now))
+
+    @property
+    def context_length(self) -> int:
+        """The longest prompt and answer together, in tokens."""
+        return self.size.length
+
+    async def encode_chat(self, messages: list[ChatMessage]) -> list[int]:
+        """The prompt for a conversation. Raises `Invalid` where the template or the messages do not allow it."""
+        template = self._template
+        if isinstance(template, str):
+            raise Invalid(
+                f"model '{self.name}' cannot chat: {template}",
+                field="messages",
+                remedy="ask it to complete a text instead, or use a model that was tuned for chats",
+            )
+
+        def encode() -> list[int]:
+            return encode_prompt(self.tokenizer, template.render(messages))
+
+        # A stranger's template may take its time, however short the text is.
+        return await asyncio.to_thread(encode)
+
+    async def encode_text(self, text: str) -> list[int]:
+        """The tokens of a text to be completed."""
+        if len(text) < SHORT_TEXT:
+            return self._encode(text)
+        return await asyncio.to_thread(self._encode, text)
+
+    def request(
+        self, number: int, prompt: list[int], params: SamplingParams, max_tokens: int | None, defaults: SamplingParams
+    ) -> Request:
+        """A request for the engine. Raises `Invalid` that names the field which does not fit."""
+        room = self.context_length - len(prompt)
+        wanted = max(1, room) if max_tokens is None else max_tokens
+        check_prompt(prompt, wanted, context_length=self.context_length, vocab_size=self._config.vocab_size)
+        return Request(
+            id=number,
+            prompt=prompt,
+            max_tokens=min(wanted, room),
+            params=resolve(params, self._sampling, defaults),
+            stop_tokens=self.tokenizer.eos_ids,
+        )
+
+    def describe(self, *, device: str, default: bool) -> LoadedModel:
+        """The model as it is shown."""
+        return LoadedModel(
+            name=self.name,
+            state="ready",
+            architecture=self._config.architecture,
+            quantization=self._config.quantization,
+            parameters=self._config.parameters,
+            context_length=self.context_length,
+            weight_bytes=self.size.weight_bytes,
+            cache_bytes=self.size.cache_bytes,
+            device=device,
+            default=default,
+            created=self.created,
+            running=self.runner.running,
+            waiting=self.runner.waiting,
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_bos=self.tokenizer.add_bos, parse_special=False)

