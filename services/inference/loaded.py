@@ -67,8 +67,12 @@ def open_model(path: Path, device: str) -> Opened:
     return Opened(checkpoint, tokenizer, template, sampling, torch_device, choose_dtype(torch_device))
 
 
-def fit(opened: Opened, *, slots: int, length: int | None, cache_limit: int) -> Fit:
-    """How many sequences of what length the cache will hold at most: as asked, less where `cache_limit` bytes end."""
+def fit(opened: Opened, slots: int, length: int | None, cache_limit: int) -> Fit:
+    """How many sequences of what length the cache will hold at most: as asked, less where `cache_limit` bytes end.
+
+    On a compute thread, because it asks torch: one torch operation on another thread starts a second OpenMP pool, and
+    with more threads than cores OpenMP stops spinning, which halves the speed of decoding.
+    """
     config = opened.checkpoint.config
     longest = config.context_length if length is None else min(length, config.context_length)
 

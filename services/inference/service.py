@@ -264,7 +264,7 @@ class Inference(Service):
         self.publish("inference.loading", model=model.name, stage="reading")
         opened = await executor.run(open_model, Path(model.path), device.torch_device)
         limit = int(device.memory_free_bytes * self.settings.cache_share)
-        size = fit(opened, slots=self.settings.slots, length=self.settings.context_length, cache_limit=limit)
+        size = await executor.run(fit, opened, self.settings.slots, self.settings.context_length, limit)
         reservation = convert(
             await self.call(
                 "memory.reserve",
