@@ -11,10 +11,20 @@ from typing import Any, TypeVar, dataclass_transform
 
 import msgspec
 
-from microkernel.errors import Invalid
+from microkernel.errors import Denied, Invalid
 from microkernel.trace import Trace
 
-__all__ = ["Message", "Nothing", "Call", "current_call", "convert", "to_builtins", "schema_of", "PRIORITY"]
+__all__ = [
+    "Message",
+    "Nothing",
+    "Call",
+    "calling_service",
+    "current_call",
+    "convert",
+    "to_builtins",
+    "schema_of",
+    "PRIORITY",
+]
 
 PRIORITY = 5  # of 0 (urgent) … 9 (whenever there is nothing else)
 
@@ -57,6 +67,17 @@ _current: ContextVar[Call | None] = ContextVar("microkernel_call", default=None)
 def current_call() -> Call | None:
     """The call that the running handler answers; None outside of one."""
     return _current.get()
+
+
+def calling_service() -> str:
+    """The name of the service that the running handler answers, for what only services may ask.
+
+    Raises `Denied` for callers from outside: theirs are the names with a space, such as "session s1".
+    """
+    call = _current.get()
+    if call is None or " " in call.caller:
+        raise Denied("only services of this node may ask for this")
+    return call.caller
 
 
 def convert(value: Any, kind: type[T], *, what: str = "message") -> T:

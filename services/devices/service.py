@@ -14,6 +14,9 @@ from services.devices.messages import Device, DeviceState, ShowDevice
 __all__ = ["Devices"]
 
 
+CLOSE_TIMEOUT = 2.5  # seconds for a quantum that runs to end when the service stops
+
+
 class DevicesSettings(Message):
     """`without` lists drivers not to use."""
 
@@ -55,9 +58,7 @@ class Devices(Service):
             raise Unavailable(f"no device was found ({reasons})", remedy="see `mk doctor`")
 
     async def stop(self) -> None:
-        for name in self._found:
-            if not await self.executors.remove(name):
-                self.log.warning("the compute thread of %s is still busy; it ends with the process", name)
+        await asyncio.gather(*(self._close(name) for name in self._found))
 
     @handles(name="list", idempotent=True)
     async def list_devices(self) -> list[Device]:
@@ -95,6 +96,10 @@ class Devices(Service):
             self._found[name] = _Found(driver, device)
             self.log.info("%s: %s, %d cores", name, device.facts.model, device.facts.cores)
             self.publish("devices.found", self._describe(self._found[name]))
+
+    async def _close(self, name: str) -> None:
+        if not await self.executors.remove(name, timeout=CLOSE_TIMEOUT):
+            self.log.warning("a compute thread of %s is still busy; it ends with the process", name)
 
     def _lose(self, driver: str, why: str) -> None:
         self._broken[driver] = why

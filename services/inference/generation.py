@@ -1,7 +1,7 @@
 """One answer as it is made (hot: once a token): tokens in from the engine's step, pieces of text out to one reader.
 
 Lives on the loop. The reader takes all text that has gathered since it last looked; when more than `AHEAD` tokens wait
-for it, the engine is asked to hold the sequence back until it has caught up.
+for it, the engine is asked to hold the sequence back until it has read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from services.inference.stops import StopMatcher
 
 __all__ = ["Generation"]
 
-AHEAD = 64  # tokens that may wait for a slow reader; below a quarter of it the engine goes on
+AHEAD = 64  # tokens that may wait for a slow reader
 
 
 class Generation:
@@ -33,14 +33,19 @@ class Generation:
         self.first_token: float | None = None
         self.device_seconds = 0.0
         self.finish_reason: str | None = None
-        self.held = False
-        self.hold: Callable[[Generation, bool], None] | None = None
+        self.held_since: float | None = None
+        self.hold: Callable[[Generation], None] | None = None
         self._text = text
         self._stops = stops
         self._pending: list[str] = []
         self._unread = 0
         self._error: MicrokernelError | None = None
         self._wake: asyncio.Future[None] | None = None
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the reader has not taken."""
+        return self._unread
 
     @property
     def ended(self) -> bool:
@@ -67,8 +72,9 @@ class Generation:
             self.finish_reason = "stop"
         elif output.finish_reason is not None:
             self._finish(output.finish_reason)
-        elif self._unread > AHEAD:
-            self._hold(wanted=True)
+        elif self._unread > AHEAD and any(self._pending):
+            # Tokens without text (a stop string that may be coming) are nothing that a reader could take.
+            self._hold(now)
         if text or self.ended:
             self._rouse()
 
@@ -95,7 +101,7 @@ class Generation:
         text = "".join(self._pending)
         self._pending.clear()
         self._unread = 0
-        self._hold(wanted=False)
+        self._hold(None)
         return text
 
     def _finish(self, reason: str) -> None:
@@ -104,10 +110,10 @@ class Generation:
         self.finish_reason = "stop" if stopped else reason
         self._rouse()
 
-    def _hold(self, *, wanted: bool) -> None:
-        if wanted is not self.held and self.hold is not None:
-            self.held = wanted
-            self.hold(self, wanted)
+    def _hold(self, since: float | None) -> None:
+        if (since is None) is not (self.held_since is None) and self.hold is not None:
+            self.held_since = since
+            self.hold(self)
 
     def _rouse(self) -> None:
         if self._wake is not None and not self._wake.done():

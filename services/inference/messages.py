@@ -48,7 +48,10 @@ class SamplingParams(Message, kw_only=True):
 
 
 class Chat(SamplingParams, kw_only=True):
-    """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one."""
+    """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one.
+
+    `owner` is whom the work is for, where the call itself comes from no user.
+    """
 
     messages: list[ChatMessage]
     model: str | None = None
@@ -58,7 +61,7 @@ class Chat(SamplingParams, kw_only=True):
 
 
 class Complete(SamplingParams, kw_only=True):
-    """Ask for what follows `prompt`: text, or token ids that are taken as they are."""
+    """Ask for what follows `prompt`: text, or token ids that are taken as they are. Fields as in `Chat`."""
 
     prompt: str | list[int]
     model: str | None = None

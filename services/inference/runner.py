@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from microkernel.errors import Internal, MicrokernelError, Unavailable
+from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception
 from microkernel.executor import Executor
 from services.inference.engine import Engine, Output, Request
 from services.inference.generation import Generation
@@ -81,7 +81,10 @@ class Runner:
             generation.device_seconds += share
             if generation.joined is None:
                 generation.joined = now - seconds
-            generation.push(output, now)
+            try:
+                generation.push(output, now)
+            except Exception as error:  # noqa: BLE001 - text of one answer that cannot be made ends that answer only
+                generation.fail(from_exception(error, service="inference"))
             if generation.ended:
                 self._retire(generation, output)
         return idle and not self._commands
@@ -100,8 +103,9 @@ class Runner:
             # It met a stop string, of which the engine knows nothing.
             self._ask(lambda: self._engine.cancel(generation.number))
 
-    def _hold(self, generation: Generation, wanted: bool) -> None:
-        self._ask(lambda: self._engine.hold(generation.number, held=wanted))
+    def _hold(self, generation: Generation) -> None:
+        held = generation.held_since is not None
+        self._ask(lambda: self._engine.hold(generation.number, held=held))
 
     def _ask(self, command: Callable[[], object]) -> None:
         self._commands.append(command)

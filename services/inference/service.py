@@ -9,17 +9,22 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from microkernel.errors import (
     CallCancelled,
     Invalid,
     MicrokernelError,
     NotFound,
+    Overloaded,
     PreconditionFailed,
     Unavailable,
     from_exception,
+    from_report,
 )
-from microkernel.message import Message, convert
-from microkernel.service import Service, every, handles, streams
+from microkernel.events import Event
+from microkernel.message import Message, convert, current_call
+from microkernel.service import Service, every, handles, on, streams
 from services.devices.messages import Device
 from services.inference.detokenizer import IncrementalText
 from services.inference.generation import Generation
@@ -42,6 +47,8 @@ from services.scheduler.messages import Exit, Process, ProcessState, Progress, R
 __all__ = ["Inference"]
 
 TITLE = 40  # characters of the prompt that `ps` shows
+SLOW_READER = 30.0  # seconds that a reader may take nothing while its sequence keeps a place in the batch
+SLOW_READER_WHEN_WANTED = 5.0  # the same while others wait for a place
 
 
 class InferenceSettings(Message, kw_only=True):
@@ -61,6 +68,24 @@ class InferenceSettings(Message, kw_only=True):
     top_p: float = 0.9
 
 
+class _Answer(msgspec.Struct, frozen=True, gc=False):
+    """An answer that is being given. `pid` is 0 on a node without a scheduler."""
+
+    pid: int
+    generation: Generation
+    loaded: Loaded
+    entered: Spawn
+
+    def end(self, error: MicrokernelError) -> None:
+        """End it with `error`; its place in the batch is free at once, whether or not its reader ever looks again."""
+        self.generation.fail(error)
+        self.loaded.runner.cancel(self.generation)
+
+    def spawn(self, pid: int) -> Spawn:
+        """The message that enters it again as process `pid`."""
+        return msgspec.structs.replace(self.entered, pid=pid)
+
+
 class Inference(Service):
     """Runs models: continuous batching, sampling, streaming."""
 
@@ -76,7 +101,7 @@ class Inference(Service):
         self._failed: dict[str, str] = {}
         self._default: str | None = None
         self._numbers = itertools.count(1)
-        self._generations: dict[int, tuple[Generation, Loaded]] = {}
+        self._answers: dict[int, _Answer] = {}
         self._ready = asyncio.Event()
         self._defaults = SamplingParams(temperature=self.settings.temperature, top_p=self.settings.top_p)
 
@@ -147,19 +172,28 @@ class Inference(Service):
         """The scheduler ends a process that is one of our answers."""
         if message.signal != "kill":
             raise Invalid(f"inference does not know the signal '{message.signal}'", field="signal")
-        found = self._generations.get(message.pid)
-        if found is None:
+        found = [answer for answer in self._answers.values() if answer.pid == message.pid]
+        if not found:
             raise NotFound(f"no answer runs as process {message.pid}", field="pid")
-        found[0].fail(CallCancelled(f"process {message.pid}: {message.why}"))
+        found[0].end(CallCancelled(f"process {message.pid}: {message.why}"))
 
     @every(0.5)
     async def report(self) -> None:
-        """Tell the scheduler what each answer has used so far."""
-        if self._generations:
+        """Tell the scheduler what each answer has used so far, and cut readers that take nothing."""
+        for answer in self._answers.values():
+            self._cut_if_slow(answer)
+        if self._answers:
             entries = tuple(
-                _progress(pid, generation, ProcessState.RUNNING) for pid, (generation, _) in self._generations.items()
+                _progress(answer.pid, answer.generation, ProcessState.RUNNING) for answer in self._answers.values()
             )
             await self._tell_scheduler("scheduler.report", Report(entries))
+
+    @on("service.scheduler.running")
+    async def enter_again(self, _: Event) -> None:
+        """A scheduler that has come back has an empty table."""
+        for answer in tuple(self._answers.values()):
+            if answer.pid:
+                await self._tell_scheduler("scheduler.spawn", answer.spawn(answer.pid))
 
     # An answer
 
@@ -176,8 +210,11 @@ class Inference(Service):
             prompt_tokens=len(prompt),
             began=self.clock.now(),
         )
-        pid = await self._spawn_process(kind, title, message.owner)
-        self._generations[pid] = (generation, loaded)
+        call = current_call()
+        owner = message.owner if call is None or call.user is None else call.user
+        spawn = Spawn(kind=kind, title=title, owner=owner, device=self.settings.device)
+        pid = await self._enter(spawn)
+        self._answers[number] = _Answer(pid, generation, loaded, spawn)
         state, why = ProcessState.KILLED, "its reader left"
         try:
             loaded.runner.submit(request, generation)
@@ -199,12 +236,31 @@ class Inference(Service):
             raise
         finally:
             loaded.runner.cancel(generation)
-            del self._generations[pid]
-            await self._tell_scheduler("scheduler.exit", Exit(progress=_progress(pid, generation, state, why)))
+            del self._answers[number]
+            if pid:
+                await self._tell_scheduler("scheduler.exit", Exit(progress=_progress(pid, generation, state, why)))
 
-    async def _spawn_process(self, kind: str, title: str, owner: str) -> int:
-        spawn = Spawn(service=self.name, kind=kind, title=title, owner=owner, device=self.settings.device)
-        return convert(await self.call("scheduler.spawn", spawn), Process).pid
+    async def _enter(self, spawn: Spawn) -> int:
+        """The pid of a new process; 0 on a node without a scheduler, where nobody can show or kill it."""
+        try:
+            return convert(await self.call("scheduler.spawn", spawn), Process).pid
+        except (NotFound, Unavailable):
+            return 0
+
+    def _cut_if_slow(self, answer: _Answer) -> None:
+        generation = answer.generation
+        if generation.held_since is None:
+            return
+        seconds = self.clock.now() - generation.held_since
+        wanted = answer.loaded.runner.waiting > 0
+        if seconds > (SLOW_READER_WHEN_WANTED if wanted else SLOW_READER):
+            answer.end(
+                Overloaded(
+                    f"slow reader: {generation.unread} tokens pending for {seconds:.1f} s"
+                    + (", and others wait for the place" if wanted else ""),
+                    service=self.name,
+                )
+            )
 
     async def _tell_scheduler(self, to: str, message: Message) -> None:
         """What is only told must not end an answer: a scheduler that is away learns of it when it is back."""
@@ -240,7 +296,7 @@ class Inference(Service):
             task = self._loading[model.name] = self.spawn(self._load_model(model), name=f"load {model.name}")
         outcome = await asyncio.shield(task)
         if isinstance(outcome, MicrokernelError):
-            raise outcome
+            raise from_report(outcome.report())  # an error of its own for each who waits
         return outcome
 
     async def _load_model(self, model: Model) -> Any:
@@ -268,13 +324,13 @@ class Inference(Service):
         reservation = convert(
             await self.call(
                 "memory.reserve",
-                owner=self.name,
                 purpose=f"model '{model.name}'",
                 bytes=size.weight_bytes + size.cache_bytes,
                 device=device.name,
             ),
             Reservation,
         )
+        loaded: Loaded | None = None
         try:
             self.publish("inference.loading", model=model.name, stage="loading", bytes=size.weight_bytes)
             budget = self.settings.token_budget
@@ -284,7 +340,9 @@ class Inference(Service):
             self.publish("inference.loading", model=model.name, stage="warming")
             await self._first_token(loaded)
         except BaseException:
-            await self.call("memory.release", id=reservation.id)
+            if loaded is not None:
+                await _end(loaded)
+            await self._release(reservation.id)
             raise
         self._loaded[model.name] = loaded
         seconds = self.clock.now() - began
@@ -310,9 +368,7 @@ class Inference(Service):
 
     async def _unload(self, loaded: Loaded) -> None:
         self._loaded.pop(loaded.name, None)
-        if loaded.task is not None:
-            loaded.task.cancel()
-            await asyncio.wait([loaded.task])
+        await _end(loaded)
         if loaded.reservation is not None:
             await self._release(loaded.reservation)
         self.publish("inference.unloaded", model=loaded.name)
@@ -347,6 +403,13 @@ class Inference(Service):
         return loaded.describe(device=self.settings.device, default=loaded.name == self._default)
 
 
+async def _end(loaded: Loaded) -> None:
+    """End the loop of a model, and with it all of its answers."""
+    if loaded.task is not None:
+        loaded.task.cancel()
+        await asyncio.wait([loaded.task])
+
+
 def _title(content: str | list[Any] | None) -> str:
     text = " ".join(content.split()) if isinstance(content, str) else ""
     return text if len(text) <= TITLE else text[: TITLE - 1] + "…"
@@ -355,7 +418,7 @@ def _title(content: str | list[Any] | None) -> str:
 def _progress(pid: int, generation: Generation, state: ProcessState, why: str = "") -> Progress:
     if state is ProcessState.RUNNING and generation.joined is None:
         state, why = ProcessState.WAITING, "for a place in the batch"
-    elif state is ProcessState.RUNNING and generation.held:
+    elif state is ProcessState.RUNNING and generation.held_since is not None:
         state, why = ProcessState.WAITING, "for its reader"
     return Progress(
         pid=pid,

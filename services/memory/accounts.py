@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from microkernel.errors import Invalid, NotFound, Overloaded
+from microkernel.errors import Denied, Invalid, NotFound, Overloaded
 from services.memory.messages import Account, Reservation, Reserve, Tier
 
 __all__ = ["Accounts"]
@@ -22,8 +22,8 @@ class Accounts:
         """Begin an account of `limit` bytes, or change its limit; what is reserved stays."""
         self._limits[device, tier] = limit
 
-    def reserve(self, ask: Reserve, *, available: int | None = None) -> Reservation:
-        """Take bytes. `available` is what the device itself says is free, where that is known.
+    def reserve(self, ask: Reserve, owner: str, *, available: int | None = None) -> Reservation:
+        """Take bytes for `owner`. `available` is what the device itself says is free, where that is known.
 
         Raises `Overloaded` that says how much is missing, `NotFound` for an account that is not open, `Invalid`.
         """
@@ -43,7 +43,7 @@ class Accounts:
             )
         reservation = Reservation(
             id=next(self._ids),
-            owner=ask.owner,
+            owner=owner,
             purpose=ask.purpose,
             device=ask.device,
             tier=ask.tier,
@@ -52,8 +52,11 @@ class Accounts:
         self._reservations[reservation.id] = reservation
         return reservation
 
-    def release(self, number: int) -> Reservation | None:
-        """Give back; None if it was given back before."""
+    def release(self, number: int, owner: str) -> Reservation | None:
+        """Give back; None if it was given back before. Raises `Denied` for what is another's."""
+        reservation = self._reservations.get(number)
+        if reservation is not None and reservation.owner != owner:
+            raise Denied(f"reservation {number} is not {owner}'s")
         return self._reservations.pop(number, None)
 
     def release_owner(self, owner: str) -> list[Reservation]:

@@ -20,10 +20,9 @@ class Tier(StrEnum):
 class Reserve(Message, kw_only=True):
     """Ask for `bytes` on a device's tier before taking them; refused with `OVERLOADED` where they do not fit.
 
-    `purpose` says what for, as a person reads it: "weights of smollm2".
+    `purpose` says what for, as a person reads it: "weights of smollm2". They are counted for who calls.
     """
 
-    owner: str
     purpose: str
     bytes: int
     device: str = "cpu0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from microkernel.events import Event
-from microkernel.message import Message, convert
+from microkernel.message import Message, calling_service, convert
 from microkernel.service import Service, handles, on
 from services.devices.messages import Device
 from services.memory.accounts import Accounts
@@ -34,15 +34,15 @@ class Memory(Service):
 
     @handles
     async def reserve(self, message: Reserve) -> Reservation:
-        """Take bytes before using them; `OVERLOADED` names how much is missing. `owner` is the calling service."""
+        """Take bytes before using them; `OVERLOADED` names how much is missing."""
         await self._open_accounts()
         device = convert(await self.call("devices.show", name=message.device), Device)
-        return self._accounts.reserve(message, available=device.memory_free_bytes)
+        return self._accounts.reserve(message, calling_service(), available=device.memory_free_bytes)
 
     @handles(idempotent=True)
     async def release(self, message: Release) -> None:
-        """Give a reservation back; twice is harmless."""
-        self._accounts.release(message.id)
+        """Give a reservation of one's own back; twice is harmless."""
+        self._accounts.release(message.id, calling_service())
 
     @handles(idempotent=True)
     async def usage(self) -> list[Account]:

@@ -42,13 +42,18 @@ class Journal(logging.Handler):
         self._file.setFormatter(_JsonLines())
         self._records: deque[tuple[int, LogRecord]] = deque(maxlen=RECORDS)
         self._added = added
+        self._count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging, under this handler's lock."""
-        line = as_record(record)
-        self._records.append((record.levelno, line))
-        self._file.handle(record)
-        self._added(line)
+        try:
+            self._count += 1
+            line = as_record(record, self._count)
+            self._records.append((record.levelno, line))
+            self._file.handle(record)
+            self._added(line)
+        except Exception:  # noqa: BLE001 - logging's own rule: a record that cannot be written does not stop the work
+            self.handleError(record)
 
     def read(self, ask: ReadLog) -> list[LogRecord]:
         """The last records that fit, oldest first."""
@@ -64,12 +69,13 @@ class Journal(logging.Handler):
         super().close()
 
 
-def as_record(record: logging.LogRecord) -> LogRecord:
+def as_record(record: logging.LogRecord, number: int) -> LogRecord:
     """A record of logging's as ours, with its exception in one line."""
     error = None
     if record.exc_info and record.exc_info[1] is not None:
         error = traceback.format_exception_only(record.exc_info[1])[-1].strip()
     return LogRecord(
+        number=number,
         time=record.created,
         level=record.levelname.lower(),
         logger=record.name.removeprefix("microkernel."),
@@ -84,7 +90,8 @@ def _of(line: LogRecord, service: str | None) -> bool:
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = to_builtins(as_record(record))
+        line = to_builtins(as_record(record, 0))
+        del line["number"]
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()

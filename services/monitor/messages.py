@@ -8,8 +8,12 @@ __all__ = ["LogRecord", "ReadLog"]
 
 
 class LogRecord(Message, kw_only=True):
-    """One line of the log. `time` is Unix time in seconds; `level` is debug, info, warning or error."""
+    """One line of the log. `number` counts those of one run of the monitor; `time` is Unix time in seconds.
 
+    `level` is debug, info, warning or error.
+    """
+
+    number: int
     time: float
     level: str
     logger: str

@@ -61,14 +61,17 @@ class Monitor(Service):
         """The last records, and then each as it is written."""
         least = level_number(message.level)
         follower = _Follower()
-        for record in self._journal.read(message):
-            yield record
         self._followers.add(follower)
+        seen = 0
         try:
+            for record in self._journal.read(message):
+                seen = record.number
+                yield record
             while True:
                 record = await follower.next()
                 of_service = message.service in {None, record.logger.partition(".")[0]}
-                if of_service and level_number(record.level) >= least:
+                # What was written while the past was read out comes both ways.
+                if of_service and record.number > seen and level_number(record.level) >= least:
                     yield record
         finally:
             self._followers.discard(follower)

@@ -42,9 +42,11 @@ class ProcessState(StrEnum):
 
 
 class Spawn(Message, kw_only=True):
-    """Enter a piece of work into the table. `service` is who runs it and gets its signals (`<service>.signal`)."""
+    """Enter a piece of work into the table. The service that sends it runs it and gets its signals.
 
-    service: str
+    Those come to `<service>.signal`. `pid` is only given by who had one before the scheduler was restarted.
+    """
+
     kind: str
     title: str
     owner: str = "local"
@@ -52,6 +54,7 @@ class Spawn(Message, kw_only=True):
     process_class: ProcessClass = ProcessClass.INTERACTIVE
     parent: int | None = None
     nice: int = 0
+    pid: int | None = None
 
 
 class Process(Message, kw_only=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from microkernel.errors import NotFound
 from microkernel.events import Event
-from microkernel.message import Message
+from microkernel.message import Message, calling_service, current_call
 from microkernel.service import Service, handles, on
 from services.scheduler.messages import Exit, Kill, ListProcesses, Process, Report, Signal, Spawn
 from services.scheduler.table import ProcessTable
@@ -31,33 +32,36 @@ class Scheduler(Service):
     @handles(name="spawn")
     async def spawn_process(self, message: Spawn) -> Process:
         """Enter a piece of work; the service that runs it reports on it and says when it ends."""
-        process = self._table.spawn(message, self.clock.now())
+        process = self._table.spawn(message, calling_service(), self.clock.now())
         self.publish("process.spawned", process)
         return process
 
     @handles
     async def report(self, message: Report) -> None:
         """Progress of many processes at once."""
-        now = self.clock.now()
+        now, service = self.clock.now(), calling_service()
         for progress in message.entries:
-            self._table.update(progress, now)
+            self._table.update(progress, now, service=service)
 
     @handles
     async def exit(self, message: Exit) -> None:
         """A process has ended."""
-        process = self._table.update(message.progress, self.clock.now())
+        process = self._table.update(message.progress, self.clock.now(), service=calling_service())
         if process is not None:
             self.publish("process.ended", process)
 
     @handles(name="list", idempotent=True)
     async def list_processes(self, message: ListProcesses) -> list[Process]:
-        """What runs, oldest first."""
-        return self._table.show(self.clock.now(), ended=message.ended)
+        """What runs, oldest first; users other than root see their own."""
+        processes = self._table.show(self.clock.now(), ended=message.ended)
+        return [process for process in processes if _may_touch(process)]
 
     @handles
     async def kill(self, message: Kill) -> Process:
         """End a process; returns it as it was."""
         process = self._table.running(message.pid, self.clock.now())
+        if not _may_touch(process):
+            raise NotFound(f"there is no process {message.pid}", remedy="see `mk ps`")
         await self.call(
             f"{process.service}.signal", Signal(pid=process.pid, signal="kill", why=message.why), deadline=5.0
         )
@@ -71,3 +75,9 @@ class Scheduler(Service):
             why = f"service '{event.body['name']}' is {event.body['state']}"
             for process in self._table.fail_service(event.body["name"], why, self.clock.now()):
                 self.publish("process.ended", process)
+
+
+def _may_touch(process: Process) -> bool:
+    """Whether the user of the running call may see and end `process`: its owner may, and root, and this node itself."""
+    call = current_call()
+    return call is None or call.user in {None, "root", process.owner}

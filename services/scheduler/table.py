@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import msgspec
 
-from microkernel.errors import NotFound, Overloaded, PreconditionFailed
+from microkernel.errors import AlreadyExists, NotFound, Overloaded, PreconditionFailed
 from services.scheduler.messages import Process, ProcessState, Progress, Spawn
 
 __all__ = ["ProcessTable"]
 
+PIDS = itertools.count(1)
 ENDED = frozenset({ProcessState.DONE, ProcessState.FAILED, ProcessState.KILLED})
 
 
 class ProcessTable:
-    """All that runs, and the last `history` that have ended. Times are seconds on the caller's clock."""
+    """All that runs, and the last `history` that have ended. Times are seconds on the caller's clock.
 
-    def __init__(self, *, limit: int = 4096, history: int = 256) -> None:
+    `pids` gives new pids; the default one goes on counting when the scheduler is restarted, so that a pid names one
+    process for the life of the node.
+    """
+
+    def __init__(self, *, limit: int = 4096, history: int = 256, pids: Iterator[int] = PIDS) -> None:
         self._limit = limit
         self._history = history
         self._running: dict[int, _Row] = {}
         self._ended: OrderedDict[int, _Row] = OrderedDict()
-        self._pids = itertools.count(1)
+        self._pids = pids
 
-    def spawn(self, ask: Spawn, now: float) -> Process:
-        """Enter a process in state ready. Raises `Overloaded` when the table is full."""
+    def spawn(self, ask: Spawn, service: str, now: float) -> Process:
+        """Enter a process of `service` in state ready. Raises `Overloaded` when the table is full.
+
+        A pid that is given must be free, or `AlreadyExists` is raised.
+        """
+        if ask.pid is not None and (ask.pid in self._running or ask.pid in self._ended):
+            raise AlreadyExists(f"there is a process {ask.pid} already", field="pid")
         if len(self._running) >= self._limit:
             raise Overloaded(f"{self._limit} processes are running, the table's limit", retry_after=1.0)
         process = Process(
-            pid=next(self._pids),
-            service=ask.service,
+            pid=next(self._pids) if ask.pid is None else ask.pid,
+            service=service,
             kind=ask.kind,
             title=ask.title,
             owner=ask.owner,
@@ -49,10 +60,10 @@ class ProcessTable:
         self._running[process.pid] = _Row(process, now)
         return process
 
-    def update(self, progress: Progress, now: float) -> Process | None:
+    def update(self, progress: Progress, now: float, *, service: str | None = None) -> Process | None:
         """Note progress; a state that is an end moves the process to the history. None for one that is not running."""
         row = self._running.get(progress.pid)
-        if row is None:
+        if row is None or service not in {None, row.process.service}:
             return None
         row.process = msgspec.structs.replace(
             row.process,

@@ -245,3 +245,69 @@ async def test_a_model_without_a_template_completes_and_says_why_it_does_not_cha
             await answer(system)
         pieces = [piece async for piece in system.stream("inference.complete", prompt="once", max_tokens=2)]
         assert pieces[-1].usage.completion_tokens == 2
+
+
+async def test_a_long_stop_string_that_may_be_coming_holds_nothing_up(tiny):
+    async with node(tiny) as system:
+        text, _ = await answer(system, max_tokens=120, temperature=0)
+        almost = text[:110] + "\N{SNOWMAN}"  # all of the text may be its beginning, and then it is not
+        again, last = await asyncio.wait_for(answer(system, max_tokens=120, temperature=0, stop=[almost]), 30)
+        assert again == text
+        assert last.finish_reason == "length"
+
+
+async def test_answers_outlive_a_restart_of_the_scheduler_with_their_pids(tiny):
+    async with node(tiny) as system:
+        old = system.stream("inference.chat", messages=HELLO, max_tokens=480)
+        first = await reading(old)
+        await system.restart("scheduler")
+        new = system.stream("inference.chat", messages=HELLO, max_tokens=480)
+        second = await reading(new)
+        assert first.pid != second.pid
+        async with asyncio.timeout(10):
+            while {process.pid for process in await system.call("scheduler.list")} != {first.pid, second.pid}:
+                await asyncio.sleep(0.01)
+        await system.call("scheduler.kill", pid=first.pid)
+        with pytest.raises(CallCancelled):
+            async for _ in old:
+                pass
+        await new.aclose()
+        assert await system.call("scheduler.list") == []
+
+
+async def test_a_node_without_a_scheduler_answers_all_the_same(tiny):
+    services = (Devices, Memory, Models, Inference)
+    async with TestKernel(*services, settings={"inference": {"model": str(tiny)}}) as system:
+        _, last = await answer(system, max_tokens=3)
+        assert (last.finish_reason, last.pid) == ("length", 0)
+
+
+async def test_a_model_that_makes_no_first_token_leaves_nothing_behind(tiny, tmp_path, monkeypatch):
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    async with node(tiny) as system:
+        tasks = system.kernel.instance("inference").tasks
+
+        async def fail(self, loaded):
+            raise DataLoss("no finite numbers")
+
+        monkeypatch.setattr(Inference, "_first_token", fail)
+        for _ in range(3):
+            with pytest.raises(DataLoss, match="no finite numbers"):
+                await system.call("inference.load", ref=str(other))
+        assert system.kernel.instance("inference").tasks == tasks
+        [account] = await system.call("memory.usage")
+        assert len(account.reservations) == 1
+
+
+async def test_a_reader_that_takes_nothing_is_cut_when_others_wait_for_its_place(tiny, monkeypatch):
+    import services.inference.service as module
+
+    monkeypatch.setattr(module, "SLOW_READER_WHEN_WANTED", 0.1)
+    async with node(tiny, slots=1) as system:
+        idle = system.stream("inference.chat", messages=HELLO, max_tokens=450)
+        await reading(idle)
+        _, last = await asyncio.wait_for(answer(system, max_tokens=3), 30)
+        assert last.finish_reason == "length"
+        with pytest.raises(Overloaded, match=r"slow reader: \d+ tokens pending for .* others wait"):
+            async for _ in idle:
+                pass

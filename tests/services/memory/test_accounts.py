@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microkernel.errors import Invalid, NotFound, Overloaded
+from microkernel.errors import Denied, Invalid, NotFound, Overloaded
 from services.memory.accounts import Accounts, in_units
 from services.memory.messages import Reserve, Tier
 
@@ -18,43 +18,43 @@ def accounts(limit=1000):
 
 
 def ask(count, owner="a", device="cpu0"):
-    return Reserve(owner=owner, purpose="weights of m", bytes=count, device=device)
+    return Reserve(purpose="weights of m", bytes=count, device=device), owner
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers():
     made = accounts(2_000_000)
-    made.reserve(ask(1_500_000))
+    made.reserve(*ask(1_500_000))
     with pytest.raises(Overloaded, match=r"weights of m needs 1\.0 MB on cpu0, and 500\.0 kB of its 2\.0 MB are free"):
-        made.reserve(ask(1_000_000))
+        made.reserve(*ask(1_000_000))
 
 
 def test_what_the_device_has_free_counts_as_well():
     with pytest.raises(Overloaded):
-        accounts().reserve(ask(500), available=400)
+        accounts().reserve(*ask(500), available=400)
 
 
 def test_bytes_come_back_once():
     made = accounts()
-    reservation = made.reserve(ask(1000))
-    assert made.release(reservation.id) == reservation
-    assert made.release(reservation.id) is None
-    made.reserve(ask(1000))
+    reservation = made.reserve(*ask(1000))
+    assert made.release(reservation.id, "a") == reservation
+    assert made.release(reservation.id, "a") is None
+    made.reserve(*ask(1000))
 
 
 def test_an_owner_gives_back_all_of_its_own_and_nothing_else():
     made = accounts()
-    made.reserve(ask(300, "a"))
-    made.reserve(ask(300, "b"))
-    made.reserve(ask(300, "a"))
+    made.reserve(*ask(300, "a"))
+    made.reserve(*ask(300, "b"))
+    made.reserve(*ask(300, "a"))
     assert len(made.release_owner("a")) == 2
     assert made.reserved("cpu0", Tier.DEVICE) == 300
 
 
 def test_unknown_accounts_and_negative_sizes_are_refused():
     with pytest.raises(NotFound):
-        accounts().reserve(ask(1, device="gpu7"))
+        accounts().reserve(*ask(1, device="gpu7"))
     with pytest.raises(Invalid):
-        accounts().reserve(ask(-1))
+        accounts().reserve(*ask(-1))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 600))))
@@ -63,13 +63,13 @@ def test_never_more_than_the_limit_is_reserved_and_the_sum_is_right(steps):
     for take, number in steps:
         if take:
             try:
-                reservation = made.reserve(ask(number))
+                reservation = made.reserve(*ask(number))
             except Overloaded:
                 assert sum(held.values()) + number > 1000
             else:
                 held[reservation.id] = number
         elif held:
-            made.release(held and min(held))
+            made.release(min(held), "a")
             held.pop(min(held))
         assert made.reserved("cpu0", Tier.DEVICE) == sum(held.values()) <= 1000
 
@@ -79,3 +79,11 @@ def test_never_more_than_the_limit_is_reserved_and_the_sum_is_right(steps):
 )
 def test_sizes_are_written_as_people_read_them(count, text):
     assert in_units(count) == text
+
+
+def test_what_is_anothers_is_not_given_back():
+    made = accounts()
+    reservation = made.reserve(*ask(300, "a"))
+    with pytest.raises(Denied):
+        made.release(reservation.id, "b")
+    assert made.reserved("cpu0", Tier.DEVICE) == 300

@@ -19,7 +19,7 @@ class Hoarder(Service):
 
     @handles
     async def take(self) -> int:
-        reservation = await self.call("memory.reserve", owner="hoarder", purpose="a hoard", bytes=1000)
+        reservation = await self.call("memory.reserve", purpose="a hoard", bytes=1000)
         return reservation.id
 
 
@@ -29,7 +29,7 @@ async def test_the_account_of_the_device_is_a_share_of_its_memory():
         [account] = await system.call("memory.usage")
         assert account.limit_bytes == device.memory_bytes // 2
         with pytest.raises(Overloaded):
-            await system.call("memory.reserve", owner="x", purpose="all of it", bytes=device.memory_bytes)
+            await system.call("memory.reserve", purpose="all of it", bytes=device.memory_bytes)
 
 
 async def test_what_a_service_had_is_free_once_it_has_stopped():

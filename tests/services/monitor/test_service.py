@@ -12,6 +12,7 @@ import pytest
 from microkernel import Service, handles
 from microkernel.errors import Invalid
 from microkernel.testing import TestKernel
+from services.monitor.journal import Journal
 from services.monitor.service import Monitor
 
 
@@ -79,3 +80,24 @@ async def test_nothing_of_it_stays_in_the_process():
     async with TestKernel(Monitor):
         assert list(logger.handlers) != before[1]
     assert (logger.level, list(logger.handlers)) == before
+
+
+async def test_a_follower_misses_nothing_and_gets_nothing_twice_while_the_past_is_read_out():
+    async with TestKernel(Monitor, Talker) as system:
+        for number in range(3):
+            await system.call("talker.say", text=number)
+        async with system.stream("monitor.follow", service="talker") as records:
+            seen = [(await anext(records)).message]
+            await system.call("talker.say", text="meanwhile")
+            seen += [(await asyncio.wait_for(anext(records), 10)).message for _ in range(3)]
+        assert seen == ["said 0", "said 1", "said 2", "said meanwhile"]
+
+
+def test_a_record_that_cannot_be_written_does_not_stop_the_work(tmp_path, capsys):
+    records = []
+    journal = Journal(tmp_path / "log.jsonl", records.append)
+    journal.handle(logging.LogRecord("microkernel.talker", logging.INFO, "here", 1, "%d is no number", ("this",), None))
+    journal.handle(logging.LogRecord("microkernel.talker", logging.INFO, "here", 2, "and on it goes", (), None))
+    journal.close()
+    assert [record.message for record in records] == ["and on it goes"]
+    assert "Logging error" in capsys.readouterr().err

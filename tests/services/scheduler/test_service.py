@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from microkernel import Service, handles
-from microkernel.errors import NotFound
+from microkernel.capability import Rights
+from microkernel.errors import Denied, NotFound
 from microkernel.testing import TestKernel
 from services.scheduler.messages import Signal
 from services.scheduler.service import Scheduler
@@ -24,7 +25,7 @@ class Worker(Service):
 
     @handles
     async def work(self) -> int:
-        process = await self.call("scheduler.spawn", service="worker", kind="job", title="a job", owner="ana")
+        process = await self.call("scheduler.spawn", kind="job", title="a job", owner="ana")
         return process.pid
 
     @handles
@@ -61,3 +62,32 @@ async def test_the_processes_of_a_crashed_service_have_failed_and_say_why():
         assert (end.pid, end.state) == (pid, "failed")
         assert "restarting" in end.why
         assert await system.call("scheduler.list") == []
+
+
+async def test_only_services_enter_processes_and_only_their_own_end_them():
+    async with TestKernel(Scheduler, Worker) as system:
+        pid = await system.call("worker.work")
+        client = system.kernel.port.narrow(caller="session s1", rights=Rights(), user="root")
+        for to, fields in [
+            ("scheduler.spawn", {"kind": "job", "title": "forged"}),
+            ("scheduler.exit", {"progress": {"pid": pid, "state": "done"}}),
+            ("scheduler.report", {"entries": []}),
+        ]:
+            with pytest.raises(Denied):
+                await client.call(to, **fields)
+        await system.call("scheduler.exit", progress={"pid": pid, "state": "done"})
+        assert [process.pid for process in await system.call("scheduler.list")] == [pid], "the kernel does not run it"
+
+
+async def test_users_see_and_end_their_own_processes_and_root_all():
+    async with TestKernel(Scheduler, Worker) as system:
+        pid = await system.call("worker.work")
+        ports = {
+            user: system.kernel.port.narrow(caller=f"session {user}", rights=Rights(), user=user)
+            for user in ("ana", "eve", "root")
+        }
+        seen = {user: [process.pid for process in await port.call("scheduler.list")] for user, port in ports.items()}
+        assert seen == {"ana": [pid], "eve": [], "root": [pid]}
+        with pytest.raises(NotFound):
+            await ports["eve"].call("scheduler.kill", pid=pid)
+        await ports["ana"].call("scheduler.kill", pid=pid)
