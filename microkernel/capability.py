@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
 from pathlib import Path
 
 from microkernel.errors import PreconditionFailed
 from microkernel.message import Message
 
-__all__ = ["ALL", "Identity", "Rights", "TokenFile"]
+__all__ = ["ADMIN", "ALL", "Identity", "Rights", "TokenFile", "checked_token"]
+
+# What changes the node itself, `kernel.add` runs any code: given by name or with everything, never with `kernel.*`.
+ADMIN = frozenset({"kernel.add", "kernel.remove", "kernel.restart", "kernel.shutdown"})
+
+LONGEST_TOKEN = 4096  # characters: what a header and the first frame of a link have room for
+_TOKEN = re.compile(rf"[!-~]{{16,{LONGEST_TOKEN}}}")  # ASCII without blanks, as it travels in a header
+_TOKEN_RULE = f"a token has 16 to {LONGEST_TOKEN} ASCII characters and no blanks"
 
 
 def _matches(pattern: str, target: str) -> bool:
@@ -25,7 +33,10 @@ def _matches(pattern: str, target: str) -> bool:
 
 
 class Rights(Message):
-    """Patterns of what may be called: `*` is everything, `kv.*` all of a service, `kv.get` one handler; deny wins."""
+    """Patterns of what may be called: `*` is everything, `kv.*` all of a service, `kv.get` one handler; deny wins.
+
+    What is in `ADMIN` is permitted by `*` or by its own name only: `kernel.*` is the right to look, not to change.
+    """
 
     allow: tuple[str, ...] = ("*",)
     deny: tuple[str, ...] = ()
@@ -34,6 +45,8 @@ class Rights(Message):
         """Whether `target` (`service.method`) may be called."""
         if any(_matches(pattern, target) for pattern in self.deny):
             return False
+        if target in ADMIN:
+            return "*" in self.allow or target in self.allow
         return any(_matches(pattern, target) for pattern in self.allow)
 
 
@@ -44,21 +57,24 @@ class Identity(Message):
     """Who a token stands for."""
 
     user: str
-    rights: Rights = ALL
+    rights: Rights
 
 
 class TokenFile:
     """The root token of a node: made at the first boot, mode 0600, so that the same user's commands just work."""
 
     def __init__(self, path: Path, *, given: str | None = None) -> None:
-        """`given` (from the environment) is used instead of the file's and is not written to it."""
+        """`given` (`MICROKERNEL_TOKEN`) is used instead of the file's and is not written to it.
+
+        Raises `PreconditionFailed` for a token that is too short to be safe or that no client could send.
+        """
         self.path = path
-        self.token = given or self._read_or_create()
+        self.token = checked_token(given) if given else self._read_or_create()
 
     def authenticate(self, token: str) -> Identity | None:
         """Who `token` stands for, None if nobody; takes the same time wherever the two differ."""
         if hmac.compare_digest(token.encode(errors="replace"), self.token.encode(errors="replace")):
-            return Identity("root")
+            return Identity("root", ALL)
         return None
 
     def _read_or_create(self) -> str:
@@ -72,10 +88,10 @@ class TokenFile:
             ) from error
 
     def _read(self) -> str:
-        token = self.path.read_text(encoding="ascii", errors="replace").strip()
-        if len(token) < 16:
+        token = self.path.read_text(encoding="utf-8", errors="replace").strip()
+        if not _TOKEN.fullmatch(token):
             raise PreconditionFailed(
-                f"the token in {self.path} is too short to be safe",
+                f"the token in {self.path} is not safe or cannot be sent: {_TOKEN_RULE}",
                 remedy="delete the file; a new one is made",
             )
         return token
@@ -91,3 +107,14 @@ class TokenFile:
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(token + "\n")
         return token
+
+
+def checked_token(given: str) -> str:
+    """A token from the environment, without the blanks around it. Raises `PreconditionFailed`."""
+    token = given.strip()
+    if not _TOKEN.fullmatch(token):
+        raise PreconditionFailed(
+            f"the token in MICROKERNEL_TOKEN is not safe or cannot be sent: {_TOKEN_RULE}",
+            remedy="set a better one, or unset it: one is made and kept in the state folder",
+        )
+    return token

@@ -12,6 +12,7 @@ from typing import Protocol
 __all__ = ["Deadlines", "Interruptible"]
 
 BUCKET = 0.01  # seconds: a deadline is met by at most this much late
+SPARE = 64  # buckets that may be kept although their calls have ended
 
 
 class Interruptible(Protocol):
@@ -27,6 +28,7 @@ class Deadlines:
         self._loop = loop
         self._buckets: dict[int, set[Interruptible]] = {}
         self._order: list[int] = []
+        self._limit = SPARE
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, deadline: float, call: Interruptible) -> int:
@@ -34,6 +36,8 @@ class Deadlines:
         bucket = int(deadline / BUCKET) + 1
         calls = self._buckets.get(bucket)
         if calls is None:
+            if len(self._buckets) >= self._limit:
+                self._clear()
             calls = self._buckets[bucket] = set()
             heapq.heappush(self._order, bucket)
             if self._order[0] == bucket:
@@ -54,6 +58,12 @@ class Deadlines:
             self._timer = None
         self._buckets.clear()
         self._order.clear()
+
+    def _clear(self) -> None:
+        """Drop the empty buckets; at most every second one is kept for nothing, which costs a call next to nothing."""
+        self._buckets = {bucket: calls for bucket, calls in self._buckets.items() if calls}
+        self._order = sorted(self._buckets)
+        self._limit = 2 * len(self._buckets) + SPARE
 
     def _arm(self) -> None:
         if self._timer is not None:

@@ -256,7 +256,7 @@ def from_report(report: ErrorReport) -> MicrokernelError:
     )
 
 
-def from_exception(error: Exception, *, service: str | None = None) -> MicrokernelError:
+def from_exception(error: BaseException, *, service: str | None = None) -> MicrokernelError:
     """`error` itself if it is ours, otherwise an `Internal` that has it as its cause."""
     if isinstance(error, MicrokernelError):
         if error.service is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from microkernel.errors import PreconditionFailed
 from microkernel.subjects import Subjects
 
 __all__ = ["Bus", "Event", "Subscription"]
@@ -24,7 +25,10 @@ class Event(msgspec.Struct, frozen=True, gc=False):
 
 
 class Subscription:
-    """An async iterator of events. When its reader falls behind by `limit`, the oldest is dropped and counted."""
+    """An async iterator of events, for one reader; a second one that waits too gets `PreconditionFailed`.
+
+    When the reader falls behind by `limit`, the oldest event is dropped and counted.
+    """
 
     __slots__ = ("_bus", "_closed", "_events", "_limit", "_number", "_wake", "dropped", "pattern")
 
@@ -42,6 +46,10 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
+        if self._wake is not None:
+            raise PreconditionFailed(
+                f"somebody reads this subscription of {self.pattern} already", remedy="subscribe once for each reader"
+            )
         while not self._events:
             if self._closed:
                 raise StopAsyncIteration

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from microkernel.errors import AlreadyExists, Invalid, NotFound, Overloaded, Unavailable
+from microkernel.errors import AlreadyExists, Internal, Invalid, NotFound, Overloaded, Unavailable
 from microkernel.message import PRIORITY
 
 __all__ = ["Executor", "ExecutorStatus", "Executors", "Timing"]
@@ -90,10 +90,34 @@ class _Job:
         self.future = future
         self.submitted = time.perf_counter()
         self.result: Any = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
     def __lt__(self, other: _Job) -> bool:
         return self.order < other.order
+
+
+class _SwitchInterval:
+    """How often Python's threads take turns: shortened from the first executor's start to the last one's end."""
+
+    def __init__(self) -> None:
+        self._executors: set[Executor] = set()
+        self._usual = 0.0
+
+    def shorten(self, executor: Executor) -> None:
+        if not self._executors:
+            self._usual = sys.getswitchinterval()
+            sys.setswitchinterval(min(self._usual, SWITCH_INTERVAL))
+        self._executors.add(executor)
+
+    def restore(self, executor: Executor) -> None:
+        if executor not in self._executors:
+            return
+        self._executors.remove(executor)
+        if not self._executors:
+            sys.setswitchinterval(self._usual)
+
+
+_switch_interval = _SwitchInterval()  # of the process, as is what it sets
 
 
 class Executor:
@@ -120,26 +144,22 @@ class Executor:
         self._done: deque[_Job] = deque()
         self._notified = False
         self._closing = False
-        self._running = 0
+        self._running: set[_Job] = set()
         self._finished = 0
         self._busy = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._created, self._scheduled, self._ended = _Samples(), _Samples(), _Samples()
 
     async def start(self) -> None:
-        """Create the threads; returns when each has run `initialize`."""
+        """Create the threads; returns when each has run `initialize`. After an error no thread is left."""
         self._loop = asyncio.get_running_loop()
-        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
-        for number in range(self._wanted):
-            began = time.perf_counter()
-            ready: asyncio.Future[None] = self._loop.create_future()
-            thread = threading.Thread(
-                target=self._work, args=(self._loop, ready), name=f"{self.name}.{number}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
-            await ready
-            self._created.add(time.perf_counter() - began)
+        _switch_interval.shorten(self)
+        try:
+            for number in range(self._wanted):
+                await self._create(number, self._loop)
+        except BaseException:
+            await self.stop()
+            raise
 
     async def run(self, function: Callable[..., T], /, *arguments: Any, priority: int = PRIORITY) -> T:
         """Run `function(*arguments)` on a compute thread; returns its result or raises its error.
@@ -165,6 +185,7 @@ class Executor:
         """End the threads; jobs that wait end with `Unavailable`, those that run are waited for.
 
         Returns False if a thread was still busy after `timeout` seconds; being a daemon it will not keep the process.
+        Whoever waits for a job that runs even then, or when `stop` is cancelled, gets `Unavailable`.
         """
         began = time.perf_counter()
         with self._wake:
@@ -174,14 +195,18 @@ class Executor:
         for job in waiting:
             if not job.future.done():
                 job.future.set_exception(Unavailable(f"executor {self.name} has stopped", may_have_run=False))
-        while any(thread.is_alive() for thread in self._threads):
-            if time.perf_counter() - began > timeout:
-                return False
-            await asyncio.sleep(0.001)
+        try:
+            while any(thread.is_alive() for thread in self._threads):
+                if time.perf_counter() - began > timeout:
+                    return False
+                await asyncio.sleep(0.001)
+        finally:
+            self._deliver()
+            self._abandon()
+            _switch_interval.restore(self)
         if self._threads:
             self._ended.add(time.perf_counter() - began)
         self._threads.clear()
-        self._deliver()
         return True
 
     def status(self) -> ExecutorStatus:
@@ -190,13 +215,22 @@ class Executor:
             name=self.name,
             threads=len(self._threads),
             queued=len(self._jobs),
-            running=self._running,
+            running=len(self._running),
             finished=self._finished,
             busy_seconds=self._busy,
             t_c=self._created.timing(),
             t_s=self._scheduled.timing(),
             t_f=self._ended.timing(),
         )
+
+    async def _create(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        began = time.perf_counter()
+        ready: asyncio.Future[None] = loop.create_future()
+        thread = threading.Thread(target=self._work, args=(loop, ready), name=f"{self.name}.{number}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        await ready
+        self._created.add(time.perf_counter() - began)
 
     def _withdraw(self, job: _Job) -> None:
         with self._wake:
@@ -206,13 +240,18 @@ class Executor:
 
     def _work(self, loop: asyncio.AbstractEventLoop, ready: asyncio.Future[None]) -> None:
         """The life of one thread."""
+        failure: Exception | None = None
         try:
             if self._initialize is not None:
                 self._initialize()
-        except Exception as error:  # noqa: BLE001 - handed to whoever waits in `start`
-            loop.call_soon_threadsafe(ready.set_exception, error)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits in `start`
+            failure = _raisable(error, self._initialize)
+        try:
+            loop.call_soon_threadsafe(_settle, ready, None, failure)
+        except RuntimeError:
+            return  # the loop has closed: nobody is left to hear of it
+        if failure is not None:
             return
-        loop.call_soon_threadsafe(ready.set_result, None)
         while True:
             with self._wake:
                 while not self._jobs and not self._closing:
@@ -220,15 +259,15 @@ class Executor:
                 if self._closing:
                     return
                 job = heapq.heappop(self._jobs)
-                self._running += 1
+                self._running.add(job)
             began = time.perf_counter()
             try:
                 job.result = job.function(*job.arguments)
             except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the job
-                job.error = error
+                job.error = _raisable(error, job.function)
             ended = time.perf_counter()
             with self._wake:
-                self._running -= 1
+                self._running.discard(job)
                 self._finished += 1
                 self._busy += ended - began
                 self._scheduled.add(began - job.submitted)
@@ -236,7 +275,7 @@ class Executor:
                 notify = not self._notified
                 self._notified = True
             del job
-            if notify and not self._closing:
+            if notify:
                 try:
                     loop.call_soon_threadsafe(self._deliver)
                 except RuntimeError:
@@ -248,15 +287,41 @@ class Executor:
             self._notified = False
             done, self._done = self._done, deque()
         for job in done:
-            if job.future.done():
-                continue
-            if job.error is None:
-                job.future.set_result(job.result)
-            elif isinstance(job.error, StopIteration):
-                # A future refuses it: it would end the generator that waits.
-                job.future.set_exception(RuntimeError(f"{job.function} raised StopIteration"))
-            else:
-                job.future.set_exception(job.error)
+            _settle(job.future, job.result, job.error)
+
+    def _abandon(self) -> None:
+        """Free those who wait for jobs that run still."""
+        with self._wake:
+            running = tuple(self._running)
+        for job in running:
+            why = f"executor {self.name} has stopped while the work still ran"
+            _settle(job.future, None, Unavailable(why, may_have_run=True))
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    """Give `future` its outcome, unless whoever waited has gone."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _raisable(error: BaseException, function: Any) -> Exception:
+    """`error` as it may be raised where it is waited for."""
+    name = getattr(function, "__qualname__", function)
+    wrapped: Exception
+    if isinstance(error, StopIteration):
+        # A future refuses it: it would end the generator that waits.
+        wrapped = RuntimeError(f"{name} raised StopIteration")
+    elif isinstance(error, Exception):
+        return error
+    else:
+        # SystemExit and KeyboardInterrupt would end the loop, CancelledError would pass for a cancellation.
+        wrapped = Internal(f"{name} raised {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 class Executors:

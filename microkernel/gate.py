@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
 
 from microkernel.deadlines import Deadlines
 from microkernel.errors import (
@@ -24,13 +24,20 @@ from microkernel.errors import (
     from_exception,
 )
 from microkernel.message import Call, _current
+from microkernel.run import Closing, Lease, Run
 
-__all__ = ["Gate", "Waits"]
+__all__ = ["Closed", "Gate", "Waits"]
 
-Waits = dict["asyncio.Task[Any]", "Gate"]
+Waits = dict["asyncio.Task[Any]", "_Waiter"]
 """Which task waits at which gate, for all gates of a kernel: what a cycle is found in."""
 
+E = TypeVar("E", bound=MicrokernelError)
+
 _sequence = itertools.count()
+
+
+class Closed(Unavailable):
+    """The gate closed before the handler began: another incarnation may answer the same call."""
 
 
 class Gate:
@@ -42,6 +49,7 @@ class Gate:
         "_handler",
         "_idle",
         "_queue",
+        "_reserved",
         "_waits",
         "calls",
         "closed",
@@ -65,15 +73,16 @@ class Gate:
     ) -> None:
         self.target = target
         self.service = target.partition(".")[0]
-        self.closed: MicrokernelError | None = None
+        self.closed: Closed | None = None
         self.calls = 0
         self.failures = 0
         self._handler = handler
         self._concurrency = concurrency
         self._queue = queue
         self._free = concurrency
+        self._reserved = 0  # slots granted to waiters that have not woken yet
         self.waiting: list[_Waiter] = []
-        self.running: set[_Run] = set()
+        self.running: set[Run] = set()
         self.deadlines = deadlines
         self._waits = waits
         self._idle: asyncio.Event | None = None
@@ -92,7 +101,8 @@ class Gate:
         """Run the handler; returns what it returns.
 
         Raises the handler's own `MicrokernelError`, `Internal` for anything else that it raises, `Overloaded`,
-        `DeadlineExceeded`, `Deadlock`, and `Unavailable` when the service stops meanwhile.
+        `DeadlineExceeded`, `Deadlock`, and when the service stops `Closed` before the handler has begun, `Unavailable`
+        later.
         """
         if self._free and not self.waiting and self.closed is None:
             self._free -= 1
@@ -101,12 +111,12 @@ class Gate:
         self.calls += 1
         token = _current.set(call)
         try:
-            return await _Run(self, self._handler(*message), call.deadline)
+            return await Run(self, self._handler(*message), call.deadline)
         except MicrokernelError as error:
             self.failures += 1
             error.service = error.service or self.service
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failures += 1
             raise from_exception(error, service=self.service) from error
         finally:
@@ -120,49 +130,61 @@ class Gate:
         else:
             await self._admit(call)
         self.calls += 1
-        items: AsyncIterator[Any] = self._handler(*message)
-        lease = _Lease(self)
+        items: AsyncGenerator[Any, None] = self._handler(*message)
+        lease = Lease(self)
+        pull, deadline = items.__anext__, call.deadline
+        loop = asyncio.get_running_loop()  # to look it up for each item would cost a fifth of the whole
         self.running.add(lease)
-        bucket = None if call.deadline is None else self.deadlines.watch(call.deadline, lease)
+        bucket = None if deadline is None else self.deadlines.watch(deadline, lease)
         try:
-            while True:
-                if lease.cause is not None:
-                    raise lease.cause  # it ended between two pulls
+            try:
+                while True:
+                    if lease.cause is not None:
+                        raise lease.cause  # it ended between two pulls
+                    lease.task = asyncio.current_task(loop)  # a stream may be handed from one reader to the next
+                    token = _current.set(call)
+                    try:
+                        item = await Run(self, pull(), deadline, holds_slot=False)
+                    finally:
+                        _current.reset(token)
+                    yield item
+            finally:
+                lease.task = asyncio.current_task(loop)
                 token = _current.set(call)
                 try:
-                    item = await _Run(self, items.__anext__(), call.deadline, holds_slot=False)
+                    await Closing(self, items.aclose())
                 finally:
                     _current.reset(token)
-                yield item
         except StopAsyncIteration:
             return
         except MicrokernelError as error:
             self.failures += 1
             error.service = error.service or self.service
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failures += 1
             raise from_exception(error, service=self.service) from error
         finally:
             self.running.discard(lease)
             if bucket is not None:
                 self.deadlines.forget(bucket, lease)
-            try:
-                await _close(items)
-            finally:
-                self._release()
+            self._release()
 
     def close(self, reason: MicrokernelError) -> None:
-        """Admit nobody any more; those who wait end with `reason`, those who run go on."""
-        self.closed = reason
+        """Admit nobody any more; those who wait end with `reason` as `Closed`, those who run go on."""
+        self.closed = _copy(reason, Closed)
         waiting, self.waiting = self.waiting, []
         for waiter in waiting:
-            waiter.interrupt(_copy(reason))
+            waiter.interrupt(_copy(reason, Closed))
+
+    def retire(self) -> None:
+        """Let go of the service, which has stopped: whoever keeps this gate must not keep a dead incarnation."""
+        self._handler = _retired
 
     def kill(self, reason: MicrokernelError) -> None:
         """End every call that runs with `reason`."""
         for run in tuple(self.running):
-            run.interrupt(_copy(reason))
+            run.interrupt(_copy(reason, type(reason)))
 
     async def drained(self) -> None:
         """Return once no admitted call is left."""
@@ -173,7 +195,7 @@ class Gate:
     async def _admit(self, call: Call) -> None:
         """Wait for a slot; on return it is ours."""
         if self.closed is not None:
-            raise _copy(self.closed)
+            raise _copy(self.closed, Closed)
         if len(self.waiting) >= self._queue:
             raise Overloaded(
                 f"{self.target} has {self.in_flight} calls running and {self.queued} waiting, which is its limit",
@@ -183,43 +205,49 @@ class Gate:
         task = asyncio.current_task()
         if task is None:
             raise Unavailable(f"{self.target} was called outside of a task", service=self.service)
-        if self._never_free(task, call.chain):
-            path = " → ".join((*call.chain, self.target))
-            raise Deadlock(f"{self.target} waits for itself: {path}", service=self.service)
+        if self._never_free(task):
+            raise Deadlock(f"{self.target} waits for itself: {' → '.join(call.chain)}", service=self.service)
         waiter = _Waiter(self, call)
         heapq.heappush(self.waiting, waiter)
-        self._waits[task] = self
+        self._waits[task] = waiter
         bucket = None if call.deadline is None else self.deadlines.watch(call.deadline, waiter)
         try:
             await waiter.granted
         except BaseException:
             # Granted and cancelled before it woke: the slot was reserved for it and must not be lost.
             if waiter.has_slot:
+                self._reserved -= 1
                 self._release()
             else:
                 waiter.abandon()
             raise
+        else:
+            self._reserved -= 1
         finally:
             self._waits.pop(task, None)
             if bucket is not None:
                 self.deadlines.forget(bucket, waiter)
 
-    def _never_free(self, task: asyncio.Task[Any], chain: tuple[str, ...]) -> bool:
-        """Whether each slot here is held by a task that waits, through others, for this one."""
+    def _never_free(self, task: asyncio.Task[Any]) -> bool:
+        """Whether each slot here is held by a task that waits, through others, for this one.
+
+        A slot that is neither reserved nor held by a run is that of a handler which has not suspended yet: `task`'s.
+        """
         visited: set[Gate] = set()
 
         def is_stuck(gate: Gate) -> bool:
             if gate in visited:
                 return True  # a cycle; any way out of it has returned False already
             visited.add(gate)
-            holders = [run.task for run in gate.running if run.holds_slot]
-            # What this very task holds is not tracked until it suspends: the chain of its call knows.
-            untracked = max(0, chain.count(gate.target) - holders.count(task))
-            if len(holders) + untracked < gate.in_flight:
+            if gate._reserved:
                 return False
-            return all(
-                holder is task or (holder in self._waits and is_stuck(self._waits[holder])) for holder in holders
-            )
+            return all(waits_for_us(run.task) for run in gate.running if run.holds_slot)
+
+        def waits_for_us(holder: asyncio.Task[Any] | None) -> bool:
+            if holder is None or holder is task:
+                return holder is task
+            waiter = self._waits.get(holder)
+            return waiter is not None and not waiter.granted.done() and is_stuck(waiter.gate)
 
         return self.in_flight > 0 and is_stuck(self)
 
@@ -227,6 +255,7 @@ class Gate:
         while self.waiting:
             waiter = heapq.heappop(self.waiting)
             if waiter.grant():
+                self._reserved += 1
                 return  # the slot passes on without becoming free
         self._free += 1
         if self._idle is not None and not self.in_flight:
@@ -237,10 +266,10 @@ class Gate:
 class _Waiter:
     """A call in the queue, ordered by priority and then by arrival."""
 
-    __slots__ = ("_gate", "_order", "granted")
+    __slots__ = ("_order", "gate", "granted")
 
     def __init__(self, gate: Gate, call: Call) -> None:
-        self._gate = gate
+        self.gate = gate
         self._order = (call.priority, next(_sequence))
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -262,7 +291,7 @@ class _Waiter:
             self.granted.set_exception(reason)
 
     def expire(self) -> None:
-        gate = self._gate
+        gate = self.gate
         self.interrupt(
             DeadlineExceeded(
                 f"the deadline passed while the call waited for {gate.target} ({gate.in_flight} running)",
@@ -273,117 +302,19 @@ class _Waiter:
 
     def abandon(self) -> None:
         """Leave the queue at once, so that callers who gave up do not fill it."""
-        waiting = self._gate.waiting
+        waiting = self.gate.waiting
         if self in waiting:
             waiting.remove(self)
             heapq.heapify(waiting)
 
 
-class _Run:
-    """One handler call, driven by hand up to its first suspension and tracked only from there on."""
-
-    __slots__ = ("_bucket", "_cancelled", "_coroutine", "_deadline", "_gate", "cause", "holds_slot", "task")
-
-    def __init__(self, gate: Gate, coroutine: Any, deadline: float | None, *, holds_slot: bool = True) -> None:
-        self._gate = gate
-        self._cancelled = False
-        self.holds_slot = holds_slot
-        self._coroutine: Coroutine[Any, Any, Any] = coroutine
-        self._deadline = deadline
-        self._bucket: int | None = None
-        self.cause: MicrokernelError | None = None
-        self.task: asyncio.Task[Any] | None = None
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        coroutine = self._coroutine
-        try:
-            pending = coroutine.send(None)
-        except StopIteration as done:
-            return done.value
-        self._track()
-        try:
-            while True:
-                try:
-                    value = yield pending
-                except BaseException as error:  # noqa: BLE001 - the coroutine protocol: what is thrown goes in
-                    pending = coroutine.throw(error)
-                else:
-                    pending = coroutine.send(value)
-        except StopIteration as done:
-            return done.value
-        except asyncio.CancelledError:
-            # Interrupted by us, and by nobody else as well: the caller's task goes on with the named error.
-            if self.cause is not None and self._forget() == 0:
-                raise self.cause from None
-            raise
-        finally:
-            self._forget()
-
-    def interrupt(self, reason: MicrokernelError) -> None:
-        """End the handler at its next step with `reason`; the first reason stays."""
-        if self.cause is not None or self.task is None:
-            return
-        self.cause = reason
-        if self.task is asyncio.current_task():
-            # A handler that ends its own service: let it reach its next await first.
-            asyncio.get_running_loop().call_soon(self._cancel)
-        else:
-            self._cancel()
-
-    def expire(self) -> None:
-        self.interrupt(
-            DeadlineExceeded(
-                f"{self._gate.target} did not finish by the deadline",
-                service=self._gate.service,
-                may_have_run=True,
-            )
-        )
-
-    def _cancel(self) -> None:
-        if self.task is not None:
-            self._cancelled = True
-            self.task.cancel()
-
-    def _track(self) -> None:
-        self.task = asyncio.current_task()
-        self._gate.running.add(self)
-        if self._deadline is not None:
-            self._bucket = self._gate.deadlines.watch(self._deadline, self)
-
-    def _forget(self) -> int:
-        """Stop tracking; returns how many cancellations of the task are not ours."""
-        if self.task is None:
-            return 0
-        task, self.task = self.task, None
-        self._gate.running.discard(self)
-        if self._bucket is not None:
-            self._gate.deadlines.forget(self._bucket, self)
-        return task.uncancel() if self._cancelled else task.cancelling()
+async def _retired(*_: Any) -> Any:
+    raise Unavailable("the service has stopped", may_have_run=False)
 
 
-class _Lease(_Run):
-    """The whole life of a stream: what a kill finds while the reader is not pulling."""
-
-    __slots__ = ()
-
-    def __init__(self, gate: Gate) -> None:
-        super().__init__(gate, None, None)
-        self.task = asyncio.current_task()
-
-    def interrupt(self, reason: MicrokernelError) -> None:
-        if self.cause is None:
-            self.cause = reason
-
-
-async def _close(items: AsyncIterator[Any]) -> None:
-    close: Callable[[], Awaitable[None]] | None = getattr(items, "aclose", None)
-    if close is not None:
-        await close()
-
-
-def _copy(error: MicrokernelError) -> MicrokernelError:
+def _copy(error: MicrokernelError, kind: type[E]) -> E:
     """An error of its own for each caller: a shared one would collect everybody's traceback."""
-    return type(error)(
+    return kind(
         error.message,
         remedy=error.remedy,
         service=error.service,

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from microkernel.capability import Rights
+from microkernel.capability import ADMIN, Rights
 from microkernel.errors import DeadlineExceeded, MicrokernelError, Unavailable, from_exception
 from microkernel.events import Subscription
 from microkernel.executor import Executors
 from microkernel.gate import Gate
-from microkernel.nursery import Nursery
+from microkernel.nursery import Nursery, contained, within
 from microkernel.port import Port
 from microkernel.registry import Binding
 from microkernel.router import Router
@@ -24,7 +24,7 @@ from microkernel.service import Service, handlers_of, subscribers_of, timers_of
 __all__ = ["Instance", "Surroundings"]
 
 KILL_TIMEOUT = 2.0  # seconds for killed calls to run their `finally` blocks
-STOP_TIMEOUT = 5.0
+STOP_TIMEOUT = 5.0  # seconds
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -37,7 +37,10 @@ class Surroundings(msgspec.Struct, frozen=True):
 
 
 class Instance:
-    """A service object and everything it owns. `crashed(error)` is called when a task of it raises."""
+    """A service object and everything it owns.
+
+    `crashed(error)` is called once, when the first of its tasks raises after `start`; an incarnation ends only once.
+    """
 
     def __init__(
         self,
@@ -45,11 +48,16 @@ class Instance:
         settings: Any,
         surroundings: Surroundings,
         crashed: Callable[[Exception], None],
+        *,
+        incarnation: int = 1,
     ) -> None:
         self.service = service
         self.name = service.name
+        self.incarnation = incarnation
         self._router = surroundings.router
         self._crashed = crashed
+        self._started = False
+        self._failure: Exception | None = None
         self._nursery = Nursery(self.name, self._task_failed)
         self._subscriptions: list[Subscription] = []
         self.bindings = self._bind()
@@ -66,29 +74,30 @@ class Instance:
         return len(self._nursery)
 
     async def start(self) -> None:
-        """Run the service's `start` and set its timers and subscriptions going. Raises what went wrong."""
-        service = self.service
+        """Run the service's `start` and set its timers and subscriptions going.
+
+        Raises what went wrong in it or in a task that it has spawned; nothing of the service is left then.
+        """
         try:
-            async with asyncio.timeout(service.start_timeout):
-                await service.start()
-        except TimeoutError as error:
-            await self._nursery.close()
-            raise DeadlineExceeded(f"did not start within {service.start_timeout:g} s", service=self.name) from error
+            await self._start_service()
+            if self._failure is not None:
+                raise self._failure
+            self._follow_subjects()
         except BaseException:
-            await self._nursery.close()
+            await self._end()
             raise
-        for subscriber in subscribers_of(type(service)):
-            subscription = self._router.bus.subscribe(
-                subscriber.subject, group=subscriber.group, limit=subscriber.queue
-            )
-            self._subscriptions.append(subscription)
+        for timer in timers_of(type(self.service)):
             self._nursery.spawn(
-                self._follow(subscription, getattr(service, subscriber.attribute)), f"on {subscriber.subject}"
+                self._tick(timer.seconds, getattr(self.service, timer.attribute)), f"every {timer.seconds:g} s"
             )
-        for timer in timers_of(type(service)):
-            self._nursery.spawn(
-                self._tick(timer.seconds, getattr(service, timer.attribute)), f"every {timer.seconds:g} s"
-            )
+
+    def crash(self, error: Exception) -> None:
+        """Something of this incarnation has failed; the first failure is the one that counts."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        if self._started:
+            self._crashed(error)
 
     def close(self, why: str) -> None:
         """Admit no more calls; those that wait end with `UNAVAILABLE`."""
@@ -106,16 +115,41 @@ class Instance:
                 binding.gate.kill(reason)
             if not await self._drained(KILL_TIMEOUT):
                 self.service.log.warning("%d calls hold on after they were ended", self.in_flight)
+        await self._end()
+        for binding in self.bindings.values():
+            binding.gate.retire()
+
+    async def _start_service(self) -> None:
+        limit = self.service.start_timeout
+        late = DeadlineExceeded(f"did not start within {limit:g} s", service=self.name)
+        await within(limit, self.service.start(), f"{self.name}:start", late)
+        self._started = True
+
+    async def _end(self) -> None:
+        """End what the incarnation owns, and have the service let go of what its `start` took."""
         for subscription in self._subscriptions:
             subscription.close()
         await self._nursery.close()
+        if not self._started:
+            return
+        late = DeadlineExceeded(f"stop() did not end within {STOP_TIMEOUT:g} s and was left", service=self.name)
         try:
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await self.service.stop()
-        except TimeoutError:
-            self.service.log.warning("stop() did not end within %g s and was left", STOP_TIMEOUT)
+            await within(STOP_TIMEOUT, self.service.stop(), f"{self.name}:stop", late)
         except Exception as error:
-            self.service.log.exception("stop() raised %s", type(error).__name__)
+            if error is late:
+                self.service.log.warning("%s", late)
+            else:
+                self.service.log.exception("stop() raised %s", type(error).__name__)
+
+    def _follow_subjects(self) -> None:
+        for subscriber in subscribers_of(type(self.service)):
+            subscription = self._router.bus.subscribe(
+                subscriber.subject, group=subscriber.group, limit=subscriber.queue
+            )
+            self._subscriptions.append(subscription)
+            self._nursery.spawn(
+                self._follow(subscription, getattr(self.service, subscriber.attribute)), f"on {subscriber.subject}"
+            )
 
     def _bind(self) -> dict[str, Binding]:
         return {
@@ -136,11 +170,14 @@ class Instance:
     def _outfit(self, settings: Any, surroundings: Surroundings) -> None:
         service = self.service
         allowed = {self.name, *service.needs, *service.uses}
-        everything = "*" in allowed
-        rights = Rights() if everything else Rights(allow=tuple(f"{name}.*" for name in sorted(allowed)))
+        patterns = [f"{name}.*" for name in sorted(allowed)]
+        if "kernel" in allowed:  # a service's author, unlike a token's holder, is trusted with the node
+            patterns += sorted(ADMIN)
+        rights = Rights() if "*" in allowed else Rights(allow=tuple(patterns))
         service.settings = settings
         service.port = Port(self._router, caller=self.name, rights=rights)
         service.clock = self._router.clock
+        service.incarnation = self.incarnation
         service.node = surroundings.node
         service.log = logging.getLogger(f"microkernel.{self.name}")
         service.state_dir = surroundings.root / self.name
@@ -167,7 +204,7 @@ class Instance:
                 )
                 dropped = subscription.dropped
             try:
-                await handle(event)
+                await contained(handle(event))
             except MicrokernelError as error:
                 # As with a call: one event that cannot be handled is no reason to lose the service.
                 self.service.log.warning("could not handle %s: %s", event.subject, error)
@@ -184,4 +221,4 @@ class Instance:
 
     def _task_failed(self, name: str, error: Exception) -> None:
         self.service.log.error("task '%s' raised %s: %s", name, type(error).__name__, error, exc_info=error)
-        self._crashed(from_exception(error, service=self.name))
+        self.crash(from_exception(error, service=self.name))

@@ -86,7 +86,7 @@ class ServiceDescription(Message, kw_only=True):
 
 
 class NodeStatus(Message, kw_only=True):
-    """The node as a whole. `ready` is true once every service that started is ready; `unready` names the others."""
+    """The node as a whole. `ready` is true once all essential services are; `unready` says of each that is not why."""
 
     node: str
     epoch: str

@@ -21,6 +21,8 @@ __all__ = [
     "calling_service",
     "current_call",
     "convert",
+    "fault_of",
+    "invalid_from",
     "to_builtins",
     "schema_of",
     "PRIORITY",
@@ -89,10 +91,19 @@ def convert(value: Any, kind: type[T], *, what: str = "message") -> T:
     try:
         return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
-        sentence, _, path = str(error).partition(" - at `$")
-        field = path.rstrip("`").lstrip(".") or None
-        where = f" in field '{field}'" if field else ""
-        raise Invalid(f"{what}: {sentence}{where}", field=field) from error
+        raise invalid_from(error, what) from error
+
+
+def invalid_from(error: msgspec.ValidationError, what: str) -> Invalid:
+    """msgspec's word on a value that does not fit, as ours: names `what` was given and the field at fault."""
+    sentence, field = fault_of(error)
+    return Invalid(f"{what}: {sentence}" + (f" in field '{field}'" if field else ""), field=field)
+
+
+def fault_of(error: msgspec.ValidationError) -> tuple[str, str | None]:
+    """What does not fit, and the path of the field (`a.b[0]`); None where it is the value as a whole."""
+    sentence, _, path = str(error).partition(" - at `$")
+    return sentence, path.rstrip("`").lstrip(".") or None
 
 
 def to_builtins(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import re
 import sys
 import threading
 import traceback
@@ -19,14 +20,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from microkernel.dependencies import EVERYTHING
 from microkernel.driver import Driver
 from microkernel.errors import Invalid
-from microkernel.service import Service, handlers_of
+from microkernel.service import Restart, Service, handlers_of, subscribers_of, timers_of
 
 __all__ = [
     "DRIVERS",
     "SERVICES",
     "Plugin",
+    "checked",
     "discover_drivers",
     "discover_services",
     "load_file",
@@ -38,6 +41,8 @@ DRIVERS = "microkernel.drivers"
 IMPORT_TIMEOUT = 60.0  # seconds; torch alone takes several on a cold disk
 
 T = TypeVar("T")
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a service: part of addresses, subjects and paths
 
 
 class Plugin(msgspec.Struct, frozen=True):
@@ -63,7 +68,10 @@ async def discover_drivers(*, without: Sequence[str] = ()) -> list[Plugin]:
 
 
 async def load_file(path: Path) -> list[Plugin]:
-    """The services that are defined in a Python file; one broken plugin, named after the file, if it has none."""
+    """The services that are defined in a Python file, those that are unusable as broken plugins.
+
+    A file that cannot be imported or defines no service is one broken plugin, named after the file.
+    """
     try:
         module = await load_in_thread(lambda: _import_file(path), f"import of {path}")
         kinds = [
@@ -74,8 +82,21 @@ async def load_file(path: Path) -> list[Plugin]:
         if not kinds:
             raise Invalid(f"{path} defines no service", remedy="subclass microkernel.Service")
     except Exception as error:  # noqa: BLE001 - whatever a plugin raises, the system boots and names it
-        return [Plugin(name=path.stem, source=str(path), broken=_reason(error, str(path)))]
-    return [_checked(kind, kind.name or path.stem, str(path)) for kind in kinds]
+        return [Plugin(name=_safe(path.stem), source=str(path), broken=_reason(error, str(path)))]
+    return [_plugin(kind, path.stem, str(path)) for kind in kinds]
+
+
+def checked(plugin: Plugin) -> Plugin:
+    """`plugin` as it is if the kernel can work with it, else as a broken one with the reason and a name that can be."""
+    if plugin.broken is not None:
+        return msgspec.structs.replace(plugin, name=_safe(plugin.name))
+    try:
+        if not _NAME.fullmatch(plugin.name):
+            raise Invalid(f"'{plugin.name}' is no name for a service", remedy="letters, digits, '-' and '_'")
+        _check_service(plugin.kind)
+    except Exception as error:  # noqa: BLE001 - reading a class runs code of the plugin's
+        return Plugin(name=_safe(plugin.name), source=plugin.source, broken=_reason(error, plugin.source))
+    return plugin
 
 
 async def load_in_thread(load: Callable[[], T], what: str, *, timeout: float = IMPORT_TIMEOUT) -> T:
@@ -121,19 +142,46 @@ async def _discover(group: str, base: type[Any], without: Sequence[str]) -> list
                 raise Invalid(f"{point.value} is not a {base.__name__}")
         except Exception as error:  # noqa: BLE001 - whatever a plugin raises, the system boots and names it
             return Plugin(name=point.name, source=point.value, broken=_reason(error, point.value))
-        return _checked(kind, point.name, point.value)
+        return _plugin(kind, point.name, point.value)
 
     return list(await asyncio.gather(*(load(point) for point in points)))
 
 
-def _checked(kind: Any, name: str, source: str) -> Plugin:
-    try:
-        if issubclass(kind, Service):
-            kind.name = kind.name or name
-            handlers_of(kind)
-    except Invalid as error:
-        return Plugin(name=name, source=source, broken=str(error))
-    return Plugin(name=kind.name or name, source=source, kind=kind)
+def _plugin(kind: Any, name: str, source: str) -> Plugin:
+    """What was found in a file or at an entry point, which name it where it does not name itself."""
+    if not issubclass(kind, Service):
+        return Plugin(name=kind.name or name, source=source, kind=kind)
+    if kind.name == "":
+        kind.name = _safe(name)
+    if not isinstance(kind.name, str):
+        return Plugin(name=_safe(name), source=source, broken=f"{kind.__name__}.name is not text: {kind.name!r}")
+    return checked(Plugin(name=kind.name, source=source, kind=kind))
+
+
+def _check_service(kind: Any) -> None:
+    """Raises `Invalid` for what a service class may not say about itself."""
+    for attribute in ("needs", "uses"):
+        names = getattr(kind, attribute)
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            raise Invalid(f"{attribute} is a tuple of names, not {names!r}")
+        wrong = [name for name in names if not _NAME.fullmatch(name) and (attribute, name) != ("uses", EVERYTHING)]
+        if wrong:
+            raise Invalid(f"{attribute}: '{wrong[0]}' is no name of a service")
+    if kind.restart_policy not in list(Restart):
+        raise Invalid(f"restart_policy is {', '.join(Restart)}, not {kind.restart_policy!r}")
+    if not (inspect.isclass(kind.Settings) and issubclass(kind.Settings, msgspec.Struct)):
+        raise Invalid(f"Settings is a subclass of Message, not {kind.Settings!r}")
+    for attribute in ("start_timeout", "drain_timeout"):
+        if not isinstance(seconds := getattr(kind, attribute), int | float) or not seconds >= 0:
+            raise Invalid(f"{attribute} is a number of seconds, not {seconds!r}")
+    handlers_of(kind)
+    subscribers_of(kind)
+    timers_of(kind)
+
+
+def _safe(name: str) -> str:
+    """`name`, or the nearest to it that can be the name of a service."""
+    return "-".join(_NAME.findall(name)) or "plugin"
 
 
 def _import_file(path: Path) -> Any:

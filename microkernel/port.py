@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,8 @@ import msgspec
 from microkernel.capability import ALL, Rights
 from microkernel.errors import Denied, Invalid, Overloaded
 from microkernel.events import Subscription
-from microkernel.message import PRIORITY, Call, convert, current_call
+from microkernel.gate import Closed
+from microkernel.message import PRIORITY, Call, convert, current_call, invalid_from
 from microkernel.registry import Binding
 from microkernel.router import Router
 from microkernel.service import Handler, HandlerKind
@@ -20,6 +22,8 @@ from microkernel.trace import Trace
 __all__ = ["Port", "Stream"]
 
 MAX_SENDS = 4096  # one-way messages on their way at a time
+MAX_DEADLINE = 86_400.0  # seconds; what takes longer than a day is no call
+RESERVED = ("service.", "kernel.")  # subjects that memory is given back and processes are ended by
 
 
 class Port:
@@ -28,12 +32,23 @@ class Port:
     Messages are given as a struct, a dict, a dataclass, JSON text (`msgspec.Raw`), or as keyword fields.
     """
 
-    def __init__(self, router: Router, *, caller: str, rights: Rights = ALL, user: str | None = None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        *,
+        caller: str,
+        rights: Rights = ALL,
+        user: str | None = None,
+        reserved: bool = False,
+    ) -> None:
+        """`reserved`: may publish what only the kernel tells, `service.>` and `kernel.>`; no narrower port may."""
         self.caller = caller
         self.user = user
         self._router = router
+        self._reserved = reserved
         self._rights: tuple[Rights, ...] = (rights,)
-        self._bindings: dict[str, Binding] = {}
+        self._calls: dict[str, Binding] = {}
+        self._streams: dict[str, Binding] = {}
 
     def narrow(self, *, caller: str, rights: Rights, user: str | None = None) -> Port:
         """A port that may call what this one may and `rights` permits."""
@@ -44,6 +59,10 @@ class Port:
     def permits(self, target: str) -> bool:
         """Whether this port may call `target`."""
         return all(rights.permits(target) for rights in self._rights)
+
+    def reaches(self, name: str) -> bool:
+        """Whether the node has a service `name`, whatever its state."""
+        return name in self._router.registry
 
     async def call(
         self,
@@ -59,15 +78,21 @@ class Port:
     ) -> Any:
         """Call `service.method` and return its result.
 
-        `deadline` is in seconds from now; without one the handler's own applies, and in any case that of the call
-        being answered. `priority` is 0 (urgent) … 9. Raises `MicrokernelError`; see its subclasses for the causes.
+        `deadline` is in seconds from now, at most a day; without one the handler's own applies, and in any case that
+        of the call being answered. `priority` is 0 (urgent) … 9. A call that has not begun when its service restarts
+        waits for the next incarnation. Raises `MicrokernelError`; see its subclasses for the causes.
         """
-        binding = self._bindings.get(to)
-        if binding is None or binding.gate.closed is not None:
-            binding = await self._bind(to, HandlerKind.CALL, deadline)
-        arguments = _arguments(to, binding.handler, message, fields)
-        call = self._call(to, binding.handler, deadline, priority, idempotency_key, trace)
-        return await binding.gate.call(arguments, call)
+        expires = None if deadline is None else self._expiry(deadline)
+        while True:
+            binding = self._calls.get(to)
+            if binding is None or binding.gate.closed is not None:
+                binding = self._calls[to] = await self._bind(to, HandlerKind.CALL, expires)
+            arguments = _arguments(to, binding.handler, message, fields)
+            call = self._call(to, binding.handler, expires, priority, idempotency_key, trace)
+            try:
+                return await binding.gate.call(arguments, call)
+            except Closed:
+                expires = call.deadline
 
     def stream(
         self,
@@ -81,7 +106,7 @@ class Port:
         **fields: Any,
     ) -> Stream:
         """Open a stream; nothing runs before the first item is asked for."""
-        return Stream(self, to, message, fields, deadline, priority, trace)
+        return Stream(self, to, deadline, message, fields, priority, trace)
 
     async def send(self, to: str, message: Any = None, /, *, priority: int | None = None, **fields: Any) -> None:
         """Call `service.method` one way: nobody waits for the result; a failure is logged as a dead letter."""
@@ -93,7 +118,11 @@ class Port:
         self._router.sends.spawn(binding.gate.call(arguments, call), to)
 
     def publish(self, subject: str, message: Any = None, /, **fields: Any) -> None:
-        """Tell all subscribers of `subject`; never waits."""
+        """Tell all subscribers of `subject`; never waits. Raises `Denied` for what only the kernel may tell."""
+        if not self._reserved and subject.startswith(RESERVED):
+            raise Denied(
+                f"{self.caller} has no right to publish {subject}: only the kernel tells of services and itself"
+            )
         self._router.bus.publish(subject, fields if message is None else message)
 
     def subscribe(self, subject: str, *, group: str | None = None, limit: int = 1024) -> Subscription:
@@ -103,47 +132,52 @@ class Port:
     async def _open(
         self,
         to: str,
+        expires: float | None,
         message: Any,
         fields: dict[str, Any],
-        deadline: float | None,
         priority: int | None,
         trace: Trace | None,
-    ) -> AsyncGenerator[Any, None]:
-        binding = self._bindings.get(to)
+    ) -> tuple[AsyncGenerator[Any, None], Call]:
+        binding = self._streams.get(to)
         if binding is None or binding.gate.closed is not None:
-            binding = await self._bind(to, HandlerKind.STREAM, deadline)
+            binding = self._streams[to] = await self._bind(to, HandlerKind.STREAM, expires)
         arguments = _arguments(to, binding.handler, message, fields)
-        return binding.gate.stream(arguments, self._call(to, binding.handler, deadline, priority, None, trace))
+        call = self._call(to, binding.handler, expires, priority, None, trace)
+        return binding.gate.stream(arguments, call), call
 
-    async def _bind(self, to: str, kind: HandlerKind, deadline: float | None) -> Binding:
+    def _expiry(self, deadline: float) -> float:
+        """The moment that is `deadline` seconds away, on the clock."""
+        if deadline < 0 or math.isnan(deadline):
+            raise Invalid(f"a deadline is in seconds from now, not {deadline:g}", field="deadline")
+        return self._router.clock.now() + min(deadline, MAX_DEADLINE)
+
+    async def _bind(self, to: str, kind: HandlerKind, expires: float | None) -> Binding:
         if not self.permits(to):
             raise Denied(
                 f"{self.caller} has no right to call {to}",
                 remedy="a service names what it calls in `needs` or `uses`; a token in its rights",
             )
         parent = current_call()
-        expires = None if deadline is None else self._router.clock.now() + deadline
         if parent is not None and parent.deadline is not None:
             expires = parent.deadline if expires is None else min(expires, parent.deadline)
         binding = await self._router.bind(to, expires)
         if binding.handler.kind is not kind:
             right = "stream" if binding.handler.kind is HandlerKind.STREAM else "call"
             raise Invalid(f"{to} is reached by {right}(), not by {'call' if right == 'stream' else 'stream'}()")
-        self._bindings[to] = binding
         return binding
 
     def _call(
         self,
         to: str,
         handler: Handler,
-        deadline: float | None,
+        expires: float | None,
         priority: int | None,
         key: str | None,
         trace: Trace | None,
     ) -> Call:
         parent = current_call()
-        seconds = handler.deadline if deadline is None else deadline
-        expires = None if seconds is None else self._router.clock.now() + seconds
+        if expires is None and handler.deadline is not None:
+            expires = self._router.clock.now() + handler.deadline
         if parent is None:
             return Call(
                 caller=self.caller,
@@ -184,12 +218,12 @@ class Stream:
         return self
 
     async def __anext__(self) -> Any:
-        if self._items is None:
-            if self._open is None:
-                raise StopAsyncIteration
-            opening, self._open = self._open, None
-            self._items = await self._port._open(*opening)  # noqa: SLF001 - one class in two halves
-        return await self._items.__anext__()
+        if self._items is not None:
+            return await self._items.__anext__()
+        if self._open is None:
+            raise StopAsyncIteration
+        opening, self._open = self._open, None
+        return await self._first(*opening)
 
     async def __aenter__(self) -> Stream:
         return self
@@ -200,10 +234,20 @@ class Stream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the stream; the handler's `finally` blocks have run when this returns."""
+        """End the stream; the handler's `finally` blocks have run when this returns, or had 2 s to."""
         self._open = None
         if self._items is not None:
             await self._items.aclose()
+
+    async def _first(self, to: str, deadline: float | None, *rest: Any) -> Any:
+        port = self._port
+        expires = None if deadline is None else port._expiry(deadline)  # noqa: SLF001 - one class in two halves
+        while True:
+            self._items, call = await port._open(to, expires, *rest)  # noqa: SLF001
+            try:
+                return await self._items.__anext__()
+            except Closed:
+                expires = call.deadline
 
 
 def _arguments(to: str, handler: Handler, message: Any, fields: dict[str, Any]) -> tuple[Any, ...]:
@@ -225,8 +269,6 @@ def _decode(to: str, raw: msgspec.Raw, kind: Any) -> Any:
     try:
         return msgspec.json.decode(raw or b"{}", type=kind)
     except msgspec.ValidationError as error:
-        sentence, _, path = str(error).partition(" - at `$")
-        field = path.rstrip("`").lstrip(".") or None
-        raise Invalid(f"{to}: {sentence}" + (f" in field '{field}'" if field else ""), field=field) from error
+        raise invalid_from(error, to) from error
     except msgspec.DecodeError as error:
         raise Invalid(f"{to}: the body is not JSON: {error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import orjson
 from microkernel.errors import PreconditionFailed
 
 __all__ = ["Root", "default_root"]
+
+TAKEN = frozenset({errno.EWOULDBLOCK, errno.EACCES})
+GLANCE = 0.01  # seconds; who only looks at a lock has let go of it by then
 
 
 def default_root() -> Path:
@@ -47,10 +51,10 @@ class Root:
                 remedy="choose another one with --root",
             ) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except OSError as error:
             os.close(handle)
-            if error.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+            if error.errno not in TAKEN:
                 raise PreconditionFailed(f"cannot lock {self.path}: {error.strerror}") from error
             node = self.read_node()
             where = f" at {node['url']} (pid {node['pid']})" if node else ""
@@ -58,7 +62,22 @@ class Root:
                 f"a node already runs on the state folder {self.path}{where}",
                 remedy="talk to it, stop it, or choose another folder with --root",
             ) from error
+        self.node_path.unlink(missing_ok=True)  # of a node that was killed: nobody is to go there any more
         self._lock = handle
+
+    def is_taken(self) -> bool:
+        """Whether a node, of this process or another one, has the folder; nothing is made or taken for it."""
+        try:
+            handle = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False  # no node has ever had it, or it is somebody else's
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other
+        except OSError as error:
+            return error.errno in TAKEN
+        finally:
+            os.close(handle)
+        return False
 
     def write_node(self, url: str) -> None:
         """Tell commands of the same user where this node listens."""
@@ -75,9 +94,32 @@ class Root:
             return None
         return node if isinstance(node, dict) and {"url", "pid"} <= node.keys() else None
 
+    def running_node(self) -> dict[str, Any] | None:
+        """What the node that runs on this folder has written; None if none does or does not listen yet.
+
+        A node that was killed leaves its note behind, and anybody may listen on its port by then: only the lock
+        tells that it is there.
+        """
+        return self.read_node() if self.is_taken() else None
+
     def release(self) -> None:
         """Give the folder back."""
-        if self._lock is not None:
+        if self._lock is None:
+            return
+        handle, self._lock = self._lock, None
+        try:
             self.node_path.unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = None
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """Raises `OSError` where another node has the lock; one that is only looked at is free a moment later."""
+    for _ in range(3):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+            time.sleep(GLANCE)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,15 +31,15 @@ class Router:
         self.deadlines = Deadlines(loop)
         self.waits: Waits = {}
         self.sends = Nursery("send", self._send_failed)
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}  # in order of arrival
 
     async def bind(self, target: str, deadline: float | None) -> Binding:
-        """The gate that answers `target`; waits, bounded in time and number, while its service restarts.
+        """The open gate that answers `target`; waits, bounded in time and number, while its service restarts.
 
         Raises `NotFound`, `Unavailable`, `Overloaded`, `DeadlineExceeded`.
         """
         expires = self.clock.now() + PATIENCE if deadline is None else deadline
-        while (binding := self.registry.lookup(target)) is None:
+        while (binding := self.registry.lookup(target)) is None or binding.gate.closed is not None:
             await self._until_changed(target.partition(".")[0], expires)
         return binding
 
@@ -55,7 +55,7 @@ class Router:
         self.deadlines.close()
 
     async def _until_changed(self, name: str, expires: float) -> None:
-        waiting = self._waiting.setdefault(name, set())
+        waiting = self._waiting.setdefault(name, {})
         entry = self.registry.entry(name)
         if len(waiting) >= MAX_WAITING:
             raise Overloaded(
@@ -64,7 +64,7 @@ class Router:
                 retry_after=1.0,
             )
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting.add(waiter)
+        waiting[waiter] = None
         try:
             async with asyncio.timeout_at(expires):
                 await waiter
@@ -75,7 +75,7 @@ class Router:
                 may_have_run=False,
             ) from error
         finally:
-            waiting.discard(waiter)
+            waiting.pop(waiter, None)
 
     def _send_failed(self, name: str, error: Exception) -> None:
         log.warning("one-way message to %s was lost: %s", name, error)

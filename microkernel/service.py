@@ -19,6 +19,7 @@ import msgspec
 
 from microkernel.errors import Invalid
 from microkernel.message import Message, Nothing
+from microkernel.subjects import check_pattern
 
 if TYPE_CHECKING:
     import asyncio
@@ -52,7 +53,11 @@ CREDIT = 64
 
 
 class Restart(StrEnum):
-    """When a service is started again, by the words of OTP."""
+    """Whether a service is started again after a crash, by the words of OTP.
+
+    `transient` means the same as `permanent` here: OTP tells them apart by what happens when a process ends by itself
+    without an error, and a service never does.
+    """
 
     PERMANENT = "permanent"
     TRANSIENT = "transient"
@@ -105,7 +110,7 @@ class Subscriber(msgspec.Struct, frozen=True):
 
 
 class Timer(msgspec.Struct, frozen=True):
-    """A method that is called every `seconds`."""
+    """A method that is called every `seconds`, counted from start to start."""
 
     attribute: str
     seconds: float
@@ -208,7 +213,10 @@ def on(subject: str, *, group: str | None = None, queue: int = 1024) -> Callable
 
 
 def every(seconds: float) -> Callable[[Function], Function]:
-    """Have the method called every `seconds`, never twice at once; if it raises, the service has crashed."""
+    """Have the method called every `seconds`, never twice at once; if it raises, the service has crashed.
+
+    A call that takes longer than that puts the next ones off; none is made up for.
+    """
     if seconds <= 0:
         raise Invalid(f"@every({seconds}): the interval must be above 0")
 
@@ -222,11 +230,14 @@ def every(seconds: float) -> Callable[[Function], Function]:
 class Service:
     """Base of all services: subclass it, name it, mark methods.
 
-    `needs` are services without which this one cannot work: it starts after them and is restarted with them. `uses`
-    are services that it calls when they are there: it starts after them where it can, and goes on without them;
-    `("*",)` is everything. A service can call what it needs and uses, and nothing else.
+    `needs` are services without which this one cannot work: it starts after them and, unless the strategy is
+    `one_for_one`, is restarted with them. `uses` are services that it calls when they are there: it starts after them
+    where no circle forbids it, and goes on without them. `("*",)` gives the right to call everything; it waits for
+    nobody, and stops before all but those who use it. A service can call itself, what it needs and what it uses,
+    and nothing else.
 
-    A service that is `essential` makes the boot fail when it cannot start.
+    A service that is `essential` makes the boot fail when it cannot start. `start_timeout` is how many seconds `start`
+    may take; `drain_timeout` how many seconds running calls have to end before they are ended.
     """
 
     name: ClassVar[str] = ""
@@ -242,13 +253,14 @@ class Service:
     port: Port
     clock: Clock
     node: str
+    incarnation: int
     log: logging.Logger
     state_dir: Path
     executors: Executors
     _spawn: Callable[..., asyncio.Task[Any]]
 
     async def start(self) -> None:
-        """Make ready what the handlers need; nobody calls them before this has returned. At most `start_timeout`."""
+        """Make ready what the handlers need; nobody calls them before this has returned."""
 
     async def ready(self) -> None:
         """Return when the service can do its whole job; it may take long. Raises if it never will."""
@@ -323,21 +335,37 @@ def handlers_of(kind: type[Service]) -> tuple[Handler, ...]:
 
 
 def subscribers_of(kind: type[Service]) -> tuple[Subscriber, ...]:
-    """All `@on` methods of a service class."""
-    return tuple(
+    """All `@on` methods of a service class; raises `Invalid` for one that is not async or has no subject."""
+    subscribers = tuple(
         Subscriber(attribute, *member.__microkernel_subject__)
         for attribute, member in inspect.getmembers(kind, inspect.isfunction)
         if hasattr(member, "__microkernel_subject__")
     )
+    for subscriber in subscribers:
+        where = f"{kind.__name__}.{subscriber.attribute}"
+        _require_async(kind, subscriber.attribute, f"{where}: @on")
+        try:
+            check_pattern(subscriber.subject)
+        except Invalid as error:
+            raise Invalid(f"{where}: @on: {error.message}") from error
+    return subscribers
 
 
 def timers_of(kind: type[Service]) -> tuple[Timer, ...]:
-    """All `@every` methods of a service class."""
-    return tuple(
+    """All `@every` methods of a service class; raises `Invalid` for one that is not async."""
+    timers = tuple(
         Timer(attribute, member.__microkernel_timer__)
         for attribute, member in inspect.getmembers(kind, inspect.isfunction)
         if hasattr(member, "__microkernel_timer__")
     )
+    for timer in timers:
+        _require_async(kind, timer.attribute, f"{kind.__name__}.{timer.attribute}: @every")
+    return timers
+
+
+def _require_async(kind: type[Service], attribute: str, mark: str) -> None:
+    if not inspect.iscoroutinefunction(getattr(kind, attribute)):
+        raise Invalid(f"{mark} needs an async function")
 
 
 def _handler(kind: type[Service], attribute: str, function: Callable[..., Any], marks: _Marks) -> Handler:
@@ -374,5 +402,6 @@ def _handler(kind: type[Service], attribute: str, function: Callable[..., Any], 
 def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
     try:
         return get_type_hints(function)
-    except NameError as error:
+    except Exception as error:
+        # Annotations are code of the plugin's: they can raise whatever code can.
         raise Invalid(f"{where}: {error}, needed for its annotations at run time") from error

@@ -52,6 +52,14 @@ class _Node(Generic[T]):
         self.members: dict[int, tuple[str | None, T]] = {}
 
 
+class _Group:
+    __slots__ = ("members", "turn")
+
+    def __init__(self) -> None:
+        self.members = 0
+        self.turn = 0
+
+
 class Subjects(Generic[T]):
     """A trie of subscriptions; matching costs one step a name, however many subscriptions there are."""
 
@@ -59,7 +67,7 @@ class Subjects(Generic[T]):
         self._root: _Node[T] = _Node()
         self._ids = itertools.count(1)
         self._patterns: dict[int, tuple[str, ...]] = {}
-        self._turns: dict[str, int] = {}
+        self._groups: dict[str, _Group] = {}
 
     def __len__(self) -> int:
         return len(self._patterns)
@@ -72,6 +80,8 @@ class Subjects(Generic[T]):
             node = node.children.setdefault(name, _Node())
         number = next(self._ids)
         node.members[number] = (group, subscriber)
+        if group is not None:
+            self._groups.setdefault(group, _Group()).members += 1
         self._patterns[number] = names
         return number
 
@@ -83,7 +93,9 @@ class Subjects(Generic[T]):
         path = [self._root]
         for name in names:
             path.append(path[-1].children[name])
-        del path[-1].members[number]
+        group, _ = path[-1].members.pop(number)
+        if group is not None:
+            self._leave(group)
         for node, name in zip(reversed(path[:-1]), reversed(names), strict=True):
             child = node.children[name]
             if child.members or child.children:
@@ -100,10 +112,16 @@ class Subjects(Generic[T]):
             else:
                 groups.setdefault(group, []).append(subscriber)
         for group, members in groups.items():
-            turn = self._turns.get(group, 0)
-            self._turns[group] = turn + 1
-            found.append(members[turn % len(members)])
+            state = self._groups[group]
+            found.append(members[state.turn % len(members)])
+            state.turn += 1
         return found
+
+    def _leave(self, group: str) -> None:
+        state = self._groups[group]
+        state.members -= 1
+        if not state.members:
+            del self._groups[group]
 
     def _walk(self, node: _Node[T], names: tuple[str, ...], place: int) -> Iterator[tuple[str | None, T]]:
         if place == len(names):

@@ -1,22 +1,22 @@
 """Who is restarted, when and how often: the rules of OTP. Sans-IO: events in, decisions out.
 
 After https://www.erlang.org/doc/system/sup_princ.html. Order comes from `needs`: `rest_for_one` restarts what needs the
-crashed service, directly or through others.
+crashed service, directly or through others. Who is left stopped (by its restart rule, or in quarantine) stays so until
+somebody restarts it, or the service whose crash did it, by hand.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
 
-from microkernel.errors import Invalid
+from microkernel.dependencies import start_order, with_dependents
 from microkernel.service import Restart
 
-__all__ = ["Child", "Decision", "Ignore", "Quarantine", "RestartAll", "Strategy", "Supervisor", "start_order"]
+__all__ = ["Child", "Decision", "Ignore", "Quarantine", "RestartAll", "Strategy", "Supervisor"]
 
 FIRST_DELAY = 0.1  # seconds; doubles with each crash in the period
 MAX_DELAY = 10.0
@@ -31,7 +31,7 @@ class Strategy(StrEnum):
 
 
 class Child(msgspec.Struct, frozen=True):
-    """A supervised service."""
+    """A supervised service; `needs` are the names of those that it cannot be without."""
 
     name: str
     needs: tuple[str, ...] = ()
@@ -39,7 +39,11 @@ class Child(msgspec.Struct, frozen=True):
 
 
 class RestartAll(msgspec.Struct, frozen=True):
-    """Stop `names` from last to first, wait `delay` seconds, start them from first to last."""
+    """Stop `names` from last to first, wait `delay` seconds, start them from first to last.
+
+    The delay is 0.1 s, doubled with each crash up to 10 s, times a chance between 0.5 and 1.5: services that crashed
+    together do not come back together.
+    """
 
     names: tuple[str, ...]
     delay: float
@@ -79,6 +83,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._crashes: dict[str, deque[float]] = {}
         self._failed_starts: dict[str, int] = {}
+        self._down: dict[str, str] = {}  # who is left stopped, and whose crash did it
 
     def add(self, child: Child) -> None:
         """Supervise `child`; its needs should be supervised too."""
@@ -91,18 +96,35 @@ class Supervisor:
         self.forgive(name)
 
     def forgive(self, name: str) -> None:
-        """Start counting anew: somebody restarted it by hand."""
+        """Count anew, and leave nobody stopped for what `name` has done."""
         self._crashes.pop(name, None)
         self._failed_starts.pop(name, None)
+        self._down.pop(name, None)
+        for other in [other for other, culprit in self._down.items() if culprit == name]:
+            del self._down[other]
+
+    def revive(self, name: str) -> tuple[str, ...]:
+        """Somebody restarts `name` by hand: forgives it, and returns who is to be restarted, in the order to start."""
+        self.forgive(name)
+        return self._up(self.with_dependents(name))
+
+    def hold(self, name: str, need: str) -> None:
+        """`name` cannot start, because `need` is left stopped."""
+        self._down[name] = self._down.get(need, need)
+
+    def is_down(self, name: str) -> bool:
+        """Whether `name` is left stopped: restarts of others pass it by."""
+        return name in self._down
 
     def started(self, name: str) -> None:
-        """`name` is up."""
+        """`name` is up and can do its whole job: what fails next is the first of a new row."""
         self._failed_starts.pop(name, None)
 
     def crashed(self, name: str, why: str, *, now: float, starting: bool = False) -> Decision:
-        """`name` ended with an error at `now` (seconds); `starting` if it had not come up yet."""
+        """`name` ended with an error at `now` (seconds); `starting` if it had not got ready yet."""
         child = self._children[name]
         if child.restart is Restart.TEMPORARY:
+            self._down[name] = name
             return Ignore(name)
         crashes = self._crashes.setdefault(name, deque(maxlen=self._intensity + 1))
         crashes.append(now)
@@ -110,64 +132,32 @@ class Supervisor:
         # A start that takes 10 s to fail never reaches the intensity; its failures in a row are counted as well.
         failed = self._failed_starts[name] = self._failed_starts.get(name, 0) + 1 if starting else 0
         if recent > self._intensity or failed > self._intensity:
-            return Quarantine(self._with_dependents(name), f"crashed {max(recent, failed)} times in a row, last: {why}")
+            return self.quarantine(name, f"crashed {max(recent, failed)} times in a row, last: {why}")
         delay = min(MAX_DELAY, FIRST_DELAY * 2 ** (max(recent, failed) - 1))
-        return RestartAll(self._group(name), delay * self._chance.uniform(0.5, 1.5))
+        return RestartAll(self._up(self._group(name)), delay * self._chance.uniform(0.5, 1.5))
 
-    def ended(self, name: str, *, now: float) -> Decision:
-        """`name` ended by itself without an error: only a permanent one is restarted."""
-        if self._children[name].restart is Restart.PERMANENT:
-            return self.crashed(name, "it ended by itself", now=now)
-        return Ignore(name)
+    def quarantine(self, name: str, why: str) -> Quarantine:
+        """Leave `name` and all that need it stopped; those that are down for a reason of their own keep it."""
+        self._down.pop(name, None)
+        names = self._up(self.with_dependents(name))
+        self._down.update(dict.fromkeys(names, name))
+        return Quarantine(names, why)
 
     def with_dependents(self, name: str) -> tuple[str, ...]:
         """`name` and all that need it, directly or through others, in the order they start."""
-        return self._with_dependents(name)
+        return with_dependents(self._needs(), name)
+
+    def _up(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in self._down)
+
+    def _needs(self) -> dict[str, tuple[str, ...]]:
+        return {child.name: child.needs for child in self._children.values()}
 
     def _group(self, name: str) -> tuple[str, ...]:
         match self._strategy:
             case Strategy.ONE_FOR_ONE:
                 return (name,)
             case Strategy.ONE_FOR_ALL:
-                return start_order({child.name: child.needs for child in self._children.values()})
+                return start_order(self._needs())
             case Strategy.REST_FOR_ONE:
-                return self._with_dependents(name)
-
-    def _with_dependents(self, name: str) -> tuple[str, ...]:
-        found = {name}
-        while more := {
-            child.name
-            for child in self._children.values()
-            if child.name not in found and found.intersection(child.needs)
-        }:
-            found |= more
-        return start_order({each: self._children[each].needs for each in found if each in self._children})
-
-
-def start_order(needs: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """The names so that each comes after what it needs; needs outside of the mapping are taken as met.
-
-    Raises `Invalid` that shows a cycle.
-    """
-    order: list[str] = []
-    path: list[str] = []
-
-    def visit(name: str) -> None:
-        if name in order:
-            return
-        if name in path:
-            cycle = " → ".join((*path[path.index(name) :], name))
-            raise Invalid(
-                f"services need each other in a circle: {cycle}",
-                remedy="let one of them use the other instead",
-            )
-        path.append(name)
-        for need in sorted(needs[name]):
-            if need in needs:
-                visit(need)
-        path.pop()
-        order.append(name)
-
-    for name in sorted(needs):
-        visit(name)
-    return tuple(order)
+                return self.with_dependents(name)

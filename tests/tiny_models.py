@@ -99,7 +99,9 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"t{index}" for index in range(VOCABULARY)])
     for key, value in (metadata or {}).items():
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}[
+            type(value)
+        ]
         add(key, value)
     for name, values in weights.items():
         if values.ndim == 1 or kind is gguf.GGMLQuantizationType.F32:

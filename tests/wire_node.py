@@ -123,7 +123,7 @@ class Maths(Service):
 def authenticate(token: str) -> Identity | None:
     if token == SOME:
         return Identity("ana", Rights(allow=("maths.*",), deny=("maths.crash", "maths.secret")))
-    return Identity("root") if token == ALL else None
+    return Identity("root", Rights()) if token == ALL else None
 
 
 class Node:

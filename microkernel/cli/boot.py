@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Node", "add", "configured", "run", "service_files"]
 
 INTERRUPTED = 130
+SAME_SIGNAL = 0.5  # seconds; make sends its children the SIGTERM that the whole group has got: that is asked once
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -112,6 +113,7 @@ class Node:
         self._progress = BootProgress(lambda: time.monotonic() - self._began)
         self._stop = asyncio.Event()
         self._signal = ""
+        self._told_at = 0.0
         self._booted = False
         self._url: str | None = None
 
@@ -225,7 +227,10 @@ class Node:
 
         def stop(name: str) -> None:
             if self._stop.is_set():
-                os._exit(INTERRUPTED)  # asked twice: at once, whatever is open
+                if loop.time() - self._told_at > SAME_SIGNAL:
+                    os._exit(INTERRUPTED)  # asked twice: at once, whatever is open
+                return
+            self._told_at = loop.time()
             self._signal = f"the node was told to stop ({name})"
             self._stop.set()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from microkernel.cli.node import root_of, running_node
 from microkernel.cli.output import size, wants_json
 from microkernel.config import Config, settings_of
 from microkernel.errors import MicrokernelError, PreconditionFailed
+from microkernel.root import Root
 
 if TYPE_CHECKING:
     from microkernel.plugins import Plugin
@@ -132,19 +131,9 @@ def _check_settings(config: Config, plugins: list[Plugin], settings: dict[str, A
 
 def _check_lock(root: Path) -> list[Check]:
     """Whether another node has the folder; nothing is made for it."""
-    try:
-        handle = os.open(root / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return []  # no node has ever had it
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        node = running_node(root)
-        where = f" at {node['url']} (pid {node['pid']})" if node else ""
-        error = PreconditionFailed(
-            f"a node runs on {root}{where}", remedy="stop it, or choose another folder with --root"
-        )
-        return [failed("node", error)]
-    finally:
-        os.close(handle)
-    return []
+    if not Root(root).is_taken():
+        return []
+    node = running_node(root)
+    where = f" at {node['url']} (pid {node['pid']})" if node else ""
+    error = PreconditionFailed(f"a node runs on {root}{where}", remedy="stop it, or choose another folder with --root")
+    return [failed("node", error)]

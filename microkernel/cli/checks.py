@@ -11,8 +11,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from microkernel.capability import checked_token
 from microkernel.cli.output import clean, print_json, size, write
-from microkernel.errors import MicrokernelError
+from microkernel.errors import MicrokernelError, PreconditionFailed
 from microkernel.message import Message
 
 __all__ = [
@@ -141,7 +142,13 @@ def check_folder(root: Path) -> list[Check]:
 
 
 def check_token(root: Path) -> Check:
-    """Whether the token's file is for its user's eyes only."""
+    """Whether the token of the environment will do, or the token's file is for its user's eyes only."""
+    if given := os.environ.get("MICROKERNEL_TOKEN"):
+        try:
+            checked_token(given)
+        except PreconditionFailed as error:
+            return failed("token", error)
+        return Check(name="token", ok=True, detail="MICROKERNEL_TOKEN")
     path = root / "token"
     try:
         mode = stat.S_IMODE(path.stat().st_mode)

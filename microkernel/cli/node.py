@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -59,7 +58,7 @@ def find(args: argparse.Namespace) -> Where:
     """By `--url`, a folder given with `--root`, `MICROKERNEL_URL`, or the usual folder. Raises `Unavailable`."""
     url, root = getattr(args, "url", None), root_of(args)
     if url is None and hasattr(args, "root"):  # a folder that is named goes over the environment
-        node = Root(root).read_node()
+        node = running_node(root)
         if node is None:
             raise Unavailable(f"no node is running on {root}", remedy=f"start one with: mk boot --root {root}")
         url = str(node["url"])
@@ -68,16 +67,7 @@ def find(args: argparse.Namespace) -> Where:
 
 def running_node(root: Path) -> dict[str, object] | None:
     """`url` and `pid` of the node that runs on `root`; None if none does, even if a killed one has left its note."""
-    node = Root(root).read_node()
-    if node is None:
-        return None
-    try:
-        os.kill(int(node["pid"]), 0)
-    except (ProcessLookupError, ValueError):
-        return None
-    except PermissionError:
-        pass  # it is there, and somebody else's
-    return node
+    return Root(root).running_node()
 
 
 def on_node(args: argparse.Namespace, work: Callable[[System], Awaitable[int]]) -> int:

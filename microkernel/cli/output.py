@@ -32,9 +32,9 @@ __all__ = [
     "write",
 ]
 
-# C0 and C1 control characters, but for tab and line feed: a title, a log line or a model's answer could otherwise
-# drive the terminal that shows it.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# C0 and C1 control characters, but for tab and line feed, and the marks that turn the direction of writing: a title, a
+# log line or a model's answer could otherwise drive the terminal that shows it, or read as what it is not.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def write(line: str) -> None:
@@ -44,7 +44,7 @@ def write(line: str) -> None:
 
 
 def clean(text: str) -> str:
-    """`text` without characters that drive a terminal."""
+    """`text` without characters that drive a terminal or hide in which order it reads."""
     return _CONTROL.sub("", text)
 
 

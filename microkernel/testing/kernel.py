@@ -136,8 +136,8 @@ class TestKernel:
         threads = [
             thread
             for thread in set(threading.enumerate()) - self._threads
-            # the loop keeps its own pool for `to_thread` and for names
-            if thread.is_alive() and not thread.name.startswith(("asyncio_", "uvloop_", "ThreadPoolExecutor"))
+            # the loop keeps threads of its own: for `to_thread`, for names, for child processes
+            if thread.is_alive() and not thread.name.startswith(("asyncio", "uvloop_", "ThreadPoolExecutor"))
         ]
         assert not open_calls, f"calls were left open: {open_calls}"
         assert not tasks, f"tasks were left running: {sorted(task.get_name() for task in tasks)}"

@@ -9,10 +9,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 from microkernel.errors import Invalid, PreconditionFailed, Unauthenticated, Unavailable
 from microkernel.root import Root, default_root
+from microkernel.wire.dial import BOOT
 from microkernel.wire.inbox import Stream, Subscription
 from microkernel.wire.record import Record
 from microkernel.wire.sync_system import SyncStream, SyncSystem
-from microkernel.wire.system import BOOT, System, open_system
+from microkernel.wire.system import System, open_system
 
 __all__ = [
     "connect",
@@ -36,7 +37,8 @@ def connect(
 
     `url` (`http://127.0.0.1:7070`) and `token` come from the arguments, from `MICROKERNEL_URL` and
     `MICROKERNEL_TOKEN`, or from the state folder of the node that runs here (`root`, `MICROKERNEL_ROOT` or
-    `~/.microkernel`). The folder's token is only sent to this machine. Raises `Unavailable`, `Unauthenticated`, and
+    `~/.microkernel`). The folder's token is only sent to this machine, and
+    only while a node runs on the folder. Raises `Unavailable`, `Unauthenticated`, and
     `Invalid` for what is no address.
     """
     return open_system(*find_node(url, token, root=root))
@@ -52,12 +54,12 @@ def find_node(url: str | None = None, token: str | None = None, *, root: Path | 
     folder = Root(default_root() if root is None else root)
     address = url or os.environ.get("MICROKERNEL_URL")
     if address is None:
-        node = folder.read_node()
+        node = folder.running_node()
         if node is None:
             raise Unavailable(f"no node is running at {folder.path}", remedy=BOOT, may_have_run=False)
         address = str(node["url"])
     address = _websocket(address)
-    token = token or os.environ.get("MICROKERNEL_TOKEN") or _stored_token(folder, address)
+    token = token or os.environ.get("MICROKERNEL_TOKEN", "").strip() or _stored_token(folder, address)
     return address, token
 
 
@@ -83,10 +85,17 @@ def _stored_token(folder: Root, address: str) -> str:
             remedy="give token=… or set MICROKERNEL_TOKEN; ask who runs that node",
         )
     try:
-        return folder.token_path.read_text(encoding="ascii").strip()
+        token = folder.token_path.read_text(encoding="ascii").strip()
     except FileNotFoundError as error:
         raise Unauthenticated(
             f"no token is stored in {folder.path}", remedy="give token=… or set MICROKERNEL_TOKEN"
         ) from error
     except (OSError, UnicodeError) as error:
         raise PreconditionFailed(f"cannot read the token in {folder.token_path}: {error}") from error
+    if not folder.is_taken():  # whoever listens there by now is not the node that the token is for
+        raise Unavailable(
+            f"no node is running at {folder.path}, so its token is not sent to {address}",
+            remedy=f"give token=…, or set MICROKERNEL_TOKEN, or {BOOT}",
+            may_have_run=False,
+        )
+    return token

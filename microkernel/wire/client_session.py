@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
-from microkernel.errors import TooBig
+from microkernel.errors import Invalid, TooBig
 from microkernel.wire import codec
 from microkernel.wire.codec import CloseCode, Frame, Known, ProtocolError, Unknown
 from microkernel.wire.limits import Limits
@@ -36,7 +36,7 @@ class ClientSession(Session):
         return len(self._calls)
 
     def call(self, to: str, body: msgspec.Raw | None, *, deadline: float | None, priority: int | None) -> int:
-        """Ask for a result; `deadline` is in seconds. Raises `TooBig`, as do all that send."""
+        """Ask for a result; `deadline` is in seconds. Raises `TooBig` and `Invalid`, as do all that send."""
         number = next(self._ids)
         milliseconds = None if deadline is None else max(0.0, deadline * 1000)
         self._send(codec.Call(number, to, _given(body), deadline=milliseconds, priority=priority), to)
@@ -76,7 +76,7 @@ class ClientSession(Session):
     def subscribe(self, subject: str, group: str | None) -> int:
         """Ask for events."""
         number = next(self._ids)
-        self._send(codec.Subscribe(number, subject, group=group), subject)
+        self._send(codec.Subscribe(number, subject, group=group), max(subject, group or "", key=len))
         self._subscriptions.add(number)
         return number
 
@@ -91,6 +91,8 @@ class ClientSession(Session):
         self._put(codec.Ping(ts))
 
     def _send(self, frame: Frame, what: str) -> None:
+        if len(what) > codec.LONGEST_NAME:
+            raise Invalid(f"a name has at most {codec.LONGEST_NAME} characters, not {len(what)}: {what[:80]}…")
         message = codec.encode(frame)
         limit = self.limits.text if self.hello is None else self.hello.max.text
         if len(message) > limit:

@@ -20,8 +20,8 @@ __all__ = [
     "Auth", "Bye", "Call", "Cancel", "Credit", "End", "Error", "Event", "Hello", "Item", "MaxSizes",
     "Open", "Ping", "Pong", "Publish", "Ready", "Result", "Resume", "Send",
     "Subscribe", "Unknown", "Unsubscribe",
-    "decode", "encode", "join", "body_of", "decode_body", "error_frame", "report_of",
-    "reason_text", "mebibytes",
+    "decode", "split", "decode_part", "encode", "join", "body_of", "decode_body", "error_frame", "report_of",
+    "size_of", "reason_text", "mebibytes",
 ]  # fmt: skip
 
 VERSION = 1
@@ -29,12 +29,17 @@ SUBPROTOCOL = "mk.v1"
 NORMAL = 1000  # closed by will, RFC 6455 §7.4.1
 LOST = 1006  # the link broke without a close
 REASON_BYTES = 123  # what a close frame has room for, RFC 6455 §5.5
+LONGEST_NAME = 256  # characters of an address, a subject or a group
+LONGEST_TEXT = 2048  # characters of each text in an error
+MOST_CAUSES = 8
 LARGEST_INTEGER = 2**53 - 1  # what a JSON number holds exactly in a browser
 
 T = TypeVar("T")
 Id = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]  # it is named in errors: what comes back stays short
+Key = Annotated[str, msgspec.Meta(max_length=128)]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=9)]
 EMPTY = msgspec.Raw(b"{}")  # the body of a message that has none
 
@@ -122,11 +127,11 @@ class Call(Frame):
     """A request; `deadline` is milliseconds left, `trace` a W3C traceparent."""
 
     id: Id
-    to: str
+    to: Name
     body: msgspec.Raw = EMPTY
     deadline: Milliseconds | None = None
     priority: Priority | None = None
-    key: str | None = None
+    key: Key | None = None
     trace: str | None = None
 
 
@@ -147,7 +152,7 @@ class Error(Frame):
 class Send(Frame):
     """One-way: nothing comes back."""
 
-    to: str
+    to: Name
     body: msgspec.Raw = EMPTY
     priority: Priority | None = None
 
@@ -156,12 +161,12 @@ class Open(Frame):
     """Ask for a stream; `credit` is how many items the reader can take, None leaves it to the server."""
 
     id: Id
-    to: str
+    to: Name
     body: msgspec.Raw = EMPTY
     credit: Count | None = None
     deadline: Milliseconds | None = None
     priority: Priority | None = None
-    key: str | None = None
+    key: Key | None = None
     trace: str | None = None
 
 
@@ -195,7 +200,7 @@ class Cancel(Frame):
 class Publish(Frame):
     """An event for whoever has subscribed."""
 
-    subject: str
+    subject: Name
     body: msgspec.Raw = EMPTY
 
 
@@ -203,8 +208,8 @@ class Subscribe(Frame):
     """Ask for events; of all subscribers in one `group` each event goes to one."""
 
     id: Id
-    subject: str
-    group: str | None = None
+    subject: Name
+    group: Name | None = None
     since: int | None = None
 
 
@@ -269,25 +274,30 @@ def decode(text: str) -> list[Known | Unknown]:
         if text.lstrip()[:1] == "[":
             return list(_many.decode(text))
         return [_one.decode(text)]
-    except msgspec.ValidationError:
-        return _decode_one_by_one(text)
+    except msgspec.ValidationError:  # the slow path: something in the frame is unknown or wrong
+        parts = split(text)
+        return [decode_part(parts, place) for place in range(len(parts))]
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise ProtocolError(f"a text frame is no JSON: {error}") from error
 
 
-def _decode_one_by_one(text: str) -> list[Known | Unknown]:
-    """The slow path: something in the frame is unknown or wrong."""
-    where = "a message"
-    decoded: list[Known | Unknown] = []
+def split(text: str) -> list[msgspec.Raw]:
+    """The messages of one text frame as they came; raises `ProtocolError` for what is no JSON."""
     try:
-        parts = _parts.decode(text) if text.lstrip()[:1] == "[" else [msgspec.Raw(text)]
-        for place, part in enumerate(parts, start=1):
-            where = f"message {place} of {len(parts)}"
-            unknown = _unknown.decode(part)
-            decoded.append(_one.decode(part) if unknown.t in _TAGS else unknown)
+        return _parts.decode(text) if text.lstrip()[:1] == "[" else [msgspec.Raw(text)]
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise ProtocolError(f"{where}: {error}") from error
-    return decoded
+        raise ProtocolError(f"a text frame is no JSON: {error}") from error
+
+
+def decode_part(parts: list[msgspec.Raw], place: int) -> Known | Unknown:
+    """One message of a frame that was split; raises `ProtocolError`."""
+    try:
+        unknown = _unknown.decode(parts[place])
+        return _one.decode(parts[place]) if unknown.t in _TAGS else unknown
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"message {place + 1} of {len(parts)}: {error}") from error
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise ProtocolError(f"a text frame is no JSON: {error}") from error
 
 
 def encode(frame: Frame) -> bytes:
@@ -323,8 +333,14 @@ def decode_body(body: msgspec.Raw, kind: type[T] | Any = Any, *, what: str = "me
 
 
 def error_frame(number: int | None, error: MicrokernelError) -> Error:
-    """The frame that tells of `error`."""
-    return Error(id=number, error=msgspec.Raw(_encoder.encode(error.report())))
+    """The frame that tells of `error`; its texts are cut to a length that always fits a frame."""
+    report = error.report()
+    cut = {
+        "message": _cut(report.message),
+        "remedy": None if report.remedy is None else _cut(report.remedy),
+        "causes": tuple(_cut(cause) for cause in report.causes[:MOST_CAUSES]),
+    }
+    return Error(id=number, error=msgspec.Raw(_encoder.encode(msgspec.structs.replace(report, **cut))))
 
 
 def report_of(frame: Error) -> ErrorReport:
@@ -336,10 +352,20 @@ def report_of(frame: Error) -> ErrorReport:
         return ErrorReport(Code.INTERNAL, f"the other end reported an error that is not understood here: {quoted}")
 
 
+def size_of(text: str, limit: int) -> int:
+    """The bytes of a text frame; the characters where so few are surely within `limit`."""
+    # A character takes at most four bytes: only long frames are measured.
+    return len(text) if len(text) * 4 <= limit else len(text.encode(errors="surrogatepass"))
+
+
 def reason_text(reason: str) -> bytes:
     """`reason` cut to what a close frame has room for, at a whole character."""
     raw = reason.encode(errors="replace")
     return raw if len(raw) <= REASON_BYTES else raw[: REASON_BYTES - 3].decode(errors="ignore").encode() + "…".encode()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
 def mebibytes(count: float) -> str:

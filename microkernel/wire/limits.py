@@ -13,6 +13,7 @@ from microkernel.wire.codec import MaxSizes, join, mebibytes
 __all__ = ["Limits", "Bucket", "Outbox"]
 
 FULL = 1.0
+OVERFULL = 2.0  # above this share of the buffer, the reader is cut without waiting
 BUSY = 0.75  # above this share of the buffer, producers wait
 FRAME_BYTES = 256 * 1024  # of several messages in one frame: longer ones would make a ping wait behind them
 
@@ -21,10 +22,10 @@ class Limits(Message, kw_only=True):
     """Limits of one session; sizes in bytes, times in seconds.
 
     `text` is the longest text frame either way. `credit` is what a stream gets that names none. `buffer` and
-    `messages` bound what waits to go out: above 75 % of either, producers wait, and above 100 % for
-    `slow_after` the reader is cut. `rate` is messages a second with bursts of `burst`. A link is dead when
-    two pings, `heartbeat` apart, brought no sign of life by the time of a third. `sessions` is of the whole
-    server.
+    `messages` bound what waits to go out: above 75 % of either, producers wait; above 100 % nothing is read from
+    the client, which is cut after `slow_after` of that, and at once above 200 %. `rate` is messages a second with
+    bursts of `burst`. A link is dead when two pings, `heartbeat` apart, brought no sign of life by the time of a
+    third. `sessions` is of the whole server.
     """
 
     text: int = 2**20
@@ -152,7 +153,9 @@ class Outbox:
     @property
     def cut_at(self) -> float | None:
         """When the reader is to be cut if nothing changes; None while the buffer is not over its limit."""
-        return None if self._full_since is None else self._full_since + self._limits.slow_after
+        if self._full_since is None:
+            return None
+        return self._full_since + (0.0 if self.fill > OVERFULL else self._limits.slow_after)
 
     def complaint(self, now: float) -> str:
         """What the slow reader is told; the buffer is over its limit."""

@@ -33,12 +33,19 @@ class Pump:
         session: Session,
         carry_out: Callable[[Action], None],
         abort: Callable[[], None],
+        *,
+        reads_below: float | None = None,
     ) -> None:
-        """`carry_out` gets every action but `Close`; `abort` breaks the connection without farewell."""
+        """`carry_out` gets every action but `Close`; `abort` breaks the connection without farewell.
+
+        With `reads_below`, nothing is read while more than that share of the buffer waits to go out. One end of a
+        link at most may have it: two would wait for each other.
+        """
         self._socket = socket
         self._session = session
         self._carry_out = carry_out
         self._abort = abort
+        self._reads_below = reads_below
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._closing: asyncio.Future[None] = self._loop.create_future()
@@ -91,6 +98,8 @@ class Pump:
     async def _read(self) -> Close:
         frames = 0
         while True:
+            if self._reads_below is not None:
+                await self.room(self._reads_below)
             message = await self._socket.receive()
             if message.type is aiohttp.WSMsgType.TEXT:
                 self._perform(self._session.received(message.data))

@@ -20,7 +20,7 @@ from aiohttp import web
 
 from microkernel.capability import Identity
 from microkernel.errors import CallCancelled, Denied, MicrokernelError, Overloaded, from_exception
-from microkernel.events import Subscription
+from microkernel.events import Event, Subscription
 from microkernel.port import Port
 from microkernel.trace import Trace, parse_traceparent
 from microkernel.wire import codec
@@ -32,6 +32,7 @@ from microkernel.wire.session import Action, Welcome
 
 __all__ = ["WireServer"]
 
+RESERVED = frozenset({"dead", "kernel", "process", "service"})  # first names of what the node itself publishes
 ENVELOPE = 1024  # bytes of a frame that are not its body
 CLOSE_TIMEOUT = 1.0  # seconds to wait for the other end's close frame
 
@@ -137,7 +138,10 @@ class WireServer:
         origin = origin.lower().rstrip("/")
         if "*" in self._allowed_origins or origin in self._allowed_origins:
             return True
-        return urlsplit(origin).netloc == host.lower()
+        try:
+            return urlsplit(origin).netloc == host.lower()
+        except ValueError:  # no browser sends what is no URL
+            return False
 
 
 class _Link:
@@ -159,7 +163,7 @@ class _Link:
             if request.transport is not None:
                 request.transport.abort()
 
-        self._pump = Pump(socket, session, self._carry_out, abort)
+        self._pump = Pump(socket, session, self._carry_out, abort, reads_below=FULL)
 
     async def run(self) -> None:
         try:
@@ -219,7 +223,9 @@ class _Link:
     def _publish(self, message: codec.Publish) -> None:
         try:
             self._require(message.subject)
+            self._refuse_subject_of_node(message.subject)
             body: Any = codec.decode_body(message.body, what=message.subject)
+            self._event_body(message.subject, body)  # what cannot be sent to subscribers is its publisher's to know
             self._port.publish(message.subject, body)
         except MicrokernelError as error:
             self._session.complain(error)
@@ -238,6 +244,15 @@ class _Link:
     def _require(self, subject: str) -> None:
         if not self._port.permits(subject):
             raise Denied(f"{self._port.caller} has no right to {subject}")
+
+    def _refuse_subject_of_node(self, subject: str) -> None:
+        """Services act on events; whoever could publish theirs would have their say over all of them."""
+        first = subject.partition(".")[0]
+        if first in RESERVED or self._port.reaches(first):
+            raise Denied(
+                f"{subject} is for the node itself to publish",
+                remedy="publish on a subject whose first name is no service's, or call the service",
+            )
 
     def _start(self, number: int, to: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks[number] = task = self._run_task(to, work)
@@ -278,6 +293,7 @@ class _Link:
             await self._pump.room(FULL)
             self._session.result(number, self._body(result, f"the result of {to}"))
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
+            await self._pump.room(FULL)
             self._session.fail(number, from_exception(error, service=to.partition(".")[0]))
         self._pump.touch()
 
@@ -300,8 +316,10 @@ class _Link:
                     await self._pump.room(BUSY)
                     self._session.item(number, self._body(item, f"an item of {to}"))
                     self._pump.touch()
+            await self._pump.room(FULL)
             self._session.end(number)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
+            await self._pump.room(FULL)
             self._session.fail(number, from_exception(error, service=to.partition(".")[0]))
         self._pump.touch()
 
@@ -319,6 +337,7 @@ class _Link:
         try:
             await self._port.send(message.to, message.body, priority=message.priority)
         except Exception as error:  # noqa: BLE001 - told to the client, who is the one that can do something
+            await self._pump.room(FULL)
             self._session.complain(from_exception(error, service=message.to.partition(".")[0]))
             self._pump.touch()
 
@@ -330,13 +349,25 @@ class _Link:
                     raise Overloaded(f"the subscription to {subscription.pattern} fell behind: {lost}")
                 if self._port.permits(event.subject):  # a pattern may reach further than the rights
                     await self._pump.room(BUSY)
-                    body = self._body(event.body, f"the event {event.subject}")
-                    self._session.event(number, event.subject, event.offset, body)
+                    self._send_event(number, event)
                     self._pump.touch()
+            await self._pump.room(FULL)
             self._session.end(number)
         except MicrokernelError as error:
+            await self._pump.room(FULL)
             self._session.fail(number, error)
         self._pump.touch()
+
+    def _send_event(self, number: int, event: Event) -> None:
+        try:
+            body = self._event_body(event.subject, event.body)
+        except MicrokernelError as error:  # the others can be sent: the subscription goes on
+            self._session.complain(error)
+            return
+        self._session.event(number, event.subject, event.offset, body)
+
+    def _event_body(self, subject: str, body: Any) -> msgspec.Raw:
+        return self._body(body, f"the event {subject}")
 
     def _body(self, value: Any, what: str) -> msgspec.Raw:
         return codec.body_of(value, what=what, limit=self._longest)

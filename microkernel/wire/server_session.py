@@ -26,6 +26,8 @@ from microkernel.wire.session import Action, Session, Welcome
 
 __all__ = ["ServerSession"]
 
+GREETING_BYTES = 8 * 1024  # of a frame before `auth`: nobody has to be let in to be read, so it is not much
+
 
 class ServerSession(Session):
     """One client, as the server sees it."""
@@ -108,6 +110,15 @@ class ServerSession(Session):
         if self.is_open and self._leaving is None:
             self._leaving = codec.Bye(reason, round(after * 1000))
             self._put(self._leaving)
+
+    def _check_size(self, text: str) -> None:
+        if not self.is_open:
+            longest = min(GREETING_BYTES, self.limits.text)
+            size = codec.size_of(text, longest)
+            if size > longest:
+                reason = f"a text frame before 'auth' is too big: {size} bytes, at most {longest}"
+                raise ProtocolError(reason, CloseCode.TOO_BIG)
+        super()._check_size(text)
 
     def _received_frame(self, count: int) -> None:
         # An empty frame costs as much as a message.

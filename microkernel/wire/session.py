@@ -8,7 +8,7 @@ given.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -63,9 +63,7 @@ class Session(ABC):
         self._hear()
         try:
             self._check_size(text)
-            messages = codec.decode(text)
-            self._received_frame(len(messages))
-            for message in messages:
+            for message in self._messages(text):
                 action = self._receive(message)
                 if action is not None:
                     actions.append(action)
@@ -116,6 +114,16 @@ class Session(ABC):
             self._forget()
         self.outbox.clear()
 
+    def _messages(self, text: str) -> Iterable[Known | Unknown]:
+        if self.is_open:
+            messages = codec.decode(text)
+            self._received_frame(len(messages))
+            return messages
+        # Who has not shown who they are: one message at a time, so that nothing is made of what follows a wrong one.
+        parts = codec.split(text)
+        self._received_frame(len(parts))
+        return (codec.decode_part(parts, place) for place in range(len(parts)))
+
     @abstractmethod
     def _receive(self, message: Known | Unknown) -> Action | None:
         """What is to be done about one message; raises `ProtocolError`."""
@@ -134,7 +142,7 @@ class Session(ABC):
         self._put(codec.error_frame(number, error))
 
     def _answer_unknown(self, message: Unknown) -> None:
-        if isinstance(message.id, int) and 0 <= message.id <= codec.LARGEST_INTEGER:
+        if type(message.id) is int and 0 <= message.id <= codec.LARGEST_INTEGER:
             self._fail(message.id, Unimplemented(f"a message of type '{message.t[:64]}' is not known here"))
 
     def _opened(self, heartbeat: float) -> None:
@@ -143,11 +151,7 @@ class Session(ABC):
         self._next_ping = self._clock() + heartbeat
 
     def _check_size(self, text: str) -> None:
-        # A character takes at most four bytes: only long frames are measured.
-        if len(text) * 4 <= self.limits.text:
-            return
-        size = len(text.encode(errors="surrogatepass"))
-        if size > self.limits.text:
+        if (size := codec.size_of(text, self.limits.text)) > self.limits.text:
             sizes = f"{codec.mebibytes(size)}, at most {codec.mebibytes(self.limits.text)}"
             raise ProtocolError(f"a text frame is too big: {sizes}", CloseCode.TOO_BIG)
 

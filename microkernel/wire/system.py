@@ -19,7 +19,6 @@ import msgspec
 from microkernel.errors import (
     CallCancelled,
     DeadlineExceeded,
-    Denied,
     Invalid,
     MicrokernelError,
     Overloaded,
@@ -30,6 +29,7 @@ from microkernel.errors import (
 from microkernel.wire import codec
 from microkernel.wire.client_session import ClientSession
 from microkernel.wire.codec import CloseCode
+from microkernel.wire.dial import dial
 from microkernel.wire.inbox import Inbox, Stream, Subscription
 from microkernel.wire.limits import BUSY, Bucket, Limits
 from microkernel.wire.pump import Pump
@@ -39,9 +39,6 @@ from microkernel.wire.session import Action, Close
 __all__ = ["System", "open_system"]
 
 PATIENCE = 30.0  # seconds that a call without a deadline waits to be sent while the link is full of others
-CONNECT_TIMEOUT = 10.0
-CLOSE_TIMEOUT = 1.0
-BOOT = "start one with: python -m microkernel boot"
 
 T = TypeVar("T")
 log = logging.getLogger("microkernel.client")
@@ -53,37 +50,13 @@ async def open_system(url: str, token: str) -> AsyncIterator[System]:
 
     Raises `Unavailable` when nobody answers there, `Unauthenticated` when the token is not valid.
     """
-    timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT)
-    async with aiohttp.ClientSession(timeout=timeout) as http:
-        socket = await _open_socket(http, url)
+    async with dial(url) as socket:
         system = System(url, token, socket)
         try:
             await system.start()
             yield system
         finally:
             await system.aclose()
-
-
-async def _open_socket(http: aiohttp.ClientSession, url: str) -> aiohttp.ClientWebSocketResponse:
-    try:
-        return await http.ws_connect(
-            url,
-            protocols=(codec.SUBPROTOCOL,),
-            timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
-            max_msg_size=0,  # the session judges the size, by its own limit
-        )
-    except aiohttp.WSServerHandshakeError as error:
-        if error.status == 503:
-            raise Unavailable(f"the node at {url} takes nobody now", retry_after=1.0, may_have_run=False) from error
-        if error.status == 403:
-            raise Denied(f"the node at {url} does not let this client in") from error
-        raise Unavailable(
-            f"what answers at {url} is no node (HTTP status {error.status})", may_have_run=False
-        ) from error
-    except (aiohttp.InvalidURL, ValueError) as error:
-        raise Invalid(f"'{url}' is no address of a node", remedy="it looks like http://127.0.0.1:7070") from error
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise Unavailable(f"no node is running at {url}", remedy=BOOT, may_have_run=False) from error
 
 
 class System:
@@ -345,7 +318,7 @@ class System:
     def _on_error(self, frame: codec.Error) -> None:
         error = from_report(codec.report_of(frame))
         if frame.id is None:
-            log.warning("a one-way message was not carried out: %s", error)
+            log.warning("a one-way message was not carried out, or an event not sent: %s", error)
         elif (answer := self._calls.pop(frame.id, None)) is not None:
             if not answer.done():
                 answer.set_exception(error)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 
 import pytest
 
-from microkernel.errors import AlreadyExists, Invalid, NotFound, Overloaded, Unavailable
+from microkernel.errors import AlreadyExists, Internal, Invalid, NotFound, Overloaded, Unavailable
 from microkernel.executor import Executor, Executors
 
 
@@ -132,6 +133,91 @@ async def test_what_is_wrong_in_initialize_is_raised_by_start():
 
     with pytest.raises(OSError, match="no such device"):
         await started(initialize=initialize)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
+async def test_work_that_would_end_the_node_or_pass_for_a_cancellation_is_a_named_error(error):
+    executor = await started()
+
+    def work():
+        raise error
+
+    with pytest.raises(Internal, match=f"work.* raised {type(error).__name__}") as caught:
+        await executor.run(work)
+    assert caught.value.__cause__ is error
+    assert await executor.run(lambda: 1) == 1, "the thread lives on"
+    await executor.stop()
+
+
+async def test_an_initialize_that_exits_does_not_keep_start_waiting():
+    with pytest.raises(Internal, match="raised SystemExit: 3"):
+        async with asyncio.timeout(10):
+            await started(initialize=lambda: sys.exit(3))
+
+
+@pytest.mark.parametrize("how", ["timed out", "cancelled"])
+async def test_a_stop_that_gives_up_frees_those_who_wait_for_work_that_goes_on(how):
+    executor = await started()
+    plug, running = await plugged(executor)
+    if how == "timed out":
+        assert not await executor.stop(timeout=0.01)
+    else:
+        stop = asyncio.create_task(executor.stop())
+        await asyncio.sleep(0.01)
+        stop.cancel()
+        await asyncio.wait({stop})
+    with pytest.raises(Unavailable, match="stopped while the work still ran") as caught:
+        async with asyncio.timeout(10):
+            await running
+    assert caught.value.may_have_run is True
+    plug.pulled.set()
+    assert await executor.stop()
+
+
+async def test_an_executor_that_cannot_start_all_its_threads_leaves_none():
+    begun = []
+
+    def initialize():
+        begun.append(threading.current_thread())
+        if len(begun) == 2:
+            raise OSError("no such device")
+
+    executors = Executors()
+    with pytest.raises(OSError, match="no such device"):
+        await executors.add(Executor("cpu0", threads=3, initialize=initialize))
+    assert len(begun) == 2
+    assert not any(thread.is_alive() for thread in begun)
+    with pytest.raises(NotFound):
+        executors.get("cpu0")
+
+
+async def test_a_start_that_is_cancelled_leaves_no_thread():
+    go_on, begun = threading.Event(), []
+
+    def initialize():
+        begun.append(threading.current_thread())
+        go_on.wait(30)
+
+    executors = Executors()
+    start = asyncio.create_task(executors.add(Executor("cpu0", threads=2, initialize=initialize)))
+    while not begun:
+        await asyncio.sleep(0.001)
+    start.cancel()
+    go_on.set()
+    await asyncio.wait({start})
+    assert start.cancelled()
+    assert [thread.is_alive() for thread in begun] == [False]
+
+
+async def test_python_switches_threads_as_usual_again_once_the_last_executor_has_stopped():
+    usual = sys.getswitchinterval()
+    first, second = await started(), await started()
+    assert sys.getswitchinterval() == pytest.approx(0.001)
+    await first.stop()
+    assert sys.getswitchinterval() == pytest.approx(0.001)
+    await second.stop()
+    await second.stop()
+    assert sys.getswitchinterval() == usual
 
 
 async def test_the_life_of_a_thread_is_timed():

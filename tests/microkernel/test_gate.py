@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
 from microkernel.deadlines import Deadlines
-from microkernel.errors import DeadlineExceeded, Deadlock, Internal, NotFound, Overloaded, Unavailable
+from microkernel.errors import (
+    DeadlineExceeded,
+    Deadlock,
+    Internal,
+    MicrokernelError,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from microkernel.gate import Gate, Waits
 from microkernel.message import PRIORITY, Call, current_call
 
@@ -307,7 +316,7 @@ async def test_a_closed_gate_ends_those_who_wait_and_lets_those_inside_finish():
 async def test_a_handler_that_calls_itself_through_a_full_gate_is_told_at_once():
     async def handler(again):
         if again:
-            await door.call(False, chain=("x.y",))
+            await door.call(False, chain=("x.y", "x.y"))
 
     door = Door(handler)
     with pytest.raises(Deadlock, match=r"x\.y → x\.y"):
@@ -443,3 +452,134 @@ async def test_deadlines_share_one_timer_and_leave_nothing_behind():
     await asyncio.sleep(0.15)
     assert door.deadlines._timer is None
     assert not door.deadlines._buckets
+
+
+async def test_a_task_that_cleans_up_after_its_cancellation_can_make_calls_that_end_at_their_deadline():
+    async def handler():
+        await asyncio.sleep(3600)
+
+    door, log = Door(handler), []
+
+    async def caller():
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            with pytest.raises(DeadlineExceeded):
+                await door.call(within=0.02)
+            log.append("cleaned up")
+
+    task = asyncio.create_task(caller())
+    await turns()
+    task.cancel()
+    await asyncio.wait({task})
+    assert log == ["cleaned up"]
+    assert task.cancelled()
+
+
+async def test_a_holder_that_was_told_to_give_up_its_wait_is_no_part_of_a_deadlock():
+    waits, held = Waits(), asyncio.Event()
+
+    async def a(then=None):
+        held.set()
+        await (doors["b"].call(chain=("a.a", "b.b")) if then is None else then.wait())
+
+    async def b(then=None):
+        await (doors["a"].call(chain=("b.b", "a.a")) if then is None else then.wait())
+
+    doors = {"a": Door(a, target="a.a", waits=waits), "b": Door(b, target="b.b", waits=waits)}
+    go_on, ended = asyncio.Event(), []
+
+    async def cancel_the_waiter_and_call_in_its_place():
+        await go_on.wait()
+        waiter.cancel()  # it holds a.a, waits at b.b, and has not woken yet
+        await doors["a"].call(asyncio.Event(), chain=("b.b", "a.a"), within=0.02)
+
+    async def holder_of_b():
+        await doors["b"].call(Then(cancel_the_waiter_and_call_in_its_place, ended), chain=("b.b",))
+
+    b_task = asyncio.create_task(holder_of_b())
+    await turns()
+    waiter = asyncio.create_task(doors["a"].call(chain=("a.a",)))
+    await held.wait()
+    await turns()
+    go_on.set()
+    await asyncio.wait({waiter, b_task})
+    assert waiter.cancelled()
+    assert [type(error) for error in ended] == [DeadlineExceeded], "it was admitted, and then its time ran out"
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_calls_that_only_go_down_are_never_a_deadlock_whatever_is_cancelled_or_expires(seed):
+    tower = Tower(random.Random(seed))
+    tasks = [asyncio.create_task(tower.enter(tower.chance.randrange(len(tower.floors)))) for _ in range(60)]
+    for task in tasks:
+        await asyncio.sleep(0)
+        if tower.chance.random() < 0.2:
+            task.cancel()
+    async with asyncio.timeout(20):
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in results} <= {type(None), DeadlineExceeded, asyncio.CancelledError}
+    for gate in (door.gate for doors in tower.floors for door in doors):
+        assert (gate.in_flight, gate.queued, gate._reserved, len(gate.running)) == (0, 0, 0, 0)
+    assert not tower.waits
+
+
+class Tower:
+    """Floors with a door for calls and one for streams; whoever is inside may go on to the floor below."""
+
+    def __init__(self, chance, height=4):
+        self.chance = chance
+        self.waits = Waits()
+        self.deadlines = Deadlines(asyncio.get_running_loop())
+        self.floors = [self._floor(level, is_last=level == height - 1) for level in range(height)]
+
+    async def enter(self, level):
+        called, streamed = self.floors[level]
+        within = self.chance.choice([None, None, 0.002])
+        if self.chance.random() < 0.7:
+            await called.call(within=within)
+            return
+        items = streamed.stream(within=within)
+        try:
+            for _ in range(self.chance.randrange(1, 5)):
+                await anext(items, None)
+        finally:
+            await items.aclose()
+
+    def _floor(self, level, *, is_last):
+        async def call():
+            await turns(self.chance.randrange(3))
+            if not is_last and self.chance.random() < 0.8:
+                await self.enter(level + 1)
+            await turns(self.chance.randrange(3))
+
+        async def stream():
+            for _ in range(3):
+                await call()
+                yield level
+
+        return tuple(
+            Door(
+                handler,
+                concurrency=self.chance.choice([1, 1, 2]),
+                queue=1000,
+                target=f"floor{level}.{handler.__name__}",
+                waits=self.waits,
+                deadlines=self.deadlines,
+            )
+            for handler in (call, stream)
+        )
+
+
+class Then:
+    """Something to wait for that runs `work` and keeps what it raises."""
+
+    def __init__(self, work, errors):
+        self._work = work
+        self._errors = errors
+
+    async def wait(self):
+        try:
+            await self._work()
+        except MicrokernelError as error:
+            self._errors.append(error)

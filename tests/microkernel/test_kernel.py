@@ -83,7 +83,7 @@ async def test_a_restart_ends_running_streams_with_a_named_error_and_serves_agai
 async def test_a_service_that_asks_for_its_own_restart_is_restarted():
     class Phoenix(Service):
         name = "phoenix"
-        uses = ("kernel",)
+        uses = ("*",)
         drain_timeout = 0.05
 
         @handles

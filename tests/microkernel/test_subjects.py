@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microkernel.errors import Invalid
+from microkernel.errors import Invalid, PreconditionFailed
 from microkernel.events import Bus
 from microkernel.subjects import Subjects, check_pattern, check_subject
 
@@ -52,6 +52,17 @@ def test_nothing_is_left_of_subscriptions_taken_back(raw):
     assert not trie._root.children
 
 
+def test_nothing_is_left_of_a_group_whose_last_member_has_gone():
+    trie: Subjects[str] = Subjects()
+    first, second = (trie.add(pattern, "member", group="workers") for pattern in ("work.*", "work.>"))
+    trie.match("work.do")
+    trie.remove(first)
+    assert trie.match("work.do") == ["member"]
+    trie.remove(second)
+    trie.remove(second)
+    assert not trie._groups
+
+
 def test_of_a_group_one_member_gets_each_event_in_turn():
     trie: Subjects[str] = Subjects()
     for name in ("first", "second", "third"):
@@ -93,3 +104,16 @@ async def test_a_closed_subscription_ends_its_reader():
         await reader
     bus.publish("a", 1)
     assert len(bus.subjects) == 0
+
+
+async def test_a_second_reader_of_one_subscription_is_told_and_the_first_goes_on():
+    bus = Bus()
+    async with bus.subscribe("a.>") as events:
+        first = asyncio.create_task(anext(events))
+        await asyncio.sleep(0)
+        with pytest.raises(PreconditionFailed, match=r"somebody reads this subscription of a\.> already"):
+            await anext(events)
+        bus.publish("a.b", 1)
+        assert (await first).body == 1
+        bus.publish("a.b", 2)
+        assert (await anext(events)).body == 2, "readers may take turns"

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microkernel.errors import Invalid
 from microkernel.service import Restart
 from microkernel.supervisor import (
     Child,
@@ -17,7 +16,6 @@ from microkernel.supervisor import (
     RestartAll,
     Strategy,
     Supervisor,
-    start_order,
 )
 
 
@@ -84,31 +82,73 @@ def test_the_delay_grows_and_has_an_end():
     assert max(delays) <= 15.0
 
 
-def test_temporary_services_are_never_and_transient_ones_only_after_a_crash_restarted():
+def test_temporary_services_are_never_restarted_and_transient_ones_after_a_crash():
     made = Supervisor()
     made.add(Child("temporary", restart=Restart.TEMPORARY))
     made.add(Child("transient", restart=Restart.TRANSIENT))
     made.add(Child("permanent"))
     assert made.crashed("temporary", "why", now=0.0) == Ignore("temporary")
     assert isinstance(made.crashed("transient", "why", now=0.0), RestartAll)
-    assert made.ended("transient", now=0.0) == Ignore("transient")
-    assert isinstance(made.ended("permanent", now=0.0), RestartAll)
+    assert isinstance(made.crashed("permanent", "why", now=0.0), RestartAll)
 
 
-def test_a_circle_is_shown():
-    with pytest.raises(Invalid, match="a → b → c → a"):
-        start_order({"a": ["b"], "b": ["c"], "c": ["a"]})
+def test_who_is_left_stopped_is_passed_by_when_others_are_restarted():
+    made = Supervisor()
+    for child in [Child("a"), Child("b", ("a",), Restart.TEMPORARY), Child("c", ("a",))]:
+        made.add(child)
+    made.crashed("b", "why", now=0.0)
+    assert made.crashed("a", "why", now=0.0).names == ("a", "c")
+    assert made.revive("a") == ("a", "c")
+    assert made.revive("b") == ("b",), "by its own name it is restarted"
+    assert made.revive("a") == ("a", "b", "c")
 
 
-@given(st.integers(1, 12), st.data())
-def test_every_service_comes_after_what_it_needs(count, data):
-    needs = {
-        f"s{number}": data.draw(st.lists(st.sampled_from([f"s{lower}" for lower in range(number)]), max_size=4))
-        if number
-        else []
-        for number in range(count)
-    }
-    order = start_order(needs)
-    assert sorted(order) == sorted(needs)
-    for name, needed in needs.items():
-        assert all(order.index(need) < order.index(name) for need in needed)
+def test_a_quarantine_by_hand_lifted_lifts_that_of_those_that_were_stopped_with_it():
+    made = supervisor(intensity=0)
+    assert made.crashed("b", "why", now=0.0) == Quarantine(("b", "c"), "crashed 1 times in a row, last: why")
+    assert made.revive("a") == ("a",)
+    assert made.revive("b") == ("b", "c")
+    made.crashed("c", "why", now=1.0)
+    made.crashed("a", "why", now=2.0)
+    assert made.revive("a") == ("a", "b"), "c is down for what it did itself"
+
+
+NAMES = [f"s{number}" for number in range(5)]
+EVENTS = st.one_of(
+    st.tuples(st.just("crash"), st.sampled_from(NAMES), st.booleans(), st.floats(0, 20)),
+    st.tuples(st.sampled_from(["revive", "started"]), st.sampled_from(NAMES)),
+)
+
+
+@given(
+    st.sampled_from(list(Strategy)),
+    st.lists(st.tuples(st.sets(st.integers(0, 4)), st.sampled_from(list(Restart))), min_size=5, max_size=5),
+    st.lists(EVENTS, max_size=30),
+)
+def test_no_restart_touches_a_service_that_was_left_stopped_until_it_is_revived(strategy, made_of, events):
+    made = Supervisor(strategy=strategy, intensity=1, chance=random.Random(1))
+    for number, (needs, restart) in enumerate(made_of):
+        made.add(Child(NAMES[number], tuple(NAMES[need] for need in needs if need < number), restart))
+    now, stopped = 0.0, set()
+    for event, name, *more in events:
+        if event == "started":
+            made.started(name)
+        elif event == "revive":
+            revived = made.revive(name)
+            assert revived[0] == name or name in revived
+            stopped = {each for each in NAMES if made.is_down(each)}
+            assert not stopped.intersection(revived)
+        elif name not in stopped:  # who is stopped cannot crash
+            now += more[1]
+            match made.crashed(name, "why", now=now, starting=more[0]):
+                case RestartAll(names, delay):
+                    assert name in names
+                    assert not stopped.intersection(names)
+                    assert 0 < delay <= 15.0
+                case Quarantine(names, _):
+                    assert name in names
+                    assert not stopped.intersection(names)
+                    stopped.update(names)
+                case Ignore(ignored):
+                    stopped.add(ignored)
+        assert stopped == {each for each in NAMES if made.is_down(each)}

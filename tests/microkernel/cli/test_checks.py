@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from microkernel.cli.boot_check import check_model
+from microkernel.cli.boot_check import _check_lock, check_model
 from microkernel.cli.checks import Check, check_folder, check_imports, check_packages, check_port, check_token, show
+from microkernel.root import Root
 
 
 def test_a_module_that_is_missing_says_how_to_get_it():
@@ -31,6 +32,11 @@ def test_the_installed_packages_fit():
     assert check_packages().ok, check_packages().detail
 
 
+@pytest.fixture(autouse=True)
+def no_token_in_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MICROKERNEL_TOKEN", raising=False)
+
+
 def test_a_token_that_others_can_read_is_told_with_the_remedy(tmp_path: Path):
     assert check_token(tmp_path).ok
     token = tmp_path / "token"
@@ -41,6 +47,29 @@ def test_a_token_that_others_can_read_is_told_with_the_remedy(tmp_path: Path):
     assert check.remedy == f"chmod 600 {token}"
     token.chmod(0o600)
     assert check_token(tmp_path).ok
+
+
+def test_a_token_of_the_environment_that_no_node_takes_is_told_before_the_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MICROKERNEL_TOKEN", "short")
+    check = check_token(tmp_path)
+    assert not check.ok
+    assert "MICROKERNEL_TOKEN" in check.detail
+    monkeypatch.setenv("MICROKERNEL_TOKEN", "long-enough-to-be-safe")
+    assert check_token(tmp_path).ok
+
+
+def test_a_folder_that_a_node_has_is_told_with_its_address(tmp_path: Path):
+    root = Root(tmp_path)
+    assert _check_lock(tmp_path) == []
+    root.acquire()
+    root.write_node("http://127.0.0.1:7070")
+    (check,) = _check_lock(tmp_path)
+    assert not check.ok
+    assert check.detail == f"a node runs on {tmp_path} at http://127.0.0.1:7070 (pid {os.getpid()})"
+    root.release()
+    assert _check_lock(tmp_path) == []
 
 
 def test_a_taken_port_is_told(tmp_path: Path):

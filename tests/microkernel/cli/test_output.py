@@ -11,6 +11,9 @@ from microkernel.cli.output import clean, duration, error_line, plain, plain_tab
 from microkernel.errors import NotFound
 from microkernel.wire.record import Record
 
+# Marks that turn the order of letters around, https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters
+BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
 
 class Point(msgspec.Struct):
     x: int
@@ -60,7 +63,14 @@ def test_clean_text_drives_no_terminal(text: str):
     cleaned = clean(text)
     assert not any(ord(letter) < 32 and letter not in "\t\n" for letter in cleaned)
     assert not any(0x7F <= ord(letter) < 0xA0 for letter in cleaned)
+    assert not BIDI.intersection(cleaned)
     assert clean(cleaned) == cleaned
+
+
+def test_clean_text_reads_in_the_order_it_is_written():
+    assert clean("".join(f"a{mark}" for mark in sorted(BIDI))) == "a" * len(BIDI)
+    assert error_line(NotFound("no model \u202egpj.exe")) == "error: no model gpj.exe"
+    assert clean("שלום, عالم, naïve 👩\u200d👧") == "שלום, عالم, naïve 👩\u200d👧"
 
 
 def test_a_result_is_plain_wherever_it_came_from():

@@ -8,13 +8,17 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from wire_node import ALL, node
 
 import microkernel as mk
 from microkernel.errors import Invalid, NotFound, Unauthenticated, Unavailable
+from microkernel.root import Root
 from microkernel.wire.client import find_node
 from microkernel.wire.record import Record
 
@@ -26,18 +30,32 @@ def nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("MICROKERNEL_ROOT", str(tmp_path))
 
 
-def running(root: Path, url: str = "http://127.0.0.1:7070", token: str = "stored") -> None:
-    (root / "node.json").write_text(json.dumps({"url": url, "pid": 1}))
-    (root / "token").write_text(token + "\n")
+Running = Callable[..., None]
 
 
-def test_a_node_is_found_by_its_state_folder(tmp_path: Path) -> None:
+@pytest.fixture
+def running() -> Iterator[Running]:
+    """What a node leaves in its state folder while it runs."""
+    roots: list[Root] = []
+
+    def start(folder: Path, url: str = "http://127.0.0.1:7070", token: str = "stored") -> None:
+        roots.append(Root(folder))
+        roots[-1].acquire()
+        roots[-1].write_node(url)
+        (folder / "token").write_text(token + "\n")
+
+    yield start
+    for root in roots:
+        root.release()
+
+
+def test_a_node_is_found_by_its_state_folder(tmp_path: Path, running: Running) -> None:
     running(tmp_path)
     assert find_node() == ("ws://127.0.0.1:7070/mk", "stored")
 
 
 def test_arguments_win_over_the_environment_and_that_over_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running(tmp_path)
     monkeypatch.setenv("MICROKERNEL_URL", "https://there:1")
@@ -57,10 +75,49 @@ def test_what_is_no_address_is_named(address: str) -> None:
         find_node(address, "t")
 
 
-def test_the_stored_token_never_leaves_this_machine(tmp_path: Path) -> None:
+def test_the_stored_token_never_leaves_this_machine(tmp_path: Path, running: Running) -> None:
     running(tmp_path)
     with pytest.raises(Unauthenticated, match="a token is needed for ws://elsewhere"):
         find_node("http://elsewhere:7070")
+
+
+@pytest.mark.parametrize("address", [None, "http://127.0.0.1:7070", "ws://localhost:7070/mk"])
+def test_the_stored_token_is_not_sent_once_the_node_is_gone(tmp_path: Path, address: str | None) -> None:
+    (tmp_path / "node.json").write_text(json.dumps({"url": "http://127.0.0.1:7070", "pid": 1}))  # it was killed
+    (tmp_path / "token").write_text("stored\n")
+    with pytest.raises(Unavailable, match=f"no node is running at {tmp_path}"):
+        find_node(address)
+    assert find_node("http://127.0.0.1:7070", "given")[1] == "given"
+
+
+def test_a_token_of_the_environment_is_sent_without_the_blanks_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICROKERNEL_TOKEN", " from-env\n")
+    assert find_node("http://there:1")[1] == "from-env"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_refused_and_the_token_stays_here(tmp_path: Path, running: Running, status: int) -> None:
+    visits: list[str] = []
+
+    async def elsewhere(request: web.Request) -> web.WebSocketResponse:
+        visits.append(request.path)
+        socket = web.WebSocketResponse(protocols=("mk.v1",))
+        await socket.prepare(request)
+        visits.append((await socket.receive()).data)
+        return socket
+
+    async def mk_path(_: web.Request) -> web.Response:
+        return web.Response(status=status, headers={"Location": str(thief.make_url("/elsewhere"))})
+
+    there, here = web.Application(), web.Application()
+    there.router.add_get("/elsewhere", elsewhere)
+    here.router.add_get("/mk", mk_path)
+    async with TestServer(there, host="127.0.0.2") as thief, TestServer(here, host="127.0.0.1") as server:
+        running(tmp_path, str(server.make_url("/")), "the-stored-token")
+        with pytest.raises(Unavailable, match=r"is no node \(HTTP status 30\d\)"):
+            async with mk.connect():
+                pass
+    assert visits == []
 
 
 def test_a_folder_where_nothing_runs_says_how_to_start_one(tmp_path: Path) -> None:
@@ -84,7 +141,7 @@ async def test_what_answers_but_is_no_node_is_named() -> None:
                 pass
 
 
-async def test_connect_without_arguments_finds_the_node_that_runs(tmp_path: Path) -> None:
+async def test_connect_without_arguments_finds_the_node_that_runs(tmp_path: Path, running: Running) -> None:
     async with node() as here:
         running(tmp_path, here.url, ALL)
         async with mk.connect() as system:
@@ -101,7 +158,7 @@ async def test_scripts_without_a_loop_call_stream_and_listen() -> None:
             with system.subscribe("maths.noted") as events:
                 system.send("maths.note", a=7, b=0)
                 seen.append(next(events).body.a)
-            system.publish("maths.said", n=1)
+            system.publish("script.said", n=1)
             with pytest.raises(NotFound):
                 system.call("maths.fail")
             with pytest.raises(NotFound):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import json
 import logging
 import re
@@ -227,6 +228,89 @@ async def test_subjects_beyond_the_rights_are_neither_heard_nor_told(caplog: pyt
             await system.publish("memory.pressure", level=9)
             await system.call("maths.add", a=1, b=1)
         assert "no right to memory.pressure" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "subject",
+    ["maths.noted", "maths", "kernel.shutdown", "service.maths.ready", "process.ended", "dead.letter", "dead"],
+)
+async def test_nobody_publishes_as_the_node_over_a_link(subject: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with node() as here, mk.connect(here.url, ALL) as system, here.kernel.subscribe(subject) as events:
+        with caplog.at_level(logging.WARNING, "microkernel.client"):
+            await system.publish(subject, a=666)
+            await system.publish("colour.red")
+            await system.call("maths.add", a=1, b=1)
+        here.kernel.publish(subject, a=1)
+        assert (await anext(events)).body == {"a": 1}
+    assert f"{subject} is for the node itself to publish" in caplog.text
+    assert "colour" not in caplog.text
+
+
+async def test_an_event_too_long_for_a_frame_is_refused_and_ends_no_subscription_of_others() -> None:
+    long = '"' + "x" * 64_700 + '"'
+    grows = "[" + ",".join(["1e9"] * 6000) + "]"  # 24 kB as it comes, 78 kB as it would go out
+    async with (
+        node(text=64 * 1024) as here,
+        raw(here.url) as one,
+        mk.connect(here.url, ALL) as two,
+        two.subscribe("colour.*") as events,
+    ):
+        for body in (long, grows):
+            await one.socket.send_str(f'{{"t":"publish","subject":"colour.red","body":{body}}}')
+            error = await one.hear("error")
+            assert "id" not in error
+            assert error["error"]["code"] == "TOO_BIG"
+            assert "the event colour.red" in error["error"]["message"]
+        await one.say({"t": "publish", "subject": "colour.blue", "body": {"n": 1}})
+        assert (await anext(events)).subject == "colour.blue"
+
+
+async def test_an_event_that_cannot_be_sent_is_told_and_the_subscription_goes_on() -> None:
+    async with node(text=64 * 1024) as here, raw(here.url) as client:
+        await client.say({"t": "subscribe", "id": 1, "subject": "maths.*"}, {"t": "ping", "ts": 1})
+        await client.hear("pong")
+        here.kernel.publish("maths.long", x="x" * 70_000)
+        here.kernel.publish("maths.odd", x=object())
+        here.kernel.publish("maths.said", n=1)
+        for subject, code in (("maths.long", "TOO_BIG"), ("maths.odd", "INVALID")):
+            error = await client.hear("error")
+            assert "id" not in error
+            assert error["error"]["code"] == code
+            assert f"the event {subject}" in error["error"]["message"]
+        assert (await client.hear("event"))["body"] == {"n": 1}
+
+
+async def test_a_client_that_reads_nothing_is_not_read_from_either() -> None:
+    async with (
+        node(buffer=2**20, slow_after=60.0, rate=1e6, burst=10**6) as here,
+        raw(here.url, max_msg_size=0) as client,
+    ):
+        protocol = client.socket._response.connection.protocol
+        protocol.pause_reading()
+        (link,) = here.wire._links
+        outbox = link._session.outbox
+
+        async def flood() -> None:
+            for first in itertools.count(0, 500):
+                await client.say(*({"t": "call", "id": first + n, "to": "x." + "y" * 240} for n in range(500)))
+
+        flooding = asyncio.create_task(flood())
+        while outbox.fill <= 1.0:
+            await asyncio.sleep(0.05)
+        before = -1
+        while before != outbox.pending_messages:
+            before = outbox.pending_messages
+            await asyncio.sleep(0.3)
+        assert outbox.fill < 2.0
+        assert link._session.closed is None
+        assert not flooding.done()
+        protocol.resume_reading()
+        received = 0
+        while received < 3 * before:  # it goes on where it stood
+            await client.hear("error")
+            received += 1
+        flooding.cancel()
+        await asyncio.gather(flooding, return_exceptions=True)
 
 
 async def test_unsubscribing_frees_the_subscription_in_the_kernel() -> None:
@@ -534,7 +618,7 @@ async def test_every_origin_is_let_in_where_the_settings_say_so() -> None:
 
 async def test_an_origin_that_is_not_ours_is_kept_out() -> None:
     async with node(origins=("https://console.example",)) as here:
-        for origin in ("https://evil.example", "null"):
+        for origin in ("https://evil.example", "null", "http://[", "http://[x]:y", ""):
             with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
                 async with raw(here.url, origin=origin):
                     pass

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from microkernel.capability import Identity, Rights
-from microkernel.errors import NotFound, TooBig, Unauthenticated, Unavailable
+from microkernel.errors import Invalid, NotFound, TooBig, Unauthenticated, Unavailable
 from microkernel.wire import codec
 from microkernel.wire.client_session import ClientSession
 from microkernel.wire.codec import CloseCode
@@ -100,6 +100,37 @@ def test_a_client_may_send_auth_and_calls_in_its_first_frame() -> None:
     assert [type(action) for action in actions] == [Welcome, codec.Call]
 
 
+def test_before_auth_a_frame_is_small_and_afterwards_as_long_as_announced() -> None:
+    longest, auth = 8 * 2**10, json.dumps({"t": "auth", "v": 1, "token": "good", "pad": ""})
+    padded = auth.replace('"pad": ""', '"pad": "' + "x" * (longest - len(auth)) + '"')
+    (close,) = Server(greeted=False).session.received(padded + " ")
+    assert close == Close(CloseCode.TOO_BIG, "a text frame before 'auth' is too big: 8193 bytes, at most 8192")
+    server = Server(greeted=False)
+    assert [type(action) for action in server.session.received(padded)] == [Welcome]
+    assert server.say({"t": "ping", "pad": "x" * longest}) == []
+
+
+def test_a_frame_before_auth_is_small_even_where_all_frames_are() -> None:
+    (close,) = Server(greeted=False, text=1000).session.received('"' + "x" * 1000 + '"')
+    assert close.code == CloseCode.TOO_BIG
+
+
+def test_what_follows_auth_is_not_looked_at_before_the_token_is_known() -> None:
+    wrong = {"t": "call", "id": "no number", "to": "kv.get"}
+    (close,) = Server(greeted=False).say({"t": "auth", "v": 1, "token": "bad"}, wrong)
+    assert close.code == CloseCode.UNAUTHENTICATED
+    (close,) = Server(greeted=False).say({"t": "ping"}, wrong)
+    assert close.reason == "the first message must be 'auth'"
+    welcome, close = Server(greeted=False).say({"t": "auth", "v": 1, "token": "good"}, wrong)
+    assert isinstance(welcome, Welcome)
+    assert close == Close(CloseCode.PROTOCOL, "message 2 of 2: Expected `int`, got `str` - at `$.id`")
+
+
+def test_messages_before_auth_count_against_the_rate_before_they_are_read() -> None:
+    (close,) = Server(greeted=False, rate=1.0, burst=2).say(*({"t": "ping"} for _ in range(5)))
+    assert close.code == CloseCode.RATE
+
+
 def test_resume_is_answered_by_a_new_session() -> None:
     server = Server(greeted=False)
     server.say({"t": "auth", "v": 1, "token": "good", "resume": {"session": "s0", "seen": 812}})
@@ -182,6 +213,13 @@ def test_a_type_that_is_not_known_is_answered_when_it_has_an_id() -> None:
     assert server.say({"t": "teleport", "id": 9}, {"t": "ack", "seen": 3}, {"t": "x", "id": "a"}) == []
     (error,) = server.heard()
     assert (error["id"], error["error"]["code"]) == (9, "UNIMPLEMENTED")
+
+
+@pytest.mark.parametrize("number", [True, False, None, -1, 1.0, 2**53, "1", [1]])
+def test_what_is_no_id_is_not_answered(number: object) -> None:
+    server = Server()
+    assert server.say({"t": "teleport", "id": number}) == []
+    assert server.heard() == []
 
 
 @pytest.mark.parametrize(
@@ -360,6 +398,28 @@ def test_a_reader_that_catches_up_in_time_is_not_cut() -> None:
     for _ in range(11):
         server.say({"t": "ping"})
     assert server.later(5.1) == [Close(CloseCode.SLOW_READER, "slow reader: 11 messages pending for 5.1 s")]
+
+
+def test_a_reader_far_behind_is_cut_at_once() -> None:
+    server = Server(messages=10)
+    server.say(*({"t": "ping"} for _ in range(20)))
+    assert server.later(0.0) == []
+    server.say({"t": "ping"})
+    assert server.session.due() == server.clock()
+    assert server.later(0.0) == [Close(CloseCode.SLOW_READER, "slow reader: 21 messages pending for 0.0 s")]
+
+
+def test_an_error_never_outgrows_its_frame() -> None:
+    server = Server()
+    server.say({"t": "call", "id": 1, "to": "kv.get"})
+    server.session.fail(1, NotFound("no " + "ä" * 2**20, remedy="r" * 2**20, causes=("c" * 2**20,) * 9))
+    frame = server.session.outbox.take()
+    assert frame is not None
+    assert len(frame) < 64 * 2**10
+    error = json.loads(frame)["error"]
+    assert error["code"] == "NOT_FOUND"
+    assert error["message"].startswith("no ä")
+    assert error["message"].endswith("…")
 
 
 def test_what_is_being_written_counts_as_pending() -> None:
@@ -576,6 +636,24 @@ def test_a_message_that_is_too_long_for_the_server_is_not_sent() -> None:
     with pytest.raises(TooBig, match=r"kv.put takes 2.0 MiB"):
         session.call("kv.put", codec.body_of("x" * 2**21, what="body", limit=2**30), deadline=None, priority=None)
     assert session.calls == 0
+    assert len(session.outbox) == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 257, "ä" * 257])
+def test_a_name_that_the_server_would_not_take_is_not_sent(name: str) -> None:
+    session, _ = connected()
+    with pytest.raises(Invalid, match="at most 256 characters"):
+        session.call(name, None, deadline=None, priority=None)
+    with pytest.raises(Invalid, match="at most 256 characters"):
+        session.open(name, None, credit=1, deadline=None, priority=None)
+    with pytest.raises(Invalid, match="at most 256 characters"):
+        session.send(name, None, priority=None)
+    with pytest.raises(Invalid, match="at most 256 characters"):
+        session.publish(name, None)
+    with pytest.raises(Invalid, match="at most 256 characters"):
+        session.subscribe(name, None)
+    with pytest.raises(Invalid, match="at most 256 characters"):
+        session.subscribe("a.b", name)
     assert len(session.outbox) == 0
 
 

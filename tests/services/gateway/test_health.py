@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from microkernel.errors import PreconditionFailed
+from microkernel.service import Service
 from microkernel.testing import TestKernel
 from services.gateway.service import Gateway
 
@@ -29,6 +33,32 @@ async def test_a_node_is_alive_before_it_is_ready_and_says_what_it_waits_for(ope
         async with client.get("/readyz") as response:
             assert response.status == 200
             assert await response.json() == {"status": "ready"}
+
+
+async def test_reasons_are_told_only_to_who_has_the_token(open_site, script):
+    class Broken(Service):
+        name = "broken"
+
+        async def start(self) -> None:
+            raise PreconditionFailed("no room in /secret/path")
+
+    script.ready.clear()
+    async with open_site(wait_ready=False, services=(Broken,)) as site:
+        async with asyncio.timeout(10):
+            while True:
+                async with site.http() as client, client.get("/readyz") as response:
+                    told = (await response.json())["unready"]
+                if "/secret/path" in told.get("broken", ""):
+                    break
+                await asyncio.sleep(0.01)
+        for token in (None, "wrong-token-of-some-length"):
+            async with site.http(token) as client, client.get("/readyz") as response:
+                assert response.status == 503
+                hidden = (await response.json())["unready"]
+            assert hidden.keys() == told.keys()
+            assert "/secret/path" not in str(hidden)
+            assert all(word.isalpha() for word in hidden.values())
+        script.ready.set()
 
 
 async def test_a_node_whose_inference_restarts_is_not_ready(site):

@@ -6,8 +6,11 @@ import asyncio
 import gzip
 import io
 import json
+import threading
 
 import pytest
+
+from services.gateway.openai_request import parse_chat
 
 HELLO = {"model": "beta", "messages": [{"role": "user", "content": "Hello"}]}
 BODY = json.dumps(HELLO).encode()
@@ -37,6 +40,44 @@ async def test_a_body_that_says_it_is_too_big_is_refused_unread(open_site):
         writer.close()
 
 
+async def test_a_chat_has_a_limit_of_its_own(open_site):
+    async with open_site(chat_body_limit=1000) as site:
+        reader, writer = await site.raw(body=b"", Content_Length="1001")
+        status, answer = await response_of(reader)
+        assert status == 413
+        assert "chat_body_limit" in answer["error"]["message"]
+        writer.close()
+
+
+async def test_at_most_two_long_bodies_are_checked_at_a_time(site, monkeypatch):
+    from services.gateway import chat_route
+
+    running, most = 0, 0
+    lock, enough = threading.Lock(), threading.Event()
+
+    def watched(body):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        enough.wait(0.2)
+        with lock:
+            running -= 1
+        return parse_chat(body)
+
+    monkeypatch.setattr(chat_route, "parse_chat", watched)
+    asked = json.dumps({"messages": [{"role": "user", "content": "x" * (2 << 20)}]}).encode()
+    headers = {"Content-Type": "application/json"}
+    async with site.http() as client:
+
+        async def ask():
+            async with client.post("/v1/chat/completions", data=io.BytesIO(asked), headers=headers) as response:
+                return response.status
+
+        assert await asyncio.gather(*(ask() for _ in range(5))) == [200] * 5
+    assert most == 2
+
+
 async def test_a_body_that_turns_out_too_big_is_refused(open_site):
     async def chunks():
         for _ in range(20):
@@ -61,6 +102,16 @@ async def test_a_small_body_that_unpacks_to_a_big_one_is_refused(open_site):
             assert response.status == 200
         async with client.post("/v1/chat/completions", data=b"\x1f\x8bjunk", headers=headers) as response:
             assert response.status == 400
+
+
+async def test_a_body_that_is_not_what_its_encoding_says_is_answered_and_logs_nothing(site, caplog):
+    reader, writer = await site.raw(body=b"xxxxx", Content_Encoding="gzip")
+    status, _ = await response_of(reader)
+    assert status == 400
+    await reader.read()
+    writer.close()
+    assert await still_answers(site)
+    assert not [record for record in caplog.records if record.levelname in {"WARNING", "ERROR", "CRITICAL"}]
 
 
 async def test_all_bodies_together_are_bounded(open_site):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from microkernel.errors import Invalid, MicrokernelError, Unimplemented
-from services.gateway.openai_request import ChatRequest, parse_chat
+from services.gateway.openai_request import _REFUSED, ChatRequest, parse_chat
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -29,7 +30,7 @@ def test_a_request_needs_nothing_but_messages():
 
 
 def test_null_is_the_same_as_nothing():
-    fields = {name: None for name in ChatRequest.__struct_fields__ if name != "messages"}
+    fields = {name: None for name in (*ChatRequest.__struct_fields__, *_REFUSED) if name != "messages"}
     assert parse(**fields) == parse()
 
 
@@ -159,6 +160,30 @@ def test_tools_and_pictures_in_messages_are_refused(message, field):
     assert failure.value.field == field
 
 
+@pytest.mark.parametrize("field", ["tools", "logit_bias", "stop"])
+def test_what_is_refused_or_too_long_is_never_built(field):
+    body = b'{"messages": [{"role": "user", "content": "a"}], "%s": [' % field.encode() + b'"ab",' * 200_000 + b'""]}'
+    tracemalloc.start()
+    with pytest.raises((Invalid, Unimplemented)) as failure:
+        parse_chat(body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert failure.value.field == field
+    assert peak < 2 * len(body)  # built, the texts alone take ten times as much
+
+
+def test_a_conversation_has_at_most_4096_messages():
+    parse(messages=HELLO * 4096)
+    with pytest.raises(Invalid, match="4097 messages, at most 4096") as failure:
+        parse(messages=HELLO * 4097)
+    assert failure.value.field == "messages"
+
+
+def test_sixteen_stop_texts_of_full_length_fit_however_they_are_escaped():
+    stops = ["\N{FOX FACE}" * 1024] * 16
+    assert parse(stop=stops).stop == stops
+
+
 def test_an_assistants_turn_may_carry_empty_lists():
     parse(messages=[{"role": "assistant", "content": "a", "tool_calls": [], "refusal": None, "audio": None}])
 
@@ -213,7 +238,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-FIELDS = st.sampled_from(sorted(ChatRequest.__struct_fields__))
+FIELDS = st.sampled_from(sorted((*ChatRequest.__struct_fields__, *_REFUSED)))
 MESSAGES = st.lists(
     st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "tool"]) | JSON, "content": st.text() | JSON}),
     max_size=3,

@@ -137,6 +137,30 @@ def test_an_absurd_array_length_is_refused_without_memory_for_it(good, tmp_path)
     tracemalloc.stop()
 
 
+def test_arrays_that_nobody_asks_for_are_not_built(tmp_path):
+    path = write_gguf(tmp_path / "tiny.gguf", metadata={"llama.noise": [7] * 300_000, "llama.words": ["a"] * 1000})
+    tracemalloc.start()
+    checkpoint = open_checkpoint(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 << 20
+    assert checkpoint.config.layers == 2
+
+
+def test_a_number_that_is_an_array_is_refused_and_not_taken_for_missing(tmp_path):
+    path = write_gguf(tmp_path / "tiny.gguf", metadata={"llama.rope.freq_base": [1.0, 2.0]})
+    with pytest.raises(Invalid, match=r"llama\.rope\.freq_base"):
+        open_checkpoint(path)
+
+
+def test_all_arrays_together_have_a_limit(good, tmp_path, monkeypatch):
+    from services.inference import gguf_header
+
+    monkeypatch.setattr(gguf_header, "MAX_ENTRIES", 200)
+    with pytest.raises(Invalid, match=r"more than 200 entries"):
+        opened(tmp_path / "tiny.gguf", good)
+
+
 def test_a_missing_and_a_misshapen_tensor_are_named(tmp_path):
     weights = random_weights(layers=2, tied=True)
     del weights["blk.1.ffn_up.weight"]

@@ -112,6 +112,24 @@ async def test_a_request_that_does_not_fit_names_its_field_and_costs_nobody_anyt
         assert await system.call("scheduler.list") == []
 
 
+async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(tiny, monkeypatch):
+    from services.inference import loaded as module
+
+    async with node(tiny) as system:
+        encoded = []
+        monkeypatch.setattr(module, "encode_prompt", lambda *given: encoded.append(given))
+        monkeypatch.setattr(module.Tokenizer, "encode", lambda *given, **_: encoded.append(given))
+        text = "never " * 200_000
+        with pytest.raises(Invalid, match=r"has 12\d{5} characters, and at most \d+ can fit .* tokens") as caught:
+            await answer(system, messages=[{"role": "user", "content": text}])
+        assert caught.value.field == "messages"
+        with pytest.raises(Invalid, match="has 1200000 characters") as caught:
+            async for _ in system.stream("inference.complete", prompt=text):
+                pass
+        assert caught.value.field == "prompt"
+        assert encoded == []
+
+
 async def test_an_unknown_model_is_not_found(tiny):
     async with node(tiny) as system:
         with pytest.raises(NotFound, match="no model is named 'gpt-9'") as caught:

@@ -69,6 +69,20 @@ def test_a_message_cannot_forge_a_turn(content):
     assert f"user\n{content}<|im_end|>" in TOKENIZER.decode(ids, skip_special=False)
 
 
+@pytest.mark.parametrize("escape", [r"\udbfc\udc00", r"\UDBFC\UDC00", r"x\udbfc\udc00" * 3])
+def test_a_message_that_spells_a_private_mark_breaks_no_control_token(escape):
+    segments = ChatTemplate(CHATML, special=SPECIAL, tokens={}).render([user(escape + "hi")])
+    ids = encode_prompt(TOKENIZER, segments)
+    assert [token for token in ids if token in TOKENIZER.special_ids] == [1, 2, 1]
+    assert escape + "hi" in "".join(segment.text for segment in segments)
+
+
+def test_a_message_right_behind_a_control_token_cannot_turn_it_into_text():
+    source = "{% for message in messages %}<|im_start|>{{ message.content }}{% endfor %}"
+    segments = ChatTemplate(source, special=SPECIAL, tokens={}).render([user(r"\udbfc\udc00hi")])
+    assert encode_prompt(TOKENIZER, segments)[0] == 1
+
+
 PART = st.sampled_from([*NAMES, "<|im_", "im_end|>", "end|>", "<", "|>", "<|IM_END|>", " ", "\n", "x", "\U0010f000"])
 
 

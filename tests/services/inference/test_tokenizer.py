@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+import time
 import unicodedata
 from itertools import pairwise
 from pathlib import Path
@@ -353,6 +355,76 @@ def test_a_damaged_tokenizer_file_is_named(tmp_path, content):
         open_tokenizer(tmp_path)
     assert "tokenizer.json" in refused.value.message
     assert "\n" not in refused.value.message
+
+
+def changed(library: Library, **parts: Any) -> str:
+    return json.dumps(json.loads(library.to_str()) | parts)
+
+
+def replacing(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "says"),
+    [
+        ({"type": "Sequence", "normalizers": [replacing("a", "aa")] * 10}, r"1024 times"),
+        (replacing("a", "a" * 5), r"5 times"),
+        ({"type": "Replace", "pattern": {"Regex": "a"}, "content": "aaa"}, r"6 times"),
+        (replacing("", "a"), r"inf times"),
+        (replacing("a", "a" * 2000), "at most 1024 characters"),
+        ({"type": "Prepend", "prepend": "a" * 2000}, "at most 1024 characters"),
+        ({"type": "Sequence", "normalizers": [{"type": "NFC"}] * 17}, "more than 16 steps"),
+        ({"type": "Unheard"}, "'Unheard'"),
+    ],
+)
+def test_a_definition_whose_steps_multiply_text_is_refused(tmp_path, normalizer, says):
+    save_folder(tmp_path, byte_library())
+    (tmp_path / "tokenizer.json").write_text(changed(byte_library(), normalizer=normalizer))
+    with pytest.raises(Invalid, match=says) as refused:
+        open_tokenizer(tmp_path)
+    assert "tokenizer.json" in refused.value.message
+
+
+def test_steps_that_multiply_are_found_before_words_are_cut_too(tmp_path):
+    save_folder(tmp_path, byte_library())
+    steps = {"type": "Sequence", "pretokenizers": [{"type": "Delay"}]}
+    (tmp_path / "tokenizer.json").write_text(changed(byte_library(), pre_tokenizer=steps))
+    with pytest.raises(Invalid, match="its pre_tokenizer has a step of type 'Delay'"):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("metadata", [byte_level(), sentencepiece()], ids=["bytes", "pieces"])
+def test_a_token_too_long_to_look_for_merges_in_is_refused(metadata):
+    tokens = [*metadata["tokenizer.ggml.tokens"][:-1], "a" * 1025]
+    with pytest.raises(Invalid, match=rf"tokens\[{len(tokens) - 1}\] has 1025 characters, allowed are 1024"):
+        open_tokenizer({**metadata, "tokenizer.ggml.tokens": tokens})
+
+
+@given(text=TEXT)
+@settings(max_examples=50, deadline=None)
+def test_no_token_stands_for_more_characters_than_the_longest(text):
+    for tokenizer in (BYTES, PIECEWISE):
+        assert len(text) <= len(ids_of(tokenizer, text)) * tokenizer.longest_token
+
+
+def test_other_threads_run_while_a_long_text_is_encoded():
+    began, ended = threading.Event(), threading.Event()
+
+    def encode() -> None:
+        began.set()
+        ids_of(BYTES, "hello, world. " * 100_000)
+        ended.set()
+
+    worker = threading.Thread(target=encode)
+    worker.start()
+    began.wait()
+    turns = 0
+    while not ended.is_set():
+        time.sleep(0.001)
+        turns += 1
+    worker.join()
+    assert turns > 10  # with Python's lock held there are two or three
 
 
 def test_a_definition_that_contradicts_itself_fails_in_one_line_when_it_is_used(tmp_path):

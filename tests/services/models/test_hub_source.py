@@ -40,6 +40,7 @@ class Hub:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.corrupt = False
+        self.surplus = b""  # what is sent beyond a file's listed end
         self.status = 200
         self.ranges = True
         self.stop_after: int | None = None
@@ -80,6 +81,7 @@ class Hub:
         content = self.files[found[1]]
         if self.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
+        content += self.surplus
         start = int((request.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         return self.send(request, 206, content, start) if self.ranges else self.send(request, 200, content)
 
@@ -219,6 +221,22 @@ def test_a_file_that_differs_from_the_hubs_digest_is_refused_and_not_kept(store,
         except DataLoss:
             continue
     assert store.verify(model.name) == model
+
+
+def test_a_server_that_sends_more_than_it_listed_is_stopped_at_the_size(store, hub, make_gguf) -> None:
+    hub.files, hub.surplus = {"x.gguf": make_gguf("x.gguf", kilobytes=3000).read_bytes()}, b"x" * (64 << 20)
+    with pytest.raises(DataLoss, match=r"is longer than the \d+ bytes that are listed"):
+        pull(store, "hf:org/tiny", Transfer(), sources=hub.sources)
+    assert sum(part.stat().st_size for part in store.partials.glob("*/kept/*")) == 0
+    assert store.list() == ()
+
+
+def test_a_big_file_without_a_sha256_is_refused_before_it_is_fetched(store, hub, folder_files, monkeypatch) -> None:
+    hub.files = folder_files(0)
+    monkeypatch.setattr("services.models.sources.hub.MAX_SMALL", 1)
+    with pytest.raises(Invalid, match=r"bytes and no sha256, allowed are 1"):
+        pull(store, "hf:org/tiny", Transfer(), sources=hub.sources)
+    assert not [path for path, _ in hub.requests if "/resolve/" in path]
 
 
 @pytest.mark.parametrize(("status", "kind"), [(404, NotFound), (401, Denied), (403, Denied)])
