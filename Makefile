@@ -54,15 +54,15 @@ clean:
 
 # A stamp a set-up: the second call starts at once, a changed pin installs again.
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("microkernel needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit("microkernel needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing microkernel and its pinned dependencies into $(VENV) ..."
-	$(PIP) -e .
+	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.development: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing what tests and checks need into $(VENV) ..."
-	$(PIP) -e '.[test,check,docs]'
+	@$(PIP) -e '.[test,check,docs]'
 	@touch $@ $(VENV)/.runtime

@@ -54,6 +54,7 @@ class ServiceStatus(Message, kw_only=True):
     in_flight: int
     tasks: int
     source: str
+    summary: str
     essential: bool
 
 
@@ -190,6 +191,7 @@ class Introspection(Service):
             in_flight=0 if instance is None else instance.in_flight,
             tasks=0 if instance is None else instance.tasks,
             source=plugin.source,
+            summary=_summary(plugin.kind),
             essential=getattr(plugin.kind, "essential", False),
         )
 
@@ -199,7 +201,7 @@ class Introspection(Service):
             name=entry.name,
             state=entry.state,
             why=entry.why,
-            summary=(kind.__doc__ or "").strip().partition("\n")[0],
+            summary=_summary(kind),
             needs=tuple(getattr(kind, "needs", ())),
             uses=tuple(getattr(kind, "uses", ())),
             handlers=tuple(
@@ -219,3 +221,8 @@ class Introspection(Service):
                 for binding in entry.bindings.values()
             ),
         )
+
+
+def _summary(kind: Any) -> str:
+    """The first sentence of a service's docstring; empty for a broken plugin."""
+    return ("" if kind is None else kind.__doc__ or "").strip().partition("\n")[0]

@@ -176,7 +176,7 @@ class Node:
         self._display.show(self._progress.stage("services have started"))
         await kernel.wait_ready()
         rows = [
-            ServiceRow(name=row["name"], state=row["state"], detail=row["why"] or row["source"])
+            ServiceRow(name=row["name"], state=row["state"], detail=row["why"] or row["summary"] or row["source"])
             for row in plain(await kernel.port.call("kernel.services"))
         ]
         self._booted = True
