@@ -25,8 +25,10 @@ class Bodies:
         self.held = 0
 
     @asynccontextmanager
-    async def read(self, request: web.Request) -> AsyncIterator[bytearray]:
+    async def read(self, request: web.Request, *, limit: int, setting: str) -> AsyncIterator[bytearray]:
         """The JSON body of `request`; it counts as held inside the `async with`.
+
+        `limit` is the route's own, in bytes, and `setting` the name of what sets it.
 
         Raises `TooBig`, `Overloaded`, `Invalid`, and aiohttp's own refusals for what is not JSON or comes too slowly.
         """
@@ -35,23 +37,26 @@ class Bodies:
             raise web.HTTPUnsupportedMediaType(
                 text=f"the body is '{kind[:64]}', not JSON (send 'Content-Type: application/json')"
             )
-        if request.content_length is not None and request.content_length > self._limit:
-            raise self._too_big()
+        if self._limit < limit:
+            limit, setting = self._limit, "body_limit"
+        too_big = TooBig(f"the body is bigger than {limit} bytes", remedy=f"{setting} sets it")
+        if request.content_length is not None and request.content_length > limit:
+            raise too_big
         body = bytearray()
         try:
-            await self._fill(body, request)
+            await self._fill(body, request, limit, too_big)
             yield body
         finally:
             self.held -= len(body)
 
-    async def _fill(self, body: bytearray, request: web.Request) -> None:
+    async def _fill(self, body: bytearray, request: web.Request, limit: int, too_big: TooBig) -> None:
         try:
             async with asyncio.timeout(self._seconds):
                 async for chunk in request.content.iter_any():
                     body += chunk
                     self.held += len(chunk)
-                    if len(body) > self._limit:
-                        raise self._too_big()
+                    if len(body) > limit:
+                        raise too_big
                     if self.held > self._total:
                         raise Overloaded(f"{self.held >> 20} MiB of requests are being read", retry_after=1.0)
         except TimeoutError as error:
@@ -60,6 +65,3 @@ class Bodies:
             ) from error
         except (RequestPayloadError, HttpProcessingError) as error:
             raise Invalid(f"the body cannot be read: {error}") from error
-
-    def _too_big(self) -> TooBig:
-        return TooBig(f"the body is bigger than {self._limit} bytes", remedy="body_limit sets it")

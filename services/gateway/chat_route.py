@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from aiohttp import web
@@ -29,6 +30,7 @@ from services.inference.messages import Piece
 __all__ = ["ChatRoute"]
 
 PARSE_IN_THREAD = 1 << 20  # bytes: checking more than this would hold up the loop for milliseconds
+PARSERS = 2  # long bodies checked at a time: each holds Python's lock for much of its time
 
 
 class ChatRoute:
@@ -41,13 +43,14 @@ class ChatRoute:
         self._open: set[ReadAhead] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._parsers = ThreadPoolExecutor(PARSERS, thread_name_prefix="gateway-parser")
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """One chat request."""
         visitor = visitor_of(request)
-        async with self._bodies.read(request) as body:
+        async with self._bodies.read(request, limit=self._settings.chat_body_limit, setting="chat_body_limit") as body:
             if len(body) > PARSE_IN_THREAD:
-                asked = await asyncio.to_thread(parse_chat, body)
+                asked = await asyncio.get_running_loop().run_in_executor(self._parsers, parse_chat, body)
             else:
                 asked = parse_chat(body)
         stream = visitor.port.stream("inference.chat", asked.to_chat(visitor.identity.user), trace=visitor.trace)
@@ -72,6 +75,10 @@ class ChatRoute:
             reason = Unavailable("the gateway stops", service="gateway", retry_after=1.0, may_have_run=True)
             for pieces in tuple(self._open):
                 pieces.interrupt(reason)
+
+    async def close(self) -> None:
+        """End the threads that check long bodies; nothing is answered afterwards."""
+        await asyncio.to_thread(self._parsers.shutdown, cancel_futures=True)
 
     async def _streamed(self, request: web.Request, answer: _Answer, pieces: ReadAhead) -> web.StreamResponse:
         response = web.StreamResponse(

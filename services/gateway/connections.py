@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from services.gateway.errors_http import REQUEST, ErrorAnswer, ErrorBody, error_response
 
@@ -76,6 +77,14 @@ class _Connection(web.RequestHandler):
         response = error_response(ErrorAnswer(status, ErrorBody(sentence, REQUEST, None, "bad_request")))
         response.force_close()
         return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Log a defect. That a body breaks off or is not what its encoding says is none, and was answered."""
+        error = kw.get("exc_info")
+        if isinstance(error, RequestPayloadError):
+            self.logger.debug("a body cannot be read: %s", type(error).__name__)
+            return
+        super().log_exception(*args, **kw)
 
 
 class _Refusal(asyncio.Protocol):

@@ -117,12 +117,23 @@ class Door:
             request[VISITOR] = await self._let_in(request)
         return await handler(request)
 
+    async def knows(self, request: web.Request) -> bool:
+        """Whether a request to a public route brings a valid token all the same."""
+        token = _token(request)
+        try:
+            return token is not None and await self._identify(token) is not None
+        except MicrokernelError:
+            return False  # nobody can say at this moment
+
+    async def _identify(self, token: str) -> Identity | None:
+        # Headers are bytes in any encoding; tokens are ASCII, so what is not cannot be one.
+        return await self._authenticate(token) if token.isascii() and len(token) <= LONGEST_TOKEN else None
+
     async def _let_in(self, request: web.Request) -> Visitor:
         token = _token(request)
         if token is None:
             raise Unauthenticated("no token was given", remedy="send it as 'Authorization: Bearer <token>'")
-        # Headers are bytes in any encoding; tokens are ASCII, so what is not cannot be one.
-        identity = await self._authenticate(token) if token.isascii() and len(token) <= LONGEST_TOKEN else None
+        identity = await self._identify(token)
         if identity is None:
             raise Unauthenticated("the token is not valid here", remedy="the node's token is in its state folder")
         return Visitor(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 
 import microkernel
@@ -18,8 +20,9 @@ INFERENCE = "inference"
 class HealthRoutes:
     """Answers for the node as a whole."""
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, port: Port, is_known: Callable[[web.Request], Awaitable[bool]]) -> None:
         self._port = port
+        self._is_known = is_known
 
     async def about(self, _: web.Request) -> web.Response:
         """What listens here, for whoever opens the address."""
@@ -39,15 +42,25 @@ class HealthRoutes:
         """This process answers."""
         return web.json_response({"status": "alive"})
 
-    async def readyz(self, _: web.Request) -> web.Response:
-        """Whether every essential service is ready, inference among them: a real token came out of a real model."""
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Whether every essential service is ready, inference among them: a real token came out of a real model.
+
+        Reasons may name paths and models, so only who has a token is told them; others are told states.
+        """
         try:
             status = convert(await self._port.call("kernel.status", deadline=5.0), NodeStatus, what="kernel.status")
         except MicrokernelError as error:
-            return _not_ready({"kernel": str(error)})
+            return _not_ready({"kernel": str(error) if await self._is_known(request) else "unavailable"})
         if not status.ready or INFERENCE in status.unready:
-            return _not_ready(status.unready)
+            if await self._is_known(request):
+                return _not_ready(status.unready)
+            return _not_ready({name: _state(why) for name, why in status.unready.items()})
         return web.json_response({"status": "ready"})
+
+
+def _state(why: str) -> str:
+    """The state at the front of "state: reason"."""
+    return why.partition(":")[0]
 
 
 def _not_ready(why: dict[str, str]) -> web.Response:

@@ -12,10 +12,12 @@ from typing import Any
 import msgspec
 
 from microkernel.errors import Invalid, Unimplemented
+from microkernel.message import fault_of
 from services.inference.messages import Chat, ChatMessage
 
 __all__ = ["ChatRequest", "parse_chat"]
 
+MAX_MESSAGES = 4096
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_NAME = 512
@@ -29,19 +31,23 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class ContentPart(msgspec.Struct, frozen=True, gc=False):
+    """A part of a turn; what else a part of another type has is not built, nor is a list where a text belongs."""
+
+    type: str | float | bool | None = None
+    text: str | float | bool | None = None
+
+
 class RequestMessage(msgspec.Struct, frozen=True):
     """One turn as a client sends it."""
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: Any = None
-    function_call: Any = None
-    audio: Any = None
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of `POST /v1/chat/completions`; fields typed `Any` are those of `_REFUSED`."""
+    """The body of `POST /v1/chat/completions`, without the fields that ask for nothing (see `_REFUSED`)."""
 
     messages: list[RequestMessage]
     model: str | None = None
@@ -61,32 +67,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float | None = None
     repetition_penalty: float | None = None
 
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
-    response_format: Any = None
-    logprobs: Any = None
-    top_logprobs: Any = None
-    logit_bias: Any = None
-    audio: Any = None
-    modalities: Any = None
-    web_search_options: Any = None
-    best_of: Any = None
-    echo: Any = None
-    min_tokens: Any = None
-    ignore_eos: Any = None
-    stop_token_ids: Any = None
-    use_beam_search: Any = None
-    prompt_logprobs: Any = None
-    chat_template: Any = None
-    continue_final_message: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
-
     @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with what it cost."""
@@ -99,7 +79,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
                 ChatMessage(
                     # OpenAI's newer word for the same role; chat templates know the older one.
                     role="system" if message.role == "developer" else message.role,
-                    content=message.content,
+                    content=message.content
+                    if message.content is None or isinstance(message.content, str)
+                    else [{"type": part.type, "text": part.text} for part in message.content],
                     name=message.name,
                 )
                 for message in self.messages
@@ -118,8 +100,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
             owner=owner,
         )
 
-
-_decoder = msgspec.json.Decoder(ChatRequest)
 
 # Fields that are not supported yet, and the values that ask for nothing and so are fine.
 _REFUSED: dict[str, tuple[Any, ...]] = {
@@ -149,6 +129,26 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "structured_outputs": (),
 }
+_REFUSED_IN_MESSAGES: dict[str, tuple[Any, ...]] = dict.fromkeys(("tool_calls", "function_call", "audio"), ([],))
+
+# A body is looked over before it is built: what is refused, too long or too many never becomes objects.
+_NULL = msgspec.Raw(b"null")
+_LONGEST_HARMLESS = 256  # bytes
+_LONGEST_STOP = MAX_STOPS * (MAX_STOP_LENGTH * 12 + 64)  # bytes: a character takes 12 at most, as two escapes
+_MessageOutline = msgspec.defstruct(
+    "_MessageOutline",
+    [("role", msgspec.Raw), *((name, msgspec.Raw, _NULL) for name in _REFUSED_IN_MESSAGES)],
+    gc=False,
+)
+_Outline = msgspec.defstruct(
+    "_Outline",
+    [
+        ("messages", list[_MessageOutline], msgspec.field(default_factory=list)),  # type: ignore[valid-type] # made above
+        *((name, msgspec.Raw, _NULL) for name in (*_REFUSED, "stop")),
+    ],
+)
+_outline_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Outline)
+_decoder = msgspec.json.Decoder(ChatRequest)
 
 # What is allowed, in words and as a test; a comparison with NaN is false, so NaN never fits.
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -171,7 +171,7 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
     Raises `Invalid`, and `Unimplemented` for what is not supported yet; both name the field.
     """
     request = _decode(body)
-    _check_supported(request)
+    _check_answers(request)
     for name, (allowed, fits) in _RANGES.items():
         value = getattr(request, name)
         if value is not None and not fits(value):
@@ -185,25 +185,52 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
 
 def _decode(body: bytes | bytearray) -> ChatRequest:
     try:
+        _check_outline(_outline_decoder.decode(body))
         return _decoder.decode(body)
     except msgspec.ValidationError as error:
-        sentence, _, path = str(error).partition(" - at `$")
-        field = path.rstrip("`").lstrip(".") or None
-        if field is None and sentence.startswith("Object missing required field"):
-            field = sentence.partition("`")[2].rstrip("`")
-        raise Invalid(f"{sentence}" + (f" in '{field}'" if field else ""), field=field) from error
+        raise _invalid(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Invalid(f"the body is not JSON: {error}") from error
     except RecursionError as error:
         raise Invalid("the body is nested too deeply") from error
 
 
-def _check_supported(request: ChatRequest) -> None:
+def _invalid(error: msgspec.ValidationError) -> Invalid:
+    sentence, field = fault_of(error)
+    if field is None and sentence.startswith("Object missing required field"):
+        field = sentence.partition("`")[2].rstrip("`")
+    return Invalid(sentence + (f" in '{field}'" if field else ""), field=field)
+
+
+def _check_outline(outline: Any) -> None:
     for name, harmless in _REFUSED.items():
-        value = getattr(request, name)
-        # 0 == False in Python, and here they are as good as each other.
-        if value is not None and value not in harmless:
+        if not _asks_for_nothing(getattr(outline, name), harmless):
             raise _unsupported(f"'{name}'", name)
+    if len(bytes(outline.stop)) > _LONGEST_STOP:
+        raise Invalid(
+            f"'stop' is too long: at most {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters", field="stop"
+        )
+    if len(outline.messages) > MAX_MESSAGES:
+        raise Invalid(f"there are {len(outline.messages)} messages, at most {MAX_MESSAGES}", field="messages")
+    for number, message in enumerate(outline.messages):
+        for name, harmless in _REFUSED_IN_MESSAGES.items():
+            if not _asks_for_nothing(getattr(message, name), harmless):
+                where = f"messages[{number}].{name}"
+                raise _unsupported(f"'{where}'", where)
+
+
+def _asks_for_nothing(given: msgspec.Raw, harmless: tuple[Any, ...]) -> bool:
+    if given is _NULL:
+        return True
+    text = bytes(given)
+    if len(text) > _LONGEST_HARMLESS:
+        return False
+    value = msgspec.json.decode(text)
+    # 0 == False in Python, and here they are as good as each other.
+    return value is None or value in harmless
+
+
+def _check_answers(request: ChatRequest) -> None:
     if request.n is not None and request.n != 1:
         if request.n < 1:
             raise Invalid(f"'n' is {_short(request.n)}, allowed is 1", field="n")
@@ -245,25 +272,22 @@ def _check_messages(messages: list[RequestMessage]) -> None:
         if message.role not in ROLES:
             known = ", ".join(ROLES)
             raise Invalid(f"'{where}.role' is {_short(message.role)}, allowed are {known}", field=f"{where}.role")
-        for name in ("tool_calls", "function_call", "audio"):
-            if getattr(message, name) not in (None, []):
-                raise _unsupported(f"'{where}.{name}'", f"{where}.{name}")
         if message.content is None:
             raise Invalid(f"'{where}' has no content", field=f"{where}.content")
         if not isinstance(message.content, str):
             _check_parts(message.content, f"{where}.content")
 
 
-def _check_parts(parts: list[dict[str, Any]], where: str) -> None:
+def _check_parts(parts: list[ContentPart], where: str) -> None:
     if not parts:
         raise Invalid(f"'{where}' is an empty list of parts", field=where)
     for number, part in enumerate(parts):
-        kind = part.get("type")
+        kind = part.type
         if not isinstance(kind, str):
             raise Invalid(f"'{where}[{number}]' has no type", field=f"{where}[{number}].type")
         if kind != "text":
             raise _unsupported(f"a content part of type {_short(kind)}", f"{where}[{number}].type")
-        if not isinstance(part.get("text"), str):
+        if not isinstance(part.text, str):
             raise Invalid(f"'{where}[{number}].text' is not a text", field=f"{where}[{number}].text")
 
 

@@ -73,6 +73,7 @@ class Gateway(Service):
             endings.create_task(self._chats.drain(seconds))
             endings.create_task(self._wire.close("the gateway stops", after=1.0, drain=seconds))
         await self._runner.cleanup()
+        await self._chats.close()
         late = await self._connections.ended(CUT_TIMEOUT)
         if late:
             self.log.warning("%d connections hold on after they were closed", late)
@@ -99,7 +100,7 @@ class Gateway(Service):
         self._wire = WireServer(
             self.port, self._authenticate_now, node=self.node, epoch=epoch, allowed_origins=settings.allowed_origins
         )
-        health = HealthRoutes(self.port)
+        health = HealthRoutes(self.port, self._door.knows)
         app = web.Application(middlewares=[self._door.middleware])
         app.on_response_prepare.append(self._door.prepare)
         app.add_routes(

@@ -20,18 +20,19 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 class GatewaySettings(Message, kw_only=True):
     """Where the gateway listens and what it takes; sizes in bytes.
 
-    `port` 0 takes any free one. `body_limit` is of one request (unpacked), `bodies_limit` of all that are being read
-    at a time. `allowed_hosts` are names, beside those of this machine itself, under which a gateway on a loopback
-    address may be asked; `allowed_origins` are the origins (`https://host:port`, or `*`) whose pages may call from a
-    browser. `keepalive_seconds` is how often a silent answer shows that it is alive, `idle_seconds` how long a
-    connection may wait for a whole request head, `body_seconds` for its body. A reader that takes nothing for
-    `slow_reader_seconds` is cut. Running answers have `drain_seconds` to end when the gateway stops.
+    `port` 0 takes any free one. `body_limit` is of one request (unpacked), `chat_body_limit` of a chat, `bodies_limit`
+    of all that are being read at a time. `allowed_hosts` are names, beside those of this machine itself, under which a
+    gateway on a loopback address may be asked; `allowed_origins` are the origins (`https://host:port`, or `*`) whose
+    pages may call from a browser. `keepalive_seconds` is how often a silent answer shows that it is alive,
+    `idle_seconds` how long a connection may wait for a whole request head, `body_seconds` for its body. A reader that
+    takes nothing for `slow_reader_seconds` is cut. Running answers have `drain_seconds` to end when the gateway stops.
     """
 
     host: str = "127.0.0.1"
     port: Port = 7070
     connections: Size = 1024
     body_limit: Size = 64 * MIB
+    chat_body_limit: Size = 4 * MIB
     bodies_limit: Size = 256 * MIB
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()

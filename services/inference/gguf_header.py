@@ -23,6 +23,8 @@ __all__ = ["Header", "TensorSpan", "read_header"]
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_ARRAY = 1 << 22  # entries; the largest vocabularies have 2^18 tokens and 2^19 merges
+MAX_ENTRIES = 1 << 24  # of all arrays together, each of which takes some ten bytes beside its own
+KEPT_ARRAYS = ("tokenizer.", "general.")  # others are read over: only scalars are asked of them
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 17
 MAX_ALIGNMENT = 1 << 20
@@ -74,6 +76,7 @@ class _Cursor:
         self._data = data
         self._size = size
         self._at = 0
+        self._entries = 0
 
     def header(self) -> Header:
         if self._take(4, "the magic") != MAGIC:
@@ -89,11 +92,21 @@ class _Cursor:
             key = self._string("a metadata key")
             if key in metadata:
                 raise Invalid(f"{self._where}: the metadata key '{_short(key)}' comes twice")
-            metadata[key] = self._value(self._number("I", f"the type of '{_short(key)}'"), f"'{_short(key)}'", 0)
+            kind = self._number("I", f"the type of '{_short(key)}'")
+            if kind == ARRAY and not key.startswith(KEPT_ARRAYS):
+                self._skip_array(f"'{_short(key)}'", 0)
+                metadata[key] = ()  # whoever asks for a number there is told that it is none
+            else:
+                metadata[key] = self._value(kind, f"'{_short(key)}'", 0)
         entries = [self._tensor() for _ in range(tensors)]
         return Header(metadata, self._locate(entries, self._alignment(metadata)))
 
     def _take(self, count: int, what: str) -> bytes:
+        start = self._at
+        self._skip(count, what)
+        return self._data[start : self._at]
+
+    def _skip(self, count: int, what: str) -> None:
         end = self._at + count
         if end > self._size:
             raise DataLoss(
@@ -101,9 +114,7 @@ class _Cursor:
                 "the download is incomplete or damaged",
                 remedy="pull the model again",
             )
-        taken = self._data[self._at : end]
         self._at = end
-        return taken
 
     def _number(self, kind: str, what: str) -> Any:
         return struct.unpack("<" + kind, self._take(struct.calcsize("<" + kind), what))[0]
@@ -138,15 +149,36 @@ class _Cursor:
         return self._number(SCALARS[kind], what)
 
     def _array(self, what: str, depth: int) -> list[Any]:
+        kind, count, least = self._array_head(what, depth)
+        self._entries += count
+        if self._entries > MAX_ENTRIES:
+            raise Invalid(f"{self._where}: the header's arrays have more than {MAX_ENTRIES} entries, up to {what}")
+        if kind in SCALARS:
+            return list(struct.unpack(f"<{count}{SCALARS[kind]}", self._take(count * least, what)))
+        return [self._value(kind, what, depth + 1) for _ in range(count)]
+
+    def _skip_array(self, what: str, depth: int) -> None:
+        """Read over an array without building what is in it."""
+        kind, count, least = self._array_head(what, depth)
+        if kind in SCALARS:
+            self._skip(count * least, what)
+            return
+        for _ in range(count):
+            if kind == ARRAY:
+                self._skip_array(what, depth + 1)
+            else:
+                self._skip(self._number("Q", f"the length of {what}"), what)
+
+    def _array_head(self, what: str, depth: int) -> tuple[int, int, int]:
+        """Type and count of an array's items, and the bytes that each takes at least."""
         if depth >= MAX_DEPTH:
             raise Invalid(f"{self._where}: metadata {what} nests arrays deeper than {MAX_DEPTH}")
         kind = self._number("I", f"the item type of {what}")
         scalar = SCALARS.get(kind)
         least = struct.calcsize("<" + scalar) if scalar else 8 if kind == STRING else 12
-        count = self._count(MAX_ARRAY, least, f"entries of {what}")
-        if scalar:
-            return list(struct.unpack(f"<{count}{scalar}", self._take(count * least, what)))
-        return [self._value(kind, what, depth + 1) for _ in range(count)]
+        if scalar is None and kind not in (STRING, ARRAY):
+            raise Invalid(f"{self._where}: metadata {what} has the unknown type {kind}")
+        return kind, self._count(MAX_ARRAY, least, f"entries of {what}"), least
 
     def _tensor(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
         name = self._string("a tensor's name")

@@ -27,6 +27,7 @@ __all__ = ["read_gguf"]
 PREFIX = "tokenizer.ggml."
 SOURCE = "the GGUF file's metadata"
 SPACE = "▁"
+MAX_TOKEN = 1024  # characters; merges are looked for at every place of a token, which takes the square of its length
 
 
 class _TokenType(IntEnum):
@@ -44,6 +45,9 @@ def read_gguf(metadata: Mapping[str, Any]) -> TokenizerDefinition:
     Raises `Invalid` for a kind or cut that is not known, `DataLoss` for metadata that contradicts itself.
     """
     tokens = _array(metadata, "tokens", str)
+    for place, text in enumerate(tokens):
+        if len(text) > MAX_TOKEN:
+            raise Invalid(f"{PREFIX}tokens[{place}] has {len(text)} characters, allowed are {MAX_TOKEN}")
     types = _types_of(metadata, len(tokens))
     bos_id, eos_id, eot_id, eom_id, unk_id, pad_id = (
         _token_id(metadata, f"{name}_token_id", len(tokens))

@@ -15,6 +15,7 @@ import tokenizers
 
 from microkernel.errors import DataLoss, Invalid, NotFound
 from services.inference.tokenizer_definition import END_OF_TURN, TokenizerDefinition, ends_of_turn, library_errors
+from services.inference.tokenizer_steps import check_steps
 
 __all__ = ["read_folder"]
 
@@ -65,6 +66,7 @@ def _read_library(path: Path) -> tokenizers.Tokenizer:
             remedy="convert the tokenizer to tokenizer.json, or use a GGUF file, which has it inside",
         )
     text = _read_text(path)
+    check_steps(text, path)
     with library_errors(f"{path} is not a tokenizer"):
         library = tokenizers.Tokenizer.from_str(text)
     library.no_truncation()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,7 @@ from services.inference.tokenizer import Tokenizer, open_tokenizer
 
 __all__ = ["Fit", "Loaded", "Opened", "fit", "open_model"]
 
+ENCODERS = 2  # prompts that are rendered and tokenized at a time; the others wait
 SHORT_TEXT = 2_000  # characters that are tokenized on the loop in well under a millisecond
 
 
@@ -104,6 +106,7 @@ class Loaded:
         self._sampling = opened.sampling
         self._decoder = decoder
         self._engine = engine
+        self._encoders = ThreadPoolExecutor(ENCODERS)
 
     @staticmethod
     async def load(
@@ -140,16 +143,23 @@ class Loaded:
             )
 
         def encode() -> list[int]:
-            return encode_prompt(self.tokenizer, template.render(messages))
+            segments = template.render(messages)  # its size is bounded by the sandbox
+            self._check_text(sum(len(segment.text) for segment in segments), "messages")
+            return encode_prompt(self.tokenizer, segments)
 
         # A stranger's template may take its time, however short the text is.
-        return await asyncio.to_thread(encode)
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
 
     async def encode_text(self, text: str) -> list[int]:
         """The tokens of a text to be completed."""
+        self._check_text(len(text), "prompt")
         if len(text) < SHORT_TEXT:
             return self._encode(text)
-        return await asyncio.to_thread(self._encode, text)
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, text)
+
+    def close(self) -> None:
+        """End the threads that encode, once what they do is done; nothing can be encoded afterwards."""
+        self._encoders.shutdown(wait=False, cancel_futures=True)
 
     def request(
         self, number: int, prompt: list[int], params: SamplingParams, max_tokens: int | None, defaults: SamplingParams
@@ -183,6 +193,19 @@ class Loaded:
             running=self.runner.running,
             waiting=self.runner.waiting,
         )
+
+    def _check_text(self, characters: int, field: str) -> None:
+        """Refuse a text that cannot fit, however it is cut into tokens, before time is spent on cutting it.
+
+        Whoever templates cut messages short decides what is sent, so this looks at the text that came out of them.
+        """
+        most = self.context_length * self.tokenizer.longest_token
+        if characters > most:
+            raise Invalid(
+                f"the prompt has {characters} characters, and at most {most} can fit into the context of "
+                f"{self.context_length} tokens",
+                field=field,
+            )
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_bos=self.tokenizer.add_bos, parse_special=False)

@@ -404,10 +404,11 @@ class Inference(Service):
 
 
 async def _end(loaded: Loaded) -> None:
-    """End the loop of a model, and with it all of its answers."""
+    """End the loop of a model, and with it all of its answers, and its encoding threads."""
     if loaded.task is not None:
         loaded.task.cancel()
         await asyncio.wait([loaded.task])
+    loaded.close()
 
 
 def _title(content: str | list[Any] | None) -> str:

@@ -149,7 +149,7 @@ def _marked(text: str, mark: str) -> str:
 
 def _segments(text: str, mark: str) -> Iterator[Segment]:
     """`text` cut into what the parser may read, and the characters with marks, which it may not."""
-    text = text.replace(json.dumps(mark)[1:-1], mark)  # a template may have asked for JSON in ASCII
+    text = text.replace(_escape(mark), mark)  # a template may have asked for JSON in ASCII
     end = 0
     for match in re.finditer(f"(?:[^{mark}]{mark}+)+", text):
         if match.start() > end:
@@ -160,12 +160,20 @@ def _segments(text: str, mark: str) -> Iterator[Segment]:
         yield Segment(text[end:].replace(mark, ""), parse_special=True)
 
 
+def _escape(mark: str) -> str:
+    r"""How JSON in ASCII writes it: `\udbfc\udc00`."""
+    return json.dumps(mark)[1:-1]
+
+
 def _unused_mark(source: str, turns: list[dict[str, Any]]) -> str:
     try:
-        text = source + msgspec.json.encode(turns).decode()
+        encoded = msgspec.json.encode(turns).decode()
     except UnicodeEncodeError as error:
         raise Invalid("a message has a lone surrogate: it is not valid Unicode", field="messages") from error
-    mark = next((character for character in map(chr, MARKS) if character not in text), None)
+    text = source + encoded.replace("\\\\", "\\")  # backslashes as the messages have them
+    lowered = text.lower()
+    # Nor may a text spell its JSON escape: `_segments` reads those as marks.
+    mark = next((mark for mark in map(chr, MARKS) if mark not in text and _escape(mark) not in lowered), None)
     if mark is None:
         raise Invalid("the messages use up all of Unicode's private characters", field="messages")
     return mark

@@ -12,6 +12,7 @@ decoding at once.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -29,6 +30,10 @@ from services.inference.hf_tokenizer import read_folder
 from services.inference.tokenizer_definition import TokenizerDefinition, library_errors
 
 __all__ = ["Tokenizer", "open_tokenizer"]
+
+# Encoding goes through the library's call for batches, the only one that lets go of Python's lock. Its threads are not
+# wanted: we bring our own, and a pool beside torch's slows both.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SPACE = "▁"  # how SentencePiece writes a space
 
@@ -60,7 +65,10 @@ class Tokenizer:
         self.add_bos = definition.add_bos
         self.chat_template = definition.chat_template
         self.template_tokens = definition.tokens
-        self.vocab_size = 1 + max(definition.library.get_vocab(with_added_tokens=True).values(), default=-1)
+        vocabulary = definition.library.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(vocabulary.values(), default=-1)
+        # Characters of text that one token can stand for: its own name has one for each byte or each character.
+        self.longest_token = max(map(len, vocabulary), default=0)
 
     @property
     def strips_space(self) -> bool:
@@ -192,7 +200,7 @@ def _encode(library: tokenizers.Tokenizer, text: str) -> list[int]:
         where = f"character {error.start}"
         raise Invalid(f"the text has a lone surrogate at {where}: it is not valid Unicode") from error
     with library_errors("the model's tokenizer failed"):
-        return list(library.encode(text, add_special_tokens=False).ids)
+        return list(library.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
 def _any_of(texts: Iterable[str]) -> str:

@@ -46,7 +46,7 @@ def run_child(
     child = subprocess.Popen(  # noqa: S603  # an argument list; its parts were validated, and no shell reads them
         command,
         cwd=folder,
-        env={**os.environ, **environment},
+        env=_environment(environment),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -61,6 +61,11 @@ def run_child(
     finally:
         _end(child)
     return Exit(child.returncode, tuple(errors))
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Ours with `more`, but for what is the node's own: a program that fetches has no use for its token."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MICROKERNEL_")} | dict(more)
 
 
 def _read_lines(readers: Mapping[IO[bytes], Callable[[str], None]], transfer: Transfer) -> None:

@@ -306,7 +306,7 @@ def test_what_is_plain_has_no_control_codes_and_ends_with_the_address(tmp_path: 
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if "websocket" in line:
+            if "the websocket:" in line:
                 break
         process.terminate()
         process.communicate()

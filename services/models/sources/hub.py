@@ -35,6 +35,7 @@ from services.models.transfer import Transfer
 __all__ = ["fetch_repository"]
 
 CHILD = Path(__file__).with_name("hub_child.py")
+MAX_SMALL = 32 << 20  # bytes of a file without sha256: it lies in git itself, and is compared in one piece
 SILENCE = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -74,6 +75,12 @@ def fetch_repository(ref: HubRef, scratch: Scratch, transfer: Transfer, *, endpo
     _ask(ref, {"task": "list", "endpoint": endpoint}, scratch, transfer, on_listing=listings.append)
     listing = listings[0]
     files = _chosen(ref, listing)
+    for file in files:
+        if file.sha256 is None and file.size > MAX_SMALL:
+            raise Invalid(
+                f"hf:{ref.repository}: {file.name} has {file.size} bytes and no sha256, allowed are {MAX_SMALL}",
+                field="ref",
+            )
     total = sum(file.size for file in files)
     there = sum(_part(scratch, file).stat().st_size for file in files if _part(scratch, file).exists())
     disk.require_room(scratch.kept, total - there, reserve=transfer.reserve_bytes)
@@ -179,6 +186,8 @@ def _failure(ref: HubRef, said: Said, scratch: Scratch, missing: int) -> Microke
             return Denied(
                 f"the hub does not give {ref} to us: {why}", remedy="accept its terms there, and set HF_TOKEN"
             )
+        case "damaged":
+            return DataLoss(f"{ref}: {why}", remedy="pull again: it is fetched anew")
         case "full":
             return disk.full(scratch.kept, missing)
         case "disk":

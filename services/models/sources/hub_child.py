@@ -32,6 +32,10 @@ TRIES = 5  # in a row without a byte
 REPORT_EVERY = 4 << 20  # bytes
 
 
+class TooLongError(Exception):
+    """The server sends more of a file than it listed."""
+
+
 def main() -> int:
     """Carry the order out; exit code 1 after an error, which was said in a line of its own."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -48,6 +52,8 @@ def main() -> int:
     except HfHubHTTPError as error:
         status = error.response.status_code
         return _fail("absent" if status == 404 else "denied" if status in (401, 403) else "unreachable", error)
+    except TooLongError as error:
+        return _fail("damaged", error)
     except (OfflineModeIsEnabled, transport) as error:
         return _fail("unreachable", error)
     except OSError as error:
@@ -89,7 +95,7 @@ def _fetch_file(url: str, part: Path, size: int, done: int, transport: Any) -> N
             target.truncate(0)
         while (before := os.fstat(target.fileno()).st_size) < size:
             try:
-                _fetch_rest(url, target, before, done)
+                _fetch_rest(url, target, before, size, done)
                 ended: Exception | None = None
             except transport as error:
                 ended = error
@@ -101,7 +107,7 @@ def _fetch_file(url: str, part: Path, size: int, done: int, transport: Any) -> N
         os.fsync(target.fileno())
 
 
-def _fetch_rest(url: str, target: Any, start: int, done: int) -> None:
+def _fetch_rest(url: str, target: Any, start: int, size: int, done: int) -> None:
     headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
     with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as response:
         hf_raise_for_status(response)
@@ -110,6 +116,9 @@ def _fetch_rest(url: str, target: Any, start: int, done: int) -> None:
             start = 0
         said = 0
         for chunk in response.iter_bytes(chunk_size=CHUNK):
+            if start + len(chunk) > size:
+                target.truncate(0)
+                raise TooLongError(f"{url} is longer than the {size} bytes that are listed")
             view = memoryview(chunk)
             while view:
                 view = view[target.write(view) :]
