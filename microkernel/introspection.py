@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -225,4 +226,4 @@ class Introspection(Service):
 
 def _summary(kind: Any) -> str:
     """The first sentence of a service's docstring; empty for a broken plugin."""
-    return ("" if kind is None else kind.__doc__ or "").strip().partition("\n")[0]
+    return ("" if kind is None else inspect.getdoc(kind) or "").partition("\n")[0]

@@ -22,7 +22,7 @@ from microkernel.errors import AlreadyExists, Invalid, MicrokernelError, Precond
 from microkernel.executor import Executors
 from microkernel.instance import Instance, Surroundings
 from microkernel.nursery import Nursery, contained
-from microkernel.plugins import Plugin, checked
+from microkernel.plugins import Plugin, checked, reloaded
 from microkernel.port import Port
 from microkernel.registry import ServiceState
 from microkernel.router import Router
@@ -96,10 +96,17 @@ class Lifecycle:
     # Changing services while calls run
 
     async def restart(self, name: str) -> None:
-        """Drain and start `name` and all that need it; returns when they have started. Raises why it has not."""
+        """Drain and start `name` and all that need it; returns when they have started. Raises why it has not.
+
+        A service from a file is read anew; while the file cannot be used, what runs goes on as it is.
+        """
         slot = self.slot(name)
-        if slot.plugin.broken is not None:
-            raise PreconditionFailed(f"service '{name}' is broken: {slot.plugin.broken}", service=name)
+        plugin = checked(await reloaded(slot.plugin))
+        if plugin.broken is not None:
+            raise PreconditionFailed(f"service '{name}' is broken: {plugin.broken}", service=name)
+        if plugin is not slot.plugin:
+            slot.plugin = plugin
+            self._supervisor.add(Child(name, tuple(plugin.kind.needs), Restart(plugin.kind.restart_policy)))
         names = self._supervisor.revive(name)
         work = self._replace(names, "is being restarted", 0.0, drain=None, unless=lambda: False)
         await self._apart(work, f"restart {name}")

@@ -34,6 +34,7 @@ __all__ = [
     "discover_services",
     "load_file",
     "load_in_thread",
+    "reloaded",
 ]
 
 SERVICES = "microkernel.services"
@@ -84,6 +85,19 @@ async def load_file(path: Path) -> list[Plugin]:
     except Exception as error:  # noqa: BLE001 - whatever a plugin raises, the system boots and names it
         return [Plugin(name=_safe(path.stem), source=str(path), broken=_reason(error, str(path)))]
     return [_plugin(kind, path.stem, str(path)) for kind in kinds]
+
+
+async def reloaded(plugin: Plugin) -> Plugin:
+    """The plugin as its file has it now; itself where it comes from no file."""
+    path = Path(plugin.source)
+    if path.suffix != ".py":
+        return plugin
+    found = await load_file(path)
+    for fresh in found:
+        if fresh.name == plugin.name:
+            return fresh
+    why = next((fresh.broken for fresh in found if fresh.broken), None) or f"{path} defines it no longer"
+    return msgspec.structs.replace(plugin, kind=None, broken=why)
 
 
 def checked(plugin: Plugin) -> Plugin:

@@ -10,6 +10,7 @@ import io
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import sys
@@ -33,14 +34,14 @@ def record(arguments: list[str], environment: dict[str, str], until: str, *, tim
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     output, began = b"", time.monotonic()
     while until.encode() not in output:
-        if time.monotonic() - began > timeout:
+        if not select.select([terminal], [], [], max(0.0, began + timeout - time.monotonic()))[0]:
             raise SystemExit(f"'{until}' did not appear within {timeout:g} s")
         try:
             output += os.read(terminal, 65536)
         except OSError as error:
             raise SystemExit(f"the command ended early:\n{output.decode(errors='replace')}") from error
-    time.sleep(0.5)
-    output += os.read(terminal, 65536)
+    while select.select([terminal], [], [], 0.5)[0]:  # what follows on the same screen
+        output += os.read(terminal, 65536)
     os.kill(pid, signal.SIGTERM)
     while True:
         try:
@@ -78,7 +79,9 @@ def picture(text: str, path: Path, title: str) -> None:
     """Draw a terminal."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(Text.from_ansi(text), soft_wrap=True)
-    console.save_svg(str(path), title=title)
+    svg = console.export_svg(title=title)
+    # Fonts come from the reader's machine, not from somebody's server.
+    path.write_text(re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL), encoding="utf-8")
 
 
 def main() -> None:

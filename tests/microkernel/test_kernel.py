@@ -386,3 +386,28 @@ async def test_two_plugins_of_one_name_are_told_apart_and_the_first_has_it():
 
     async with TestKernel(Echo, Plugin("echo", "elsewhere", kind=Other)) as system:
         assert await system.call("echo.say", x=1) == {"x": 1}
+
+
+async def test_a_restart_reads_a_services_file_anew_and_leaves_it_running_while_the_file_is_broken(tmp_path):
+    path = tmp_path / "adder.py"
+    text = """
+from microkernel import Service, handles
+
+class Adder(Service):
+    name = "adder"
+
+    @handles
+    async def one(self) -> int:
+        return 1
+"""
+    path.write_text(text)
+    async with TestKernel(Echo) as system:
+        await system.call("kernel.add", path=str(path))
+        assert await system.call("adder.one") == 1
+        path.write_text(text.replace("return 1", "return 1001  # edited"))
+        await system.call("kernel.restart", name="adder")
+        assert await system.call("adder.one") == 1001
+        path.write_text("def broken(:")
+        with pytest.raises(PreconditionFailed, match="SyntaxError"):
+            await system.call("kernel.restart", name="adder")
+        assert await system.call("adder.one") == 1001

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-BOOT, TEST, TALK, OPENAI, WEBSOCKET, PLUGIN, ADD = range(7)
+BOOT, TEST, TALK, EXPORTS, OPENAI, WEBSOCKET, PLUGIN, ADD = range(8)
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
@@ -100,7 +100,16 @@ def newcomer(tmp_path_factory, default_model):
 
 
 def test_the_readme_has_these_blocks_and_no_others():
-    assert [language for language, _ in BLOCKS] == ["bash", "bash", "bash", "python", "python", "python", "bash"]
+    assert [language for language, _ in BLOCKS] == [
+        "bash",
+        "bash",
+        "bash",
+        "bash",
+        "python",
+        "python",
+        "python",
+        "bash",
+    ]
 
 
 def test_make_boot_ends_with_a_table_the_address_and_the_token(newcomer):
@@ -124,8 +133,9 @@ def test_the_commands_answer(newcomer):
 
 def test_the_openai_client_streams_an_answer(newcomer):
     (newcomer.folder / "chat_openai.py").write_text(block(OPENAI, "python"))
-    token = (newcomer.state / "token").read_text().strip()
-    output = newcomer.run([sys.executable, "chat_openai.py"], MICROKERNEL_URL=newcomer.url, MICROKERNEL_TOKEN=token)
+    exports = block(EXPORTS, "bash").replace("http://127.0.0.1:7070", newcomer.url)
+    exports = exports.replace("~/.microkernel", str(newcomer.state))
+    output = newcomer.shell(exports.replace("pip install", "pip install --quiet") + "python chat_openai.py")
     assert len(output.split()) > 2
 
 
