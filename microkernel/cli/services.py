@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "run"]
 
-COLUMNS = ("service", "state", "starts", "calls", "source", "why")
+COLUMNS = ("service", "state", "starts", "in-flight", "source", "why")
 
 
 def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:

@@ -457,7 +457,7 @@ def test_services_are_listed_restarted_removed_and_added(node: Node):
     assert node.mk("services", "remove", "extra").stdout == "removed extra\n"
     assert node.mk("services", "restart", "extra").returncode == 1
     table = node.mk("services").stdout.splitlines()
-    assert table[0].split() == ["service", "state", "starts", "calls", "source", "why"]
+    assert table[0].split() == ["service", "state", "starts", "in-flight", "source", "why"]
 
 
 def test_describe_shows_what_a_message_takes(node: Node):
