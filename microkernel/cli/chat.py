@@ -31,7 +31,10 @@ def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("--top-p", type=float, help="choose among the likeliest tokens that make up this share")
     parser.add_argument("--top-k", type=int, help="choose among this many of the likeliest tokens")
     parser.add_argument("--seed", type=int, help="the same seed and text give the same answer")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="at most this many tokens an answer")
+    # A small model may repeat itself for ever: without a limit one answer would take the whole context.
+    parser.add_argument(
+        "--max-tokens", type=int, default=1024, metavar="N", help="at most this many tokens an answer (default 1024)"
+    )
     parser.set_defaults(run=run)
 
 
