@@ -14,14 +14,15 @@ import msgspec
 
 from benchmarks.first_token.contender import Broken, Contender
 from benchmarks.first_token.llama_cpp_peer import llama_cpp, requantise
-from benchmarks.first_token.machine import Machine, this_machine
 from benchmarks.first_token.measures import measures, tasks
 from benchmarks.first_token.node import Node
 from benchmarks.first_token.own_engine import own_engine
 from benchmarks.first_token.prompts import Prompts
-from benchmarks.first_token.rounds import Round, Rounds
-from benchmarks.first_token.table import Row, render, rows_of
+from benchmarks.first_token.rounds import Rounds
 from benchmarks.first_token.transformers_peer import transformers
+from benchmarks.machine import Machine, this_machine
+from benchmarks.measure import Round
+from benchmarks.table import Row, render, rows_of
 
 INTERRUPTED = 130
 NOTE = """\

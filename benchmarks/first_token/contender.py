@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -69,16 +69,3 @@ class Contender(Protocol):
 
     def start(self, prompt: Prompt) -> Running:
         """Start a process, and return when the first token of an answer to `prompt` has come. Raises `Broken`."""
-
-
-def package_versions(*names: str) -> dict[str, str]:
-    """Installed versions; a package that is not installed is left out."""
-    from importlib import metadata
-
-    found: dict[str, Any] = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

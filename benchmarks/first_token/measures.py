@@ -9,17 +9,9 @@ import msgspec
 
 from benchmarks.first_token.contender import Answer, Prompt, Running
 from benchmarks.first_token.prompts import Prompts
+from benchmarks.measure import Measure
 
-__all__ = ["FIRST_START", "MEMORY", "PRIVATE", "READY", "Measure", "Task", "measures", "tasks"]
-
-
-class Measure(msgspec.Struct, frozen=True):
-    """One row of the table. `scale` turns the measured number into `unit`."""
-
-    name: str
-    unit: str
-    less_is_better: bool = True
-    scale: float = 1.0
+__all__ = ["FIRST_START", "MEMORY", "PRIVATE", "READY", "Task", "measures", "tasks"]
 
 
 FIRST_START = Measure("first start, on empty state", "s")

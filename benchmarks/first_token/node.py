@@ -19,8 +19,9 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.first_token.contender import Answer, Broken, Memory, Prompt, package_versions
+from benchmarks.first_token.contender import Answer, Broken, Memory, Prompt
 from benchmarks.first_token.memory import memory_of
+from benchmarks.versions import package_versions
 from microkernel.errors import MicrokernelError, Unavailable
 from microkernel.message import convert
 from microkernel.wire.client import System, connect

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from benchmarks.first_token.contender import Broken, Contender, Running
 from benchmarks.first_token.measures import FIRST_START, MEMORY, PRIVATE, READY, Task, tasks
 from benchmarks.first_token.prompts import Prompts
+from benchmarks.measure import Round
 
-__all__ = ["Round", "Rounds"]
-
-Round = dict[str, dict[str, float]]  # contender, measure, number in SI units or bytes
+__all__ = ["Rounds"]
 
 
 class Rounds:

@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from benchmarks.first_token.contender import Answer, Broken, Memory, Prompt, package_versions
+from benchmarks.first_token.contender import Answer, Broken, Memory, Prompt
 from benchmarks.first_token.memory import memory_of
+from benchmarks.versions import package_versions
 
 __all__ = ["Worker", "serve"]
 

@@ -9,12 +9,13 @@ import math
 import pytest
 
 from benchmarks.first_token.contender import Answer, Broken, Memory, Prompt
-from benchmarks.first_token.measures import Measure, Task, rate_of_all, rate_of_one
+from benchmarks.first_token.measures import Task, rate_of_all, rate_of_one
 from benchmarks.first_token.node import _answer_of
 from benchmarks.first_token.rounds import Rounds
-from benchmarks.first_token.spread import ratio, spread_of
-from benchmarks.first_token.table import render, rows_of
 from benchmarks.first_token.worker import serve
+from benchmarks.measure import Measure
+from benchmarks.spread import ratio, spread_of
+from benchmarks.table import render, rows_of
 
 TIME = Measure("start", "s")
 RATE = Measure("decode", "tokens/s", less_is_better=False)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from benchmarks.first_token.measures import Measure
-from benchmarks.first_token.rounds import Round
-from benchmarks.first_token.spread import Spread, ratio, spread_of
+from benchmarks.measure import Measure, Round
+from benchmarks.spread import Spread, ratio, spread_of
 
 __all__ = ["Row", "render", "rows_of"]
 
