@@ -3,6 +3,9 @@
 Work that would hold up the loop leaves it here. Each device has its own threads, a bounded queue ordered by priority,
 and one wake-up of the loop for each burst of results. The cost of a thread's life is measured the way schedulers are
 taught: T_c to create it, T_s to schedule a job (from submit to start), T_f to end it.
+
+A thread without work sleeps on a lock of its own, and whoever brings work opens just that one: no condition variable,
+no polling. In one step under the queue's lock a thread gives back its last job and takes the next.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import itertools
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,22 +23,14 @@ import msgspec
 
 from microkernel.errors import AlreadyExists, Internal, Invalid, NotFound, Overloaded, Unavailable
 from microkernel.message import PRIORITY
+from microkernel.timing import Samples, Timing
 
 __all__ = ["Executor", "ExecutorStatus", "Executors", "Timing"]
 
 T = TypeVar("T")
 
 SWITCH_INTERVAL = 0.001  # seconds; Python's 5 ms would let a thread in Python code delay the loop by that much
-SAMPLES = 1024
-
-
-class Timing(msgspec.Struct, frozen=True):
-    """A cost over its last 1,024 samples, in seconds."""
-
-    count: int
-    median: float
-    p99: float
-    worst: float
+WITHDRAWN = 64  # cancelled jobs that may lie in the queue before it is swept, or as many as there are others
 
 
 class ExecutorStatus(msgspec.Struct, frozen=True):
@@ -53,47 +47,32 @@ class ExecutorStatus(msgspec.Struct, frozen=True):
     t_f: Timing
 
 
-class _Samples:
-    """The last samples of one cost."""
-
-    __slots__ = ("_count", "_recent")
-
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=SAMPLES)
-        self._count = 0
-
-    def add(self, seconds: float) -> None:
-        self._recent.append(seconds)
-        self._count += 1
-
-    def timing(self) -> Timing:
-        ordered = sorted(self._recent)
-        if not ordered:
-            return Timing(0, 0.0, 0.0, 0.0)
-        last = len(ordered) - 1
-        return Timing(self._count, ordered[last // 2], ordered[round(last * 0.99)], ordered[-1])
-
-
 class _Job:
-    __slots__ = ("arguments", "error", "function", "future", "order", "result", "submitted")
+    """Work that waits, runs, has run or was withdrawn."""
+
+    __slots__ = ("arguments", "error", "function", "future", "result", "submitted", "waits")
 
     def __init__(
-        self,
-        order: tuple[int, int],
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        future: asyncio.Future[Any],
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any], submitted: float
     ) -> None:
-        self.order = order
         self.function = function
         self.arguments = arguments
         self.future = future
-        self.submitted = time.perf_counter()
+        self.submitted = submitted
+        self.waits = True  # for a thread
         self.result: Any = None
         self.error: Exception | None = None
 
-    def __lt__(self, other: _Job) -> bool:
-        return self.order < other.order
+    def run(self) -> None:
+        """Find the result or the error; on a compute thread."""
+        try:
+            self.result = self.function(*self.arguments)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the job
+            self.error = _raisable(error, self.function)
+
+    def empty(self) -> None:
+        """Let go of what a withdrawn job holds: it may lie in the heap for a while."""
+        self.function, self.arguments = _nothing, ()
 
 
 class _SwitchInterval:
@@ -138,17 +117,21 @@ class Executor:
         self._limit = queue
         self._initialize = initialize
         self._threads: list[threading.Thread] = []
-        self._jobs: list[_Job] = []
+        self._lock = threading.Lock()  # over all that the threads and the loop share, from here to `_ended_at`
+        self._heap: list[tuple[int, int, _Job]] = []  # tuples: they are compared without a step of Python
         self._sequence = itertools.count()
-        self._wake = threading.Condition()
-        self._done: deque[_Job] = deque()
+        self._queued = 0
+        self._withdrawn = 0  # jobs in the heap that nobody waits for any more
+        self._sleepers: list[threading.Lock] = []  # the last to fall asleep is woken first: its caches are warm
+        self._done: list[_Job] = []
         self._notified = False
         self._closing = False
         self._running: set[_Job] = set()
         self._finished = 0
         self._busy = 0.0
+        self._ended_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._created, self._scheduled, self._ended = _Samples(), _Samples(), _Samples()
+        self._created, self._scheduled, self._ended = Samples(), Samples(), Samples()
 
     async def start(self) -> None:
         """Create the threads; returns when each has run `initialize`. After an error no thread is left."""
@@ -169,12 +152,15 @@ class Executor:
         loop = self._loop
         if loop is None or self._closing:
             raise Unavailable(f"executor {self.name} is not running", retry_after=1.0, may_have_run=False)
-        if len(self._jobs) >= self._limit:
-            raise Overloaded(f"executor {self.name} has {len(self._jobs)} jobs waiting, its limit", retry_after=0.1)
-        job = _Job((priority, next(self._sequence)), function, arguments, loop.create_future())
-        with self._wake:
-            heapq.heappush(self._jobs, job)
-            self._wake.notify()
+        if self._queued >= self._limit:  # only this loop adds, so that it cannot be more by the next line
+            raise Overloaded(f"executor {self.name} has {self._queued} jobs waiting, its limit", retry_after=0.1)
+        job = _Job(function, arguments, loop.create_future(), time.perf_counter())
+        with self._lock:
+            self._queued += 1
+            heapq.heappush(self._heap, (priority, next(self._sequence), job))
+            sleeper = self._sleepers.pop() if self._sleepers else None
+        if sleeper is not None:
+            sleeper.release()
         try:
             return await job.future  # type: ignore[no-any-return] # what `function` returned
         except asyncio.CancelledError:
@@ -188,13 +174,16 @@ class Executor:
         Whoever waits for a job that runs even then, or when `stop` is cancelled, gets `Unavailable`.
         """
         began = time.perf_counter()
-        with self._wake:
+        with self._lock:
             self._closing = True
-            waiting, self._jobs = self._jobs, []
-            self._wake.notify_all()
+            waiting = [job for *_, job in self._heap if job.waits]
+            sleepers, self._sleepers = self._sleepers, []
+            self._heap, self._queued, self._withdrawn = [], 0, 0
+        for sleeper in sleepers:
+            sleeper.release()
         for job in waiting:
-            if not job.future.done():
-                job.future.set_exception(Unavailable(f"executor {self.name} has stopped", may_have_run=False))
+            job.waits = False
+            _settle(job.future, None, Unavailable(f"executor {self.name} has stopped", may_have_run=False))
         try:
             while any(thread.is_alive() for thread in self._threads):
                 if time.perf_counter() - began > timeout:
@@ -205,7 +194,7 @@ class Executor:
             self._abandon()
             _switch_interval.restore(self)
         if self._threads:
-            self._ended.add(time.perf_counter() - began)
+            self._ended.add(max(0.0, self._ended_at - began))  # by the thread's own watch: ours looks each millisecond
         self._threads.clear()
         return True
 
@@ -214,7 +203,7 @@ class Executor:
         return ExecutorStatus(
             name=self.name,
             threads=len(self._threads),
-            queued=len(self._jobs),
+            queued=self._queued,
             running=len(self._running),
             finished=self._finished,
             busy_seconds=self._busy,
@@ -233,10 +222,18 @@ class Executor:
         self._created.add(time.perf_counter() - began)
 
     def _withdraw(self, job: _Job) -> None:
-        with self._wake:
-            if job in self._jobs:
-                self._jobs.remove(job)
-                heapq.heapify(self._jobs)
+        """Take out a job that nobody waits for: at once from the count, from the heap when there are many."""
+        with self._lock:
+            if not job.waits:
+                return
+            job.waits = False
+            self._queued -= 1
+            self._withdrawn += 1
+            if self._withdrawn > max(WITHDRAWN, self._queued):
+                self._heap = [entry for entry in self._heap if entry[2].waits]
+                heapq.heapify(self._heap)
+                self._withdrawn = 0
+        job.empty()  # not under the lock: what it lets go of may end with code of its own
 
     def _work(self, loop: asyncio.AbstractEventLoop, ready: asyncio.Future[None]) -> None:
         """The life of one thread."""
@@ -248,54 +245,79 @@ class Executor:
             failure = _raisable(error, self._initialize)
         try:
             loop.call_soon_threadsafe(_settle, ready, None, failure)
+            if failure is None:
+                self._take_turns(loop)
         except RuntimeError:
             return  # the loop has closed: nobody is left to hear of it
-        if failure is not None:
-            return
+        finally:
+            with self._lock:
+                self._ended_at = time.perf_counter()
+
+    def _take_turns(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run job after job until `stop`. Raises `RuntimeError` when the loop has closed."""
+        asleep = threading.Lock()
+        asleep.acquire()
+        job: _Job | None = None
+        began = ended = 0.0
         while True:
-            with self._wake:
-                while not self._jobs and not self._closing:
-                    self._wake.wait()
-                if self._closing:
-                    return
-                job = heapq.heappop(self._jobs)
-                self._running.add(job)
-            began = time.perf_counter()
-            try:
-                job.result = job.function(*job.arguments)
-            except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the job
-                job.error = _raisable(error, job.function)
-            ended = time.perf_counter()
-            with self._wake:
-                self._running.discard(job)
-                self._finished += 1
-                self._busy += ended - began
-                self._scheduled.add(began - job.submitted)
-                self._done.append(job)
-                notify = not self._notified
-                self._notified = True
-            del job
+            with self._lock:
+                notify = False
+                if job is not None:
+                    self._running.discard(job)
+                    self._finished += 1
+                    self._busy += ended - began
+                    self._done.append(job)
+                    notify, self._notified = not self._notified, True
+                job = self._next()
+                closing = self._closing
+                if job is not None:
+                    self._running.add(job)
+                elif not closing:
+                    self._sleepers.append(asleep)
             if notify:
-                try:
-                    loop.call_soon_threadsafe(self._deliver)
-                except RuntimeError:
-                    return  # the loop has closed: nobody is left to hear of it
+                loop.call_soon_threadsafe(self._deliver)
+            if job is not None:
+                began = time.perf_counter()
+                self._scheduled.add(began - job.submitted)
+                job.run()
+                ended = time.perf_counter()
+            elif closing:
+                return
+            else:
+                asleep.acquire()
+
+    def _next(self) -> _Job | None:
+        """The most urgent job; under the lock."""
+        while self._heap:
+            job = heapq.heappop(self._heap)[2]
+            if not job.waits:
+                self._withdrawn -= 1
+                continue
+            job.waits = False
+            self._queued -= 1
+            if not job.future.done():  # else whoever waited was cancelled a moment ago
+                return job
+        return None
 
     def _deliver(self) -> None:
         """Hand a burst of results to those who wait; on the loop."""
-        with self._wake:
+        with self._lock:
             self._notified = False
-            done, self._done = self._done, deque()
+            done, self._done = self._done, []
         for job in done:
             _settle(job.future, job.result, job.error)
 
     def _abandon(self) -> None:
         """Free those who wait for jobs that run still."""
-        with self._wake:
+        with self._lock:
             running = tuple(self._running)
         for job in running:
             why = f"executor {self.name} has stopped while the work still ran"
             _settle(job.future, None, Unavailable(why, may_have_run=True))
+
+
+def _nothing() -> None:
+    """What a withdrawn job would do."""
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

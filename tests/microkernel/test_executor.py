@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
+import time
+import weakref
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from microkernel.errors import AlreadyExists, Internal, Invalid, NotFound, Overloaded, Unavailable
 from microkernel.executor import Executor, Executors
@@ -99,6 +104,100 @@ async def test_cancelled_work_that_waits_never_runs_and_that_runs_is_let_go():
     plug.pulled.set()
     await executor.run(lambda: None)
     assert ran == []
+    await executor.stop()
+
+
+async def test_cancelled_work_makes_room_in_the_queue_at_once_and_leaves_little_behind():
+    executor = await started(queue=1000)
+    plug, running = await plugged(executor)
+    for _ in range(5):
+        waiting = [asyncio.create_task(executor.run(lambda: None, priority=number % 10)) for number in range(1000)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await executor.run(lambda: None)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        assert executor.status().queued == 0
+        assert len(executor._heap) <= 64
+    plug.pulled.set()
+    await running
+    await executor.stop()
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=300),
+    st.randoms(use_true_random=False),
+)
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_whatever_is_cancelled_the_others_run_once_each_in_order(jobs, random):
+    async def scenario():
+        executor, order = await started(), []
+        plug, running = await plugged(executor)
+        tasks = [
+            asyncio.create_task(executor.run(order.append, number, priority=priority))
+            for number, (priority, _) in enumerate(jobs)
+        ]
+        await asyncio.sleep(0)
+        cancelled = [task for task, (_, is_cancelled) in zip(tasks, jobs, strict=True) if is_cancelled]
+        random.shuffle(cancelled)
+        for task in cancelled:
+            task.cancel()
+        await asyncio.gather(*cancelled, return_exceptions=True)
+        left = [(priority, number) for number, (priority, is_cancelled) in enumerate(jobs) if not is_cancelled]
+        assert executor.status().queued == len(left)
+        plug.pulled.set()
+        await asyncio.gather(running, *tasks, return_exceptions=True)
+        assert order == [number for _, number in sorted(left)]
+        assert executor.status().queued == 0
+        assert await executor.stop()
+
+    asyncio.run(scenario())
+
+
+async def test_work_that_was_cancelled_never_runs_though_its_caller_has_not_woken_yet():
+    executor, ran = await started(), []
+    plug, running = await plugged(executor)
+    waiting = asyncio.create_task(executor.run(ran.append, 1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    plug.pulled.set()
+    while executor.status().finished == 0 or executor.status().queued:
+        time.sleep(0.001)  # noqa: ASYNC251 - on purpose: the caller gets no turn to withdraw its work
+    await asyncio.wait({waiting, running})
+    assert ran == []
+    await executor.stop()
+
+
+async def test_each_thread_is_woken_for_its_share_of_the_work():
+    executor = await started(threads=3)
+    for _ in range(100):
+        together = threading.Barrier(3)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(executor.run(together.wait, 30) for _ in range(3)))
+    await executor.stop()
+
+
+async def test_no_wake_up_is_lost_between_bursts():
+    executor = await started(threads=2)
+    async with asyncio.timeout(60):
+        for size in range(200):
+            results = await asyncio.gather(*(executor.run(int, number) for number in range(size % 17)))
+            assert results == list(range(size % 17))
+            if size % 3 == 0:
+                await asyncio.sleep(0)
+    await executor.stop()
+
+
+async def test_nothing_of_a_job_is_kept_once_its_result_was_handed_over():
+    executor = await started()
+    thing = Plug()
+    thing.pulled.set()
+    await executor.run(thing)
+    gone = weakref.ref(thing)
+    del thing
+    gc.collect()
+    assert gone() is None
     await executor.stop()
 
 
