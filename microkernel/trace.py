@@ -13,15 +13,16 @@ _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
 class Trace(msgspec.Struct, frozen=True, gc=False):
-    """`trace_id` is shared by all calls of one request; `span_id` is this call's own."""
+    """`trace_id` is shared by all calls of one request; `span_id` is this call's own, `parent_id` its caller's."""
 
     trace_id: str
     span_id: str
     sampled: bool = True
+    parent_id: str | None = None
 
     def child(self) -> Trace:
         """The identity of a call that this one makes."""
-        return Trace(self.trace_id, secrets.token_hex(8), self.sampled)
+        return Trace(self.trace_id, secrets.token_hex(8), self.sampled, self.span_id)
 
     @property
     def traceparent(self) -> str:
