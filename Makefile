@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+# Which benchmarks `make bench` runs.
+BENCH  ?= first_token messages overload
 # Anything for pip, such as where your machine gets the CPU build of torch from.
 PIP_ARGS ?=
 
@@ -44,7 +46,7 @@ docs: $(VENV)/.development
 	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build
 
 bench: $(VENV)/.runtime
-	$(BIN)/python -m benchmarks.first_token $(ARGS)
+	@for each in $(BENCH); do echo $(BIN)/python -m benchmarks.$$each $(ARGS); $(BIN)/python -m benchmarks.$$each $(ARGS) || exit 1; done
 
 peers: $(VENV)/.development
 	$(PIP) -e '.[peers]'
@@ -57,12 +59,12 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("microkernel needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.runtime: pyproject.toml constraints.txt microkernel/_run.c microkernel/_arrivals.c | $(VENV)/bin/python
 	@echo "installing microkernel and its pinned dependencies into $(VENV) ..."
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.development: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.development: pyproject.toml constraints.txt microkernel/_run.c microkernel/_arrivals.c | $(VENV)/bin/python
 	@echo "installing what tests and checks need into $(VENV) ..."
-	@$(PIP) -e '.[test,check,docs]'
+	@$(PIP) -e '.[test,check,docs,traces]'
 	@touch $@ $(VENV)/.runtime

@@ -1,11 +1,12 @@
 """Deadlines by sweep (hot: once a call that waits): one timer for all calls, in buckets of 10 ms.
 
-A timer a call costs several microseconds and a heap entry; a call that ends in time costs here a set's add and discard.
+A timer a call costs several microseconds and a heap entry; a call that ends in time costs here a dict's set and pop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import heapq
 from typing import Protocol
 
@@ -25,11 +26,12 @@ class Deadlines:
     """Who must end when; owned by the kernel, used on its loop only."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._buckets: dict[int, set[Interruptible]] = {}
+        self.loop = loop
+        self._buckets: dict[int, dict[Interruptible, None]] = {}  # in order of arrival: a run can be repeated
         self._order: list[int] = []
         self._limit = SPARE
         self._timer: asyncio.TimerHandle | None = None
+        self._context = contextvars.Context()  # the timer must not keep the call in which it was armed
 
     def watch(self, deadline: float, call: Interruptible) -> int:
         """Have `call.expire()` called once `deadline` has passed; returns the bucket for `forget`."""
@@ -38,18 +40,18 @@ class Deadlines:
         if calls is None:
             if len(self._buckets) >= self._limit:
                 self._clear()
-            calls = self._buckets[bucket] = set()
+            calls = self._buckets[bucket] = {}
             heapq.heappush(self._order, bucket)
             if self._order[0] == bucket:
                 self._arm()
-        calls.add(call)
+        calls[call] = None
         return bucket
 
     def forget(self, bucket: int, call: Interruptible) -> None:
         """`call` has ended by itself."""
         calls = self._buckets.get(bucket)
         if calls is not None:
-            calls.discard(call)
+            calls.pop(call, None)
 
     def close(self) -> None:
         """Stop the timer; nobody is expired any more."""
@@ -68,11 +70,11 @@ class Deadlines:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._order[0] * BUCKET, self._sweep)
+        self._timer = self.loop.call_at(self._order[0] * BUCKET, self._sweep, context=self._context)
 
     def _sweep(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self.loop.time()
         while self._order and self._order[0] * BUCKET <= now:
             for call in self._buckets.pop(heapq.heappop(self._order)):
                 call.expire()

@@ -1,9 +1,8 @@
 """The door of one handler (hot: once a message): admission, priority, deadline, deadlock, kill.
 
-A gate runs its handler in the caller's task: no task, no future and no queue on the fast path, which gives
-cancellation, context and tracebacks for nothing. A call that never suspends is never tracked. Once it does, it can be
-interrupted: by its deadline, or by a kill of the service. An interrupt cancels the caller's task and is turned into the
-named error at this gate, before the caller sees it.
+A gate runs its handler in the caller's task; what happens when nothing goes wrong and nobody waits is in `run`. Here is
+the rest: the queue, the end, and the errors. A call that suspends can be interrupted, by its deadline or by a kill of
+the service; see `suspended`.
 """
 
 from __future__ import annotations
@@ -11,22 +10,30 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any, TypeVar
+
+import msgspec
 
 from microkernel.deadlines import Deadlines
 from microkernel.errors import (
     DeadlineExceeded,
     Deadlock,
+    Internal,
     MicrokernelError,
     Overloaded,
     Unavailable,
     from_exception,
 )
-from microkernel.message import Call, _current
-from microkernel.run import Closing, Lease, Run
+from microkernel.message import Call, current_call
+from microkernel.nursery import task_of_loop
+from microkernel.run import Admission, Budget
+from microkernel.stream import Lease, Stream
+from microkernel.suspended import Suspended
 
-__all__ = ["Closed", "Gate", "Waits"]
+__all__ = ["BUDGET", "Closed", "Gate", "Waits"]
+
+BUDGET = 0.002  # seconds of inline calls in a row, then the loop has its turn
 
 Waits = dict["asyncio.Task[Any]", "_Waiter"]
 """Which task waits at which gate, for all gates of a kernel: what a cycle is found in."""
@@ -37,24 +44,31 @@ _sequence = itertools.count()
 
 
 class Closed(Unavailable):
-    """The gate closed before the handler began: another incarnation may answer the same call."""
+    """The gate closed before the handler began: another incarnation may answer the same call.
+
+    `expires` is when the call ends that has waited here without a deadline of its own.
+    """
+
+    expires: float | None = None
 
 
-class Gate:
-    """Admits at most `concurrency` calls at a time and lets at most `queue` more wait, most urgent first."""
+class Gate(Admission):
+    """Admits at most `concurrency` calls at a time and lets at most `queue` more wait, most urgent first.
+
+    `await gate.call(arguments, call)` returns what the handler returns. It raises the handler's own
+    `MicrokernelError`, `Internal` for anything else that it raises, `Overloaded`, `DeadlineExceeded`, `Deadlock`, and
+    when the service stops `Closed` before the handler has begun, `Unavailable` later.
+    """
 
     __slots__ = (
         "_concurrency",
-        "_free",
-        "_handler",
         "_idle",
         "_queue",
         "_reserved",
         "_waits",
-        "calls",
         "closed",
         "deadlines",
-        "failures",
+        "loop",
         "running",
         "service",
         "target",
@@ -70,19 +84,18 @@ class Gate:
         queue: int,
         deadlines: Deadlines,
         waits: Waits,
+        budget: Budget | None = None,
     ) -> None:
+        self.loop = deadlines.loop
+        super().__init__(handler, concurrency, budget or Budget(self.loop, BUDGET))
         self.target = target
         self.service = target.partition(".")[0]
         self.closed: Closed | None = None
-        self.calls = 0
-        self.failures = 0
-        self._handler = handler
         self._concurrency = concurrency
         self._queue = queue
-        self._free = concurrency
         self._reserved = 0  # slots granted to waiters that have not woken yet
         self.waiting: list[_Waiter] = []
-        self.running: set[Run] = set()
+        self.running: dict[Suspended | Lease, None] = {}  # in order: a kill is the same in every replay
         self.deadlines = deadlines
         self._waits = waits
         self._idle: asyncio.Event | None = None
@@ -90,96 +103,110 @@ class Gate:
     @property
     def in_flight(self) -> int:
         """Calls that were admitted and have not ended."""
-        return self._concurrency - self._free
+        return self._concurrency - self.free
 
     @property
     def queued(self) -> int:
         """Calls that wait to be admitted."""
         return len(self.waiting)
 
-    async def call(self, message: tuple[Any, ...], call: Call) -> Any:
-        """Run the handler; returns what it returns.
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call would be admitted or could wait."""
+        return self.free > 0 or len(self.waiting) < self._queue
 
-        Raises the handler's own `MicrokernelError`, `Internal` for anything else that it raises, `Overloaded`,
-        `DeadlineExceeded`, `Deadlock`, and when the service stops `Closed` before the handler has begun, `Unavailable`
-        later.
-        """
-        if self._free and not self.waiting and self.closed is None:
-            self._free -= 1
-        else:
-            await self._admit(call)
-        self.calls += 1
-        token = _current.set(call)
-        try:
-            return await Run(self, self._handler(*message), call.deadline)
-        except MicrokernelError as error:
-            self.failures += 1
-            error.service = error.service or self.service
-            raise
-        except (Exception, SystemExit) as error:
-            self.failures += 1
-            raise from_exception(error, service=self.service) from error
-        finally:
-            _current.reset(token)
-            self._release()
+    def pick(self, message: tuple[Any, ...], call: Call) -> Gate:  # noqa: ARG002 - as where there are several
+        """The gate that this call goes through: this one."""
+        return self
 
-    async def stream(self, message: tuple[Any, ...], call: Call) -> AsyncGenerator[Any, None]:
-        """Run the generator handler as far as the reader pulls it; the slot is held until the stream ends."""
-        if self._free and not self.waiting and self.closed is None:
-            self._free -= 1
-        else:
-            await self._admit(call)
-        self.calls += 1
-        items: AsyncGenerator[Any, None] = self._handler(*message)
-        lease = Lease(self)
-        pull, deadline = items.__anext__, call.deadline
-        loop = asyncio.get_running_loop()  # to look it up for each item would cost a fifth of the whole
-        self.running.add(lease)
-        bucket = None if deadline is None else self.deadlines.watch(deadline, lease)
+    def stream(self, message: tuple[Any, ...], call: Call) -> Stream:
+        """The items of a generator handler, run as far as the reader pulls; the slot is held until the stream ends."""
+
+        async def opening() -> tuple[Gate, tuple[Any, ...], Call]:
+            await self.admit(call)
+            return self, message, call
+
+        return Stream(opening)
+
+    async def slow(self, message: tuple[Any, ...], call: Call) -> Any:
+        """A call that finds no free slot, or a closed gate."""
+        call = await self.admit(call)
+        return await self.admitted(message, call)
+
+    async def admit(self, call: Call) -> Call:
+        """Take a slot, if need be after waiting for one; `release` gives it back. The call as it goes on."""
+        if self.free > 0 and not self.waiting and self.closed is None:
+            self.free -= 1
+            return call
+        if call.deadline is None and call.limit is not None:  # waiting is part of its time
+            call = msgspec.structs.replace(call, deadline=self.loop.time() + call.limit)
         try:
-            try:
-                while True:
-                    if lease.cause is not None:
-                        raise lease.cause  # it ended between two pulls
-                    lease.task = asyncio.current_task(loop)  # a stream may be handed from one reader to the next
-                    token = _current.set(call)
-                    try:
-                        item = await Run(self, pull(), deadline, holds_slot=False)
-                    finally:
-                        _current.reset(token)
-                    yield item
-            finally:
-                lease.task = asyncio.current_task(loop)
-                token = _current.set(call)
-                try:
-                    await Closing(self, items.aclose())
-                finally:
-                    _current.reset(token)
-        except StopAsyncIteration:
-            return
-        except MicrokernelError as error:
-            self.failures += 1
-            error.service = error.service or self.service
+            await self._admit(call)
+        except Closed as closed:
+            closed.expires = call.deadline
             raise
-        except (Exception, SystemExit) as error:
+        return call
+
+    def suspended(self, call: Call, holds_slot: bool) -> Suspended:
+        """A handler waits for the first time."""
+        deadline = call.deadline
+        if deadline is None and call.limit is not None:
+            settled = current_call()  # from now on the handler knows when it has to end
+            deadline = None if settled is None else settled.deadline
+        return Suspended(self, deadline, holds_slot=holds_slot)
+
+    def failure(self, tracker: Suspended | None, error: BaseException) -> BaseException:
+        """What the caller gets for `error` that the handler has raised."""
+        cancelled_by_others = tracker is not None and tracker.ended()
+        if isinstance(error, asyncio.CancelledError):
+            if cancelled_by_others:
+                return error  # whether or not we did
             self.failures += 1
-            raise from_exception(error, service=self.service) from error
-        finally:
-            self.running.discard(lease)
-            if bucket is not None:
-                self.deadlines.forget(bucket, lease)
-            self._release()
+            if tracker is not None and tracker.cause is not None:
+                tracker.cause.__suppress_context__ = True
+                return tracker.cause
+            stray = Internal(
+                f"{self.target} raised CancelledError, and nobody cancelled the call", service=self.service
+            )
+            stray.__cause__ = error
+            return stray
+        self.failures += 1
+        if isinstance(error, MicrokernelError):
+            error.service = error.service or self.service
+            if error.may_have_run is False:
+                error.may_have_run = True  # it was true of a call that this handler made; this handler has run
+            return error
+        return from_exception(error, service=self.service) if isinstance(error, (Exception, SystemExit)) else error
+
+    def release(self) -> None:
+        """A slot is free: the most urgent waiter gets it."""
+        while self.waiting:
+            waiter = heapq.heappop(self.waiting)
+            if waiter.grant():
+                self._reserved += 1
+                self.bar()
+                return  # the slot passes on without becoming free
+        self.free += 1
+        if self._idle is not None and not self.in_flight:
+            self._idle.set()
+            self._idle = None
+        self.bar()
+
+    def bar(self) -> None:
+        """Whether the fast path must ask: it looks at nothing but this."""
+        self.barred = bool(self.waiting) or self.closed is not None or self._idle is not None
 
     def close(self, reason: MicrokernelError) -> None:
         """Admit nobody any more; those who wait end with `reason` as `Closed`, those who run go on."""
         self.closed = _copy(reason, Closed)
         waiting, self.waiting = self.waiting, []
+        self.bar()
         for waiter in waiting:
             waiter.interrupt(_copy(reason, Closed))
 
     def retire(self) -> None:
         """Let go of the service, which has stopped: whoever keeps this gate must not keep a dead incarnation."""
-        self._handler = _retired
+        self.handler = _retired
 
     def kill(self, reason: MicrokernelError) -> None:
         """End every call that runs with `reason`."""
@@ -190,6 +217,7 @@ class Gate:
         """Return once no admitted call is left."""
         while self.in_flight:
             self._idle = self._idle or asyncio.Event()
+            self.bar()
             await self._idle.wait()
 
     async def _admit(self, call: Call) -> None:
@@ -202,13 +230,14 @@ class Gate:
                 service=self.service,
                 retry_after=1.0,
             )
-        task = asyncio.current_task()
+        task = task_of_loop(self.loop)
         if task is None:
             raise Unavailable(f"{self.target} was called outside of a task", service=self.service)
         if self._never_free(task):
             raise Deadlock(f"{self.target} waits for itself: {' → '.join(call.chain)}", service=self.service)
         waiter = _Waiter(self, call)
         heapq.heappush(self.waiting, waiter)
+        self.bar()
         self._waits[task] = waiter
         bucket = None if call.deadline is None else self.deadlines.watch(call.deadline, waiter)
         try:
@@ -217,7 +246,7 @@ class Gate:
             # Granted and cancelled before it woke: the slot was reserved for it and must not be lost.
             if waiter.has_slot:
                 self._reserved -= 1
-                self._release()
+                self.release()
             else:
                 waiter.abandon()
             raise
@@ -251,17 +280,6 @@ class Gate:
 
         return self.in_flight > 0 and is_stuck(self)
 
-    def _release(self) -> None:
-        while self.waiting:
-            waiter = heapq.heappop(self.waiting)
-            if waiter.grant():
-                self._reserved += 1
-                return  # the slot passes on without becoming free
-        self._free += 1
-        if self._idle is not None and not self.in_flight:
-            self._idle.set()
-            self._idle = None
-
 
 class _Waiter:
     """A call in the queue, ordered by priority and then by arrival."""
@@ -271,7 +289,7 @@ class _Waiter:
     def __init__(self, gate: Gate, call: Call) -> None:
         self.gate = gate
         self._order = (call.priority, next(_sequence))
-        self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.granted: asyncio.Future[None] = gate.loop.create_future()
 
     def __lt__(self, other: _Waiter) -> bool:
         return self._order < other._order
@@ -306,6 +324,7 @@ class _Waiter:
         if self in waiting:
             waiting.remove(self)
             heapq.heapify(waiting)
+            self.gate.bar()
 
 
 async def _retired(*_: Any) -> Any:

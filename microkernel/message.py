@@ -5,12 +5,14 @@ A message is a frozen `msgspec.Struct`: one class is the type, the validation an
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar, dataclass_transform
 
 import msgspec
 
+from microkernel.buffers import Array, array_schema, array_to_json, decode_custom
 from microkernel.errors import Denied, Invalid
 from microkernel.trace import Trace
 
@@ -50,8 +52,9 @@ class Nothing(Message):
 class Call(msgspec.Struct, gc=False):
     """What travels with a message through every service: urgency, time, rights and trace.
 
-    `deadline` is on the kernel's clock, in seconds; `chain` names the handlers that the call has passed, outermost
-    first.
+    `deadline` is on the kernel's clock, in seconds. Until somebody needs it, it may be left open: `limit` seconds from
+    when the call began, which costs no look at the clock. `chain` names the handlers that the call has passed,
+    outermost first.
     """
 
     caller: str
@@ -61,6 +64,7 @@ class Call(msgspec.Struct, gc=False):
     user: str | None = None
     trace: Trace | None = None
     chain: tuple[str, ...] = ()
+    limit: float | None = None
 
 
 _current: ContextVar[Call | None] = ContextVar("microkernel_call", default=None)
@@ -68,7 +72,13 @@ _current: ContextVar[Call | None] = ContextVar("microkernel_call", default=None)
 
 def current_call() -> Call | None:
     """The call that the running handler answers; None outside of one."""
-    return _current.get()
+    call = _current.get()
+    if call is not None and call.deadline is None and call.limit is not None:
+        # It has not waited yet, or this had been settled: the time that it began is now.
+        deadline = asyncio.get_running_loop().time() + call.limit
+        call = msgspec.structs.replace(call, deadline=deadline)
+        _current.set(call)
+    return call
 
 
 def calling_service() -> str:
@@ -87,9 +97,9 @@ def convert(value: Any, kind: type[T], *, what: str = "message") -> T:
     if type(value) is kind:
         return value
     if isinstance(value, msgspec.Struct):
-        value = msgspec.to_builtins(value, builtin_types=(bytes,))
+        value = msgspec.to_builtins(value, builtin_types=(bytes, Array))
     try:
-        return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,))
+        return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,), dec_hook=decode_custom)
     except msgspec.ValidationError as error:
         raise invalid_from(error, what) from error
 
@@ -108,12 +118,24 @@ def fault_of(error: msgspec.ValidationError) -> tuple[str, str | None]:
 
 def to_builtins(value: Any) -> Any:
     """`value` as what JSON can say; bytes become base64 text."""
-    return msgspec.to_builtins(value)
+    return msgspec.to_builtins(value, enc_hook=_builtins_of_custom)
 
 
 def schema_of(kind: Any) -> Mapping[str, Any]:
     """JSON Schema (draft 2020-12) of a message type; `{}` (anything) where there is none."""
     try:
-        return msgspec.json.schema(kind)
+        return msgspec.json.schema(kind, schema_hook=_schema_of_custom)
     except TypeError:
         return {}
+
+
+def _builtins_of_custom(value: Any) -> Any:
+    if isinstance(value, Array):
+        return array_to_json(value)
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+def _schema_of_custom(kind: type) -> dict[str, Any]:
+    if kind is Array:
+        return array_schema()
+    raise TypeError(f"there is no JSON Schema of {kind!r}")

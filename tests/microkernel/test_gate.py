@@ -285,7 +285,7 @@ async def test_a_handler_that_kills_its_own_gate_reaches_its_next_await_and_no_f
         await asyncio.sleep(0)
         await handler()
 
-    door.gate._handler = suspended_first
+    door.gate.handler = suspended_first
     with pytest.raises(Unavailable, match="my own doing"):
         await door.call()
     assert reached == ["before"]

@@ -1,0 +1,1 @@
+from microkernel.arrivals import Arrivals as Arrivals
