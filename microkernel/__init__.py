@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from microkernel.backlog import Overflow
+from microkernel.buffers import Array
 from microkernel.errors import Code, MicrokernelError
 from microkernel.events import Event
 from microkernel.message import Message, current_call
@@ -16,10 +18,12 @@ if TYPE_CHECKING:
     from microkernel.wire.client import connect, connect_sync
 
 __all__ = [
+    "Array",
     "Code",
     "Event",
     "Message",
     "MicrokernelError",
+    "Overflow",
     "Service",
     "__version__",
     "connect",

@@ -11,15 +11,20 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from microkernel.balance import MOST_INSTANCES
 from microkernel.errors import Invalid
 from microkernel.message import Message
+from microkernel.rings import RingLimits
+from microkernel.service import Isolation
 from microkernel.supervisor import Strategy
 
-__all__ = ["Config", "Supervision", "place", "read_config", "settings_of"]
+__all__ = ["Config", "Supervision", "instances_of", "isolation_of", "place", "read_config", "settings_of"]
+
+KERNEL = "kernel"  # the service that is the node itself
 
 T = TypeVar("T", bound=Message)
 
@@ -33,13 +38,19 @@ class Supervision(Message, forbid_unknown_fields=True):
 
 
 class Config(Message, forbid_unknown_fields=True):
-    """Everything that can be set. `node` names this node; `disable` lists services not to start."""
+    """Everything that can be set. `node` names this node; `disable` lists services not to start; `rings` are the events
+    to keep for replay. The loop may stand still for `lag_threshold` seconds before that is told; 0 watches nothing.
+    """
 
     node: str = "node0"
     log_level: str = "info"
+    lag_threshold: Annotated[float, msgspec.Meta(ge=0)] = 0.05
     plugins: tuple[str, ...] = ()
     disable: tuple[str, ...] = ()
+    isolation: dict[str, Isolation] = {}
+    instances: dict[str, Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)]] = {}
     supervision: Supervision = Supervision()
+    rings: tuple[RingLimits, ...] = ()
     services: dict[str, dict[str, Any]] = {}
     source: str | None = None
     text: str = ""
@@ -79,6 +90,18 @@ def settings_of(config: Config, name: str, kind: type[T]) -> T:
     """The settings of service `name` as its own type. Raises `Invalid` with file, line and key."""
     where = config.source or "settings"
     return _convert(config.services.get(name, {}), kind, where, config.text, ("services", name))
+
+
+def isolation_of(config: Config, name: str, kind: Any) -> Isolation:
+    """Where service `name` runs: the configuration goes over the class. The kernel's own service is always inline."""
+    if name == KERNEL:
+        return Isolation.INLINE
+    return Isolation(config.isolation.get(name) or kind.isolation)
+
+
+def instances_of(config: Config, name: str, kind: Any) -> int:
+    """How many instances service `name` has: the configuration goes over the class. The kernel's own is always one."""
+    return 1 if name == KERNEL else config.instances.get(name, kind.instances)
 
 
 def place(config: Config, keys: tuple[str, ...]) -> str:

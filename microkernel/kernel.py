@@ -10,18 +10,22 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from microkernel.capability import TokenFile
-from microkernel.config import Config, place, settings_of
+from microkernel.authentication import Tokens
+from microkernel.capability import Revoked, TokenFile
+from microkernel.config import KERNEL, Config, place, settings_of
 from microkernel.errors import Invalid
 from microkernel.executor import Executors
 from microkernel.instance import Instance
 from microkernel.introspection import Introspection
+from microkernel.lag import Lag, LoopBlocked
 from microkernel.lifecycle import Lifecycle
 from microkernel.nursery import contained
 from microkernel.plugins import Plugin
 from microkernel.port import Port
+from microkernel.rings import with_defaults
 from microkernel.root import Root
 from microkernel.router import Router
+from microkernel.service import Service
 
 __all__ = ["Kernel"]
 
@@ -31,19 +35,24 @@ log = logging.getLogger("microkernel.kernel")
 class Kernel:
     """One node. Made, booted and shut down on one running loop."""
 
-    def __init__(self, config: Config, root: Path, plugins: Sequence[Plugin]) -> None:
+    def __init__(
+        self, config: Config, root: Path, plugins: Sequence[Plugin], *, executors: Executors | None = None
+    ) -> None:
+        """`executors` are other ones than those of real threads: a simulation has none."""
         self.config = config
         self.root = Root(root)
         self.epoch = secrets.token_hex(8)
-        self.router = Router(asyncio.get_running_loop())
-        self.executors = Executors()
+        self.router = Router(asyncio.get_running_loop(), with_defaults(config.rings))
+        self.executors = executors or Executors()
         self.started_at = self.router.clock.wall()
         self.port = Port(self.router, caller="kernel", reserved=True)
         self.shutdown_requested = asyncio.Event()
-        self.token: TokenFile
+        self.token: TokenFile  # the node's own
+        self.tokens: Tokens
         self._plugins = list(plugins)
         self._lifecycle = Lifecycle(config, self.root.path, self.router, self.executors, self.port)
         self._slots = self._lifecycle.slots
+        self.lag = Lag(config.lag_threshold, self._kinds, self._tell_blocked)
 
     # Life of the node
 
@@ -55,7 +64,10 @@ class Kernel:
         configuration that cannot be used, and `Unavailable` when the node shuts down meanwhile.
         """
         self.root.acquire()
+        self.lag.start()
         self.token = TokenFile(self.root.token_path, given=os.environ.get("MICROKERNEL_TOKEN"))
+        self.tokens = Tokens(self.root.path, self.token, self.router.clock.wall)
+        self.tokens.listeners.append(self._tell_revoked)
         kernel = self
 
         class KernelService(Introspection):
@@ -82,9 +94,19 @@ class Kernel:
         start, a drain, a stop, a task, a thread: seconds each) is left, so the end comes whatever the services do.
         """
         async with AsyncExitStack() as steps:  # the last first; each is done whatever becomes of the others
-            for step in (self._release, self.executors.close, self.router.close, self._lifecycle.close):
+            for step in (self._release, self.lag.close, self.executors.close, self.router.close, self._lifecycle.close):
                 steps.push_async_callback(_logged, step)
             await _logged(self._stop_all, reason)
+
+    def _tell_revoked(self, revoked: Revoked) -> None:
+        self.port.publish("kernel.token.revoked", revoked)
+
+    def _kinds(self) -> dict[str, type[Service] | None]:
+        """The class of each service; None for one that is broken. Another thread may ask."""
+        return {name: slot.kind for name, slot in tuple(self._slots.items())}
+
+    def _tell_blocked(self, blocked: LoopBlocked) -> None:
+        self.port.publish("kernel.lag", blocked)
 
     async def _stop_all(self, reason: str) -> None:
         self.port.publish("kernel.shutdown", reason=reason)
@@ -98,6 +120,10 @@ class Kernel:
     async def restart(self, name: str) -> None:
         """Drain and start `name` and all that need it; returns when they have started. Raises why it has not."""
         await self._lifecycle.restart(name)
+
+    async def replace(self, plugin: Plugin) -> None:
+        """Have another version of a service take over; raises why it cannot, and the old one answers on."""
+        await self._lifecycle.replace(plugin)
 
     async def add(self, plugin: Plugin) -> None:
         """Start one more service; raises why it cannot start, and it is not there then."""
@@ -116,11 +142,14 @@ class Kernel:
         return self._lifecycle.slot(name).instance
 
     def _check_settings(self) -> None:
-        for name in self.config.services:
-            if name not in self._slots and name not in self.config.disable:
-                known = ", ".join(sorted(self._slots))
-                where = place(self.config, ("services", name))
-                raise Invalid(f"{where}: no service is named '{name}'", remedy=f"services here: {known}")
+        for section, names in (("services", self.config.services), ("isolation", self.config.isolation)):
+            for name in names:
+                if name not in self._slots and name not in self.config.disable:
+                    known = ", ".join(sorted(self._slots))
+                    where = place(self.config, (section, name))
+                    raise Invalid(f"{where}: no service is named '{name}'", remedy=f"services here: {known}")
+        if KERNEL in self.config.isolation:
+            raise Invalid(f"{place(self.config, ('isolation', KERNEL))}: the kernel itself is always inline")
         for name, slot in self._slots.items():
             if slot.plugin.kind is not None:
                 settings_of(self.config, name, slot.plugin.kind.Settings)

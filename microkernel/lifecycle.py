@@ -16,11 +16,12 @@ from typing import Any
 
 import msgspec
 
-from microkernel.config import Config, settings_of
+from microkernel.config import Config, instances_of, isolation_of, settings_of
 from microkernel.dependencies import circles, missing, start_order
 from microkernel.errors import AlreadyExists, Invalid, MicrokernelError, PreconditionFailed, Unavailable, from_exception
 from microkernel.executor import Executors
 from microkernel.instance import Instance, Surroundings
+from microkernel.isolation.spare import Spare
 from microkernel.nursery import Nursery, contained
 from microkernel.plugins import Plugin, checked, reloaded
 from microkernel.port import Port
@@ -41,7 +42,8 @@ class Lifecycle:
     def __init__(self, config: Config, root: Path, router: Router, executors: Executors, port: Port) -> None:
         self.slots: dict[str, Slot] = {}
         self._config = config
-        self._surroundings = Surroundings(router, executors, config.node, root)
+        self._spare = Spare()
+        self._surroundings = Surroundings(router, executors, config.node, root, self._spare)
         self._router = router
         self._port = port
         self._supervisor = Supervisor(
@@ -89,9 +91,10 @@ class Lifecycle:
                 log.exception("service '%s' did not stop as it should", name)
 
     async def close(self) -> None:
-        """End all tasks: starts, restarts and waits that are still under way."""
+        """End all tasks: starts, restarts and waits that are still under way; and the spare process."""
         self._stopping = True
         await self._nursery.close()
+        await self._spare.close()
 
     # Changing services while calls run
 
@@ -104,14 +107,36 @@ class Lifecycle:
         plugin = checked(await reloaded(slot.plugin))
         if plugin.broken is not None:
             raise PreconditionFailed(f"service '{name}' is broken: {plugin.broken}", service=name)
+        failure = await self._restart_as(plugin, "is being restarted")
+        if failure is not None:
+            raise failure
+
+    async def replace(self, plugin: Plugin) -> None:
+        """Have another version of a service take over; it is restarted with all that need it.
+
+        Raises why the new version cannot be used or does not start; then the old one answers on.
+        """
+        plugin = checked(plugin)
+        if plugin.broken is not None:
+            raise Invalid(f"{plugin.source}: {plugin.broken}")
+        settings_of(self._config, plugin.name, plugin.kind.Settings)
+        before = self.slot(plugin.name).plugin
+        failure = await self._restart_as(plugin, "is being replaced")
+        if failure is not None and before.broken is None:
+            log.error("service '%s' of %s did not start; %s comes back", plugin.name, plugin.source, before.source)
+            await self._restart_as(before, "comes back")
+        if failure is not None:
+            raise failure
+
+    async def _restart_as(self, plugin: Plugin, why: str) -> MicrokernelError | None:
+        """Drain and start a service, from now on that of `plugin`, and all that need it; why it has not started."""
+        name, slot = plugin.name, self.slot(plugin.name)
         if plugin is not slot.plugin:
             slot.plugin = plugin
             self._supervisor.add(Child(name, tuple(plugin.kind.needs), Restart(plugin.kind.restart_policy)))
         names = self._supervisor.revive(name)
-        work = self._replace(names, "is being restarted", 0.0, drain=None, unless=lambda: False)
-        await self._apart(work, f"restart {name}")
-        if slot.failure is not None and slot.instance is None:
-            raise slot.failure
+        await self._apart(self._replace(names, why, 0.0, drain=None, unless=lambda: False), f"restart {name}")
+        return slot.failure if slot.instance is None else None
 
     async def add(self, plugin: Plugin) -> None:
         """Start one more service; raises why it cannot start, and it is not there then."""
@@ -223,7 +248,11 @@ class Lifecycle:
         try:
             settings = settings_of(self._config, name, slot.plugin.kind.Settings)
             crashed = functools.partial(self._crashed, name)
-            instance = await contained(slot.incarnate(settings, self._surroundings, crashed, entry.incarnation))
+            isolation = isolation_of(self._config, name, slot.plugin.kind)
+            count = instances_of(self._config, name, slot.plugin.kind)
+            instance = await contained(
+                slot.incarnate(settings, self._surroundings, crashed, entry.incarnation, isolation, count)
+            )
         except Exception as error:  # noqa: BLE001 - whatever a service raises, the others start
             self._failed(name, from_exception(error, service=name), starting=True)
             return
@@ -246,7 +275,7 @@ class Lifecycle:
 
     async def _await_ready(self, name: str, instance: Instance) -> None:
         try:
-            await contained(instance.service.ready())
+            await contained(instance.ready())
         except Exception as error:  # noqa: BLE001 - handed to the supervisor
             instance.crash(from_exception(error, service=name))
             return

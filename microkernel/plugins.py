@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from microkernel.balance import MOST_INSTANCES, Balance
 from microkernel.dependencies import EVERYTHING
 from microkernel.driver import Driver
 from microkernel.errors import Invalid
-from microkernel.service import Restart, Service, handlers_of, subscribers_of, timers_of
+from microkernel.service import Isolation, Restart, Service, handlers_of, subscribers_of, timers_of
 
 __all__ = [
     "DRIVERS",
@@ -138,12 +139,15 @@ async def load_in_thread(load: Callable[[], T], what: str, *, timeout: float = I
         if not loop.is_closed():
             loop.call_soon_threadsafe(finish, result, failure)
 
-    threading.Thread(target=work, name=what, daemon=True).start()
+    thread = threading.Thread(target=work, name=what, daemon=True)
+    thread.start()
     try:
         async with asyncio.timeout(timeout):
-            return await done
+            loaded = await done
     except TimeoutError as error:
         raise Invalid(f"{what} did not end within {timeout:g} s") from error
+    thread.join()  # to tell us was its last step
+    return loaded
 
 
 async def _discover(group: str, base: type[Any], without: Sequence[str]) -> list[Plugin]:
@@ -183,6 +187,12 @@ def _check_service(kind: Any) -> None:
             raise Invalid(f"{attribute}: '{wrong[0]}' is no name of a service")
     if kind.restart_policy not in list(Restart):
         raise Invalid(f"restart_policy is {', '.join(Restart)}, not {kind.restart_policy!r}")
+    if kind.isolation not in list(Isolation):
+        raise Invalid(f"isolation is {', '.join(Isolation)}, not {kind.isolation!r}")
+    if kind.balance not in list(Balance):
+        raise Invalid(f"balance is {', '.join(Balance)}, not {kind.balance!r}")
+    if type(kind.instances) is not int or not 1 <= kind.instances <= MOST_INSTANCES:
+        raise Invalid(f"instances is a number from 1 to {MOST_INSTANCES}, not {kind.instances!r}")
     if not (inspect.isclass(kind.Settings) and issubclass(kind.Settings, msgspec.Struct)):
         raise Invalid(f"Settings is a subclass of Message, not {kind.Settings!r}")
     for attribute in ("start_timeout", "drain_timeout"):

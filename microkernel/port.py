@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import AsyncGenerator
-from types import TracebackType
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 
+from microkernel.arguments import arguments_of, decoder_of
+from microkernel.audit import Act
 from microkernel.capability import ALL, Rights
-from microkernel.errors import Denied, Invalid, Overloaded
-from microkernel.events import Subscription
-from microkernel.gate import Closed
-from microkernel.message import PRIORITY, Call, convert, current_call, invalid_from
+from microkernel.errors import Denied, Invalid, MicrokernelError, Overloaded
+from microkernel.events import LIMIT, MAX_BYTES, PATIENCE, Overflow, Subscription
+from microkernel.gate import Closed, Gate
+from microkernel.idempotency import Name
+from microkernel.inputs import Inputs
+from microkernel.message import PRIORITY, Call, _current, current_call
+from microkernel.monitors import Monitor
 from microkernel.registry import Binding
 from microkernel.router import Router
+from microkernel.run import Method
 from microkernel.service import Handler, HandlerKind
+from microkernel.stream import Stream
 from microkernel.trace import Trace
 
-__all__ = ["Port", "Stream"]
+__all__ = ["Method", "Port", "Stream"]
 
 MAX_SENDS = 4096  # one-way messages on their way at a time
 MAX_DEADLINE = 86_400.0  # seconds; what takes longer than a day is no call
-RESERVED = ("service.", "kernel.")  # subjects that memory is given back and processes are ended by
+RESERVED = ("service.", "kernel.", "audit.", "trace.")  # subjects that services act on, such as giving memory back
+MAX_KNOWN = 1024  # subjects of which a port remembers whether its holder may publish or hear them
 
 
 class Port:
@@ -41,30 +49,63 @@ class Port:
         user: str | None = None,
         reserved: bool = False,
     ) -> None:
-        """`reserved`: may publish what only the kernel tells, `service.>` and `kernel.>`; no narrower port may."""
+        """`reserved`: may publish what only the kernel tells, as `service.>` and `kernel.>`; no narrower port may."""
         self.caller = caller
         self.user = user
         self._router = router
         self._reserved = reserved
         self._rights: tuple[Rights, ...] = (rights,)
-        self._calls: dict[str, Binding] = {}
-        self._streams: dict[str, Binding] = {}
+        self._granted: tuple[Rights, ...] = ()  # those of narrowings: a service's own port publishes what it likes
+        self._top_priority = 0
+        self._heard: dict[str, bool] = {}
+        self._told: dict[str, bool] = {}
+        self._bindings: dict[str, Binding] = {}
+        self._methods: dict[str, Method] = {}
+        self._roots: dict[str, Call] = {}  # the calls of those who answer none themselves, by handler
 
-    def narrow(self, *, caller: str, rights: Rights, user: str | None = None) -> Port:
-        """A port that may call what this one may and `rights` permits."""
+    def narrow(self, *, caller: str, rights: Rights, user: str | None = None, top_priority: int = 0) -> Port:
+        """A port that may do what this one may and `rights` permits, and no more urgently than `top_priority`."""
         port = Port(self._router, caller=caller, rights=rights, user=user or self.user)
         port._rights = (*self._rights, rights)
+        port._granted = (*self._granted, rights)
+        port._top_priority = max(self._top_priority, top_priority)
         return port
 
     def permits(self, target: str) -> bool:
         """Whether this port may call `target`."""
         return all(rights.permits(target) for rights in self._rights)
 
+    def may_publish(self, subject: str) -> bool:
+        """Whether the rights that this port was narrowed by permit to publish on `subject`."""
+        told = self._told.get(subject)
+        if told is None:
+            if len(self._told) >= MAX_KNOWN:
+                self._told.clear()
+            told = self._told[subject] = all(rights.permits_publish(subject) for rights in self._granted)
+        return told
+
+    def may_hear(self, pattern: str) -> bool:
+        """Whether the rights that this port was narrowed by permit to hear `pattern`, or one subject."""
+        heard = self._heard.get(pattern)
+        if heard is None:
+            if len(self._heard) >= MAX_KNOWN:
+                self._heard.clear()
+            heard = self._heard[pattern] = all(rights.permits_subscribe(pattern) for rights in self._granted)
+        return heard
+
+    def denied(self, act: Act, target: str, why: str, *, peer: str | None = None) -> None:
+        """Have it audited that this port's holder was denied something; `peer` is the address it came from."""
+        self._router.audit.denied(act, target, why, who=self.caller, user=self.user, peer=peer)
+
+    def dead_letter(self, to: str, why: str) -> None:
+        """A one-way message to `to` was lost before it was sent."""
+        self._router.dead_letters.message(to, why)
+
     def reaches(self, name: str) -> bool:
         """Whether the node has a service `name`, whatever its state."""
         return name in self._router.registry
 
-    async def call(
+    def call(
         self,
         to: str,
         message: Any = None,
@@ -75,24 +116,48 @@ class Port:
         idempotency_key: str | None = None,
         trace: Trace | None = None,
         **fields: Any,
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Call `service.method` and return its result.
 
         `deadline` is in seconds from now, at most a day; without one the handler's own applies, and in any case that
         of the call being answered. `priority` is 0 (urgent) … 9. A call that has not begun when its service restarts
-        waits for the next incarnation. Raises `MicrokernelError`; see its subclasses for the causes.
+        waits for the next incarnation. Calls under the same `idempotency_key` run once, and for 120 s have one outcome.
+        Raises `MicrokernelError`; see its subclasses for the causes.
         """
-        expires = None if deadline is None else self._expiry(deadline)
-        while True:
-            binding = self._calls.get(to)
-            if binding is None or binding.gate.closed is not None:
-                binding = self._calls[to] = await self._bind(to, HandlerKind.CALL, expires)
-            arguments = _arguments(to, binding.handler, message, fields)
-            call = self._call(to, binding.handler, expires, priority, idempotency_key, trace)
-            try:
-                return await binding.gate.call(arguments, call)
-            except Closed:
-                expires = call.deadline
+        if fields or deadline is not None or priority is not None or idempotency_key is not None or trace is not None:
+            return self._call(to, message, fields, deadline, priority, idempotency_key, trace)
+        method = self._methods.get(to)
+        return self._call(to, message) if method is None else method(message)
+
+    def call_json(self, to: str, message: msgspec.Raw) -> Coroutine[Any, Any, Any]:
+        """`call` with JSON text and no options: the wire's way, with less to look at."""
+        binding = self._bindings.get(to)
+        if binding is None or type(binding.gate) is not Gate or binding.gate.closed is not None:
+            return self._call(to, message)
+        if _current.get() is not None or not binding.handler.takes_message:
+            return self._call(to, message)
+        try:
+            arguments = (decoder_of(binding.handler.message).decode(message),)
+        except (TypeError, msgspec.MsgspecError, MicrokernelError):
+            return self._call(to, message)  # which says what is wrong
+        return self._call_given(to, binding.gate, arguments, message)
+
+    async def _call_given(self, to: str, gate: Gate, arguments: tuple[Any, ...], message: Any) -> Any:
+        try:
+            return await gate.call(arguments, self._roots[to])
+        except Closed:
+            return await self._call(to, message)
+
+    def method(self, to: str) -> Method:
+        """The right to call `service.method`, bound once: `await method(message)` is the quickest call there is.
+
+        It takes a message as `call` does, without fields and options, and finds the next incarnation by itself.
+        """
+        method = self._methods.get(to)
+        if method is None:
+            slow, child = functools.partial(self._call, to), functools.partial(self._child, to)
+            method = self._methods[to] = Method(slow, child)
+        return method
 
     def stream(
         self,
@@ -106,44 +171,169 @@ class Port:
         **fields: Any,
     ) -> Stream:
         """Open a stream; nothing runs before the first item is asked for."""
-        return Stream(self, to, deadline, message, fields, priority, trace)
+        inputs: Inputs[Any] = Inputs(to)
+
+        async def opening() -> tuple[Gate, tuple[Any, ...], Call]:
+            expires = None if deadline is None else self._expiry(deadline)
+            while True:
+                binding = await self._bind(to, HandlerKind.STREAM, expires)
+                arguments = arguments_of(to, binding.handler, message, fields)
+                call = self._make_call(to, binding.handler, expires, priority, None, trace)
+                inputs.expect(binding.handler.inputs)
+                try:
+                    gate = binding.gate.pick(arguments, call)
+                    await gate.admit(call)
+                except Closed as closed:
+                    expires = call.deadline or closed.expires
+                else:
+                    if call.trace is not None and self._router.spans.wants(call):
+                        stream.on_end = self._router.spans.begin(to, call)
+                    if binding.handler.inputs is None:
+                        return gate, arguments, call
+                    inputs.open(binding.handler.credit)
+                    return gate, (*arguments, inputs), call
+
+        stream = Stream(opening, inputs)
+        return stream
 
     async def send(self, to: str, message: Any = None, /, *, priority: int | None = None, **fields: Any) -> None:
         """Call `service.method` one way: nobody waits for the result; a failure is logged as a dead letter."""
         binding = await self._bind(to, HandlerKind.CALL, None)
         if len(self._router.sends) >= MAX_SENDS:
             raise Overloaded(f"{MAX_SENDS} one-way messages are on their way", retry_after=0.1)
-        arguments = _arguments(to, binding.handler, message, fields)
-        call = self._call(to, binding.handler, None, priority, None, None)
-        self._router.sends.spawn(binding.gate.call(arguments, call), to)
+        arguments = arguments_of(to, binding.handler, message, fields)
+        call = self._make_call(to, binding.handler, None, priority, None, None)
+        self._router.sends.spawn(self._carry(to, binding, arguments, call), to)
+
+    async def send_inline(self, to: str, message: Any = None, /, *, priority: int | None = None) -> None:
+        """`send` that carries the message out in the caller's task, for callers that own a task for it.
+
+        Raises why it cannot be sent, as `send` does; what becomes of it then is no concern of the caller's.
+        """
+        binding = self._bindings.get(to)
+        if binding is None or binding.gate.closed is not None:
+            binding = self._bindings[to] = await self._bind(to, HandlerKind.CALL, None)
+            self._bind_method(to, binding)
+        arguments = arguments_of(to, binding.handler, message, None)
+        if priority is None and _current.get() is None:
+            call = self._roots[to]
+        else:
+            call = self._make_call(to, binding.handler, None, priority, None, None)
+        try:
+            await self._carry(to, binding, arguments, call)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises, its sender has left
+            self._router.send_failed(to, error)
+
+    async def _carry(self, to: str, binding: Binding, arguments: tuple[Any, ...], call: Call) -> Any:
+        """A call without its caller: what has not begun when its service restarts waits, as other calls do."""
+        while True:
+            try:
+                gate = binding.gate.pick(arguments, call)
+                if call.trace is not None and self._router.spans.wants(call):
+                    return await self._router.spans.around(gate.call(arguments, call), to, call)
+                return await gate.call(arguments, call)
+            except Closed:
+                binding = await self._router.bind(to, call.deadline)
+                arguments = arguments_of(to, binding.handler, arguments[0] if arguments else None, {})
 
     def publish(self, subject: str, message: Any = None, /, **fields: Any) -> None:
         """Tell all subscribers of `subject`; never waits. Raises `Denied` for what only the kernel may tell."""
-        if not self._reserved and subject.startswith(RESERVED):
-            raise Denied(
-                f"{self.caller} has no right to publish {subject}: only the kernel tells of services and itself"
-            )
+        self._check_publish(subject)
         self._router.bus.publish(subject, fields if message is None else message)
 
-    def subscribe(self, subject: str, *, group: str | None = None, limit: int = 1024) -> Subscription:
-        """Events of `subject` (`a.*`, `a.>`), to iterate over and to close."""
-        return self._router.bus.subscribe(subject, group=group, limit=limit)
+    async def deliver(self, subject: str, message: Any = None, /, *, deadline: float = PATIENCE, **fields: Any) -> None:
+        """`publish` once all subscriptions that let publishers wait (`Overflow.WAIT`) have room.
 
-    async def _open(
+        Until then nobody gets the event. Raises `Denied` as `publish` does, `DeadlineExceeded` after `deadline`
+        seconds, and `Overloaded` when too many publishers wait.
+        """
+        self._check_publish(subject)
+        patience = self._expiry(deadline) - self._router.clock.now()
+        await self._router.bus.deliver(subject, fields if message is None else message, patience=patience)
+
+    def subscribe(
+        self,
+        subject: str,
+        *,
+        group: str | None = None,
+        limit: int = LIMIT,
+        max_bytes: int = MAX_BYTES,
+        overflow: Overflow | str = Overflow.DROP_OLDEST,
+        since: int | None = None,
+    ) -> Subscription:
+        """Events of `subject` (`a.*`, `a.>`), to iterate over and to close.
+
+        Of a user's `group` one member gets each event. At most `limit` events of `max_bytes` wait to be read; past
+        that `overflow` says what happens. `since` is the offset of the last event that was seen, 0 for none: all later
+        ones come first, without a gap. Raises `Gone` when some are no longer kept, `PreconditionFailed` when such
+        events are not kept at all, and `Overloaded` when the node has too many subscriptions.
+        """
+        if self._granted and not self.may_hear(subject):
+            self.denied(Act.SUBSCRIBE, subject, "its rights do not cover it")
+            raise Denied(f"{self.caller} has no right to {subject}")
+        return self._router.bus.subscribe(
+            subject, group=group, owner=self.user, limit=limit, max_bytes=max_bytes, overflow=overflow, since=since
+        )
+
+    def monitor(self, name: str) -> Monitor:
+        """`Up` and `Down` of service `name` in turn, beginning with how it is now, to iterate over and to close.
+
+        Raises `NotFound`, and `Denied` where the rights do not cover hearing of it.
+        """
+        subject = f"service.{name}.*"
+        if self._granted and not self.may_hear(subject):
+            self.denied(Act.SUBSCRIBE, subject, "its rights do not cover it")
+            raise Denied(f"{self.caller} has no right to {subject}")
+        self._router.registry.entry(name)
+        return self._router.monitors.add(name, self._router.present(name))
+
+    async def _call(
         self,
         to: str,
-        expires: float | None,
-        message: Any,
-        fields: dict[str, Any],
-        priority: int | None,
-        trace: Trace | None,
-    ) -> tuple[AsyncGenerator[Any, None], Call]:
-        binding = self._streams.get(to)
-        if binding is None or binding.gate.closed is not None:
-            binding = self._streams[to] = await self._bind(to, HandlerKind.STREAM, expires)
-        arguments = _arguments(to, binding.handler, message, fields)
-        call = self._call(to, binding.handler, expires, priority, None, trace)
-        return binding.gate.stream(arguments, call), call
+        message: Any = None,
+        fields: dict[str, Any] | None = None,
+        deadline: float | None = None,
+        priority: int | None = None,
+        key: str | None = None,
+        trace: Trace | None = None,
+    ) -> Any:
+        """A call that is not plain: it is bound, converted, and waits for the next incarnation if need be."""
+        expires = None if deadline is None else self._expiry(deadline)
+        while True:
+            binding = self._bindings.get(to)
+            if binding is None or binding.gate.closed is not None:
+                binding = self._bindings[to] = await self._bind(to, HandlerKind.CALL, expires)
+                self._bind_method(to, binding)
+            arguments = arguments_of(to, binding.handler, message, fields)
+            if expires is None and priority is None and trace is None and key is None and _current.get() is None:
+                call = self._roots[to]
+            else:
+                call = self._make_call(to, binding.handler, expires, priority, key, trace)
+            if key is not None:
+                once = functools.partial(self._carry, to, binding, arguments, call)
+                name = Name(self.user or self.caller, to, key)
+                return await self._router.outcomes.call(name, arguments, once, call.deadline)
+            try:
+                gate = binding.gate.pick(arguments, call)
+                if call.trace is not None and self._router.spans.wants(call):
+                    return await self._router.spans.around(gate.call(arguments, call), to, call)
+                return await gate.call(arguments, call)
+            except Closed as closed:
+                expires = call.deadline or closed.expires
+
+    def _bind_method(self, to: str, binding: Binding) -> None:
+        handler = binding.handler
+        priority = max(PRIORITY, self._top_priority)
+        root = Call(caller=self.caller, priority=priority, user=self.user, chain=(to,), limit=handler.deadline)
+        self._roots[to] = root
+        if isinstance(binding.gate, Gate):  # of several instances each call chooses one
+            self.method(to).bind(binding.gate, handler.message if handler.takes_message else None, root)
+
+    def _child(self, to: str, parent: Call) -> Call | None:
+        """The call that is made while `parent` is answered; None if it may be traced, which is done the slow way."""
+        if parent.trace is not None:
+            return None
+        return self._make_call(to, self._bindings[to].handler, None, None, None, None)
 
     def _expiry(self, deadline: float) -> float:
         """The moment that is `deadline` seconds away, on the clock."""
@@ -151,8 +341,19 @@ class Port:
             raise Invalid(f"a deadline is in seconds from now, not {deadline:g}", field="deadline")
         return self._router.clock.now() + min(deadline, MAX_DEADLINE)
 
+    def _check_publish(self, subject: str) -> None:
+        if not self._reserved and subject.startswith(RESERVED):
+            self.denied(Act.PUBLISH, subject, "only the kernel tells of services and itself")
+            raise Denied(
+                f"{self.caller} has no right to publish {subject}: only the kernel tells of services and itself"
+            )
+        if self._granted and not self.may_publish(subject):
+            self.denied(Act.PUBLISH, subject, "its rights do not cover it")
+            raise Denied(f"{self.caller} has no right to {subject}")
+
     async def _bind(self, to: str, kind: HandlerKind, expires: float | None) -> Binding:
         if not self.permits(to):
+            self.denied(Act.CALL, to, "its rights do not cover it")
             raise Denied(
                 f"{self.caller} has no right to call {to}",
                 remedy="a service names what it calls in `needs` or `uses`; a token in its rights",
@@ -166,7 +367,7 @@ class Port:
             raise Invalid(f"{to} is reached by {right}(), not by {'call' if right == 'stream' else 'stream'}()")
         return binding
 
-    def _call(
+    def _make_call(
         self,
         to: str,
         handler: Handler,
@@ -176,13 +377,17 @@ class Port:
         trace: Trace | None,
     ) -> Call:
         parent = current_call()
+        if trace is None and parent is not None:
+            trace = parent.trace
+        if trace is not None:
+            trace = trace.child()
         if expires is None and handler.deadline is not None:
             expires = self._router.clock.now() + handler.deadline
         if parent is None:
             return Call(
                 caller=self.caller,
                 deadline=expires,
-                priority=PRIORITY if priority is None else priority,
+                priority=max(PRIORITY if priority is None else priority, self._top_priority),
                 key=key,
                 user=self.user,
                 trace=trace,
@@ -193,82 +398,9 @@ class Port:
         return Call(
             caller=self.caller,
             deadline=expires,
-            priority=parent.priority if priority is None else priority,
+            priority=max(parent.priority if priority is None else priority, self._top_priority),
             key=key,
             user=self.user or parent.user,
-            trace=trace or parent.trace,
+            trace=trace,
             chain=(*parent.chain, to),
         )
-
-
-class Stream:
-    """The items of a stream: iterate once, `aclose` (or `async with`) to end it early.
-
-    The handler runs in the reader's task, only as far as it is read: a slow reader slows it down by itself.
-    """
-
-    __slots__ = ("_items", "_open", "_port")
-
-    def __init__(self, port: Port, *opening: Any) -> None:
-        self._port = port
-        self._open: tuple[Any, ...] | None = opening
-        self._items: AsyncGenerator[Any, None] | None = None
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> Any:
-        if self._items is not None:
-            return await self._items.__anext__()
-        if self._open is None:
-            raise StopAsyncIteration
-        opening, self._open = self._open, None
-        return await self._first(*opening)
-
-    async def __aenter__(self) -> Stream:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """End the stream; the handler's `finally` blocks have run when this returns, or had 2 s to."""
-        self._open = None
-        if self._items is not None:
-            await self._items.aclose()
-
-    async def _first(self, to: str, deadline: float | None, *rest: Any) -> Any:
-        port = self._port
-        expires = None if deadline is None else port._expiry(deadline)  # noqa: SLF001 - one class in two halves
-        while True:
-            self._items, call = await port._open(to, expires, *rest)  # noqa: SLF001
-            try:
-                return await self._items.__anext__()
-            except Closed:
-                expires = call.deadline
-
-
-def _arguments(to: str, handler: Handler, message: Any, fields: dict[str, Any]) -> tuple[Any, ...]:
-    if message is None:
-        message = fields
-    elif fields:
-        raise Invalid(f"{to} was given a message and the fields {', '.join(fields)}: give one or the other")
-    kind = handler.message
-    if not handler.takes_message:
-        return ()
-    if type(message) is kind:
-        return (message,)
-    if isinstance(message, msgspec.Raw):
-        return (_decode(to, message, kind),)
-    return (convert(message, kind, what=to),)
-
-
-def _decode(to: str, raw: msgspec.Raw, kind: Any) -> Any:
-    try:
-        return msgspec.json.decode(raw or b"{}", type=kind)
-    except msgspec.ValidationError as error:
-        raise invalid_from(error, to) from error
-    except msgspec.DecodeError as error:
-        raise Invalid(f"{to}: the body is not JSON: {error}") from error

@@ -11,6 +11,7 @@ import msgspec
 from microkernel.errors import MicrokernelError, NotFound, Unavailable
 
 if TYPE_CHECKING:
+    from microkernel.ensemble import Balanced
     from microkernel.gate import Gate
     from microkernel.service import Handler
 
@@ -47,10 +48,10 @@ class ServiceState(StrEnum):
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """A handler and the gate of its present incarnation."""
+    """A handler and the gate of its present incarnation; of several instances, their gates as one."""
 
     handler: Handler
-    gate: Gate
+    gate: Gate | Balanced
 
 
 class Entry(msgspec.Struct):
@@ -89,6 +90,7 @@ class Registry:
         if entry is None:
             raise NotFound(
                 f"no service is named '{name}'",
+                service=name,
                 remedy=f"services here: {', '.join(sorted(self._entries)) or 'none'}",
             )
         return entry

@@ -79,9 +79,9 @@ class Root:
             os.close(handle)
         return False
 
-    def write_node(self, url: str) -> None:
-        """Tell commands of the same user where this node listens."""
-        body = orjson.dumps({"url": url, "pid": os.getpid()})
+    def write_node(self, url: str, certificate: str | None = None) -> None:
+        """Tell commands of the same user where this node listens, and the file of the certificate that it shows."""
+        body = orjson.dumps({"url": url, "pid": os.getpid(), "certificate": certificate})
         fresh = self.node_path.with_suffix(".tmp")
         fresh.write_bytes(body)
         fresh.replace(self.node_path)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
+from microkernel.audit import Audit, Denial
 from microkernel.clock import Clock
+from microkernel.dead_letters import DeadLetters
 from microkernel.deadlines import Deadlines
 from microkernel.errors import DeadlineExceeded, Overloaded
 from microkernel.events import Bus
-from microkernel.gate import Waits
+from microkernel.gate import BUDGET, Waits
+from microkernel.idempotency import Outcomes
+from microkernel.monitors import Down, Monitors, Up
 from microkernel.nursery import Nursery
 from microkernel.registry import Binding, Registry
+from microkernel.rings import DEFAULT_RINGS, RingLimits
+from microkernel.run import Budget
+from microkernel.spans import Spans
 
 __all__ = ["Router"]
 
@@ -24,13 +32,22 @@ log = logging.getLogger("microkernel.router")
 class Router:
     """What all ports of a node share."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, rings: Iterable[RingLimits] = DEFAULT_RINGS, *, bus: Bus | None = None
+    ) -> None:
+        """`rings` say which events are kept for replay; a service away from the kernel's loop brings its own `bus`."""
         self.registry = Registry()
-        self.bus = Bus()
         self.clock = Clock(loop)
+        self.bus = bus or Bus(rings, self.clock.now)
+        self.dead_letters = DeadLetters(self.bus)
+        self.audit = Audit(loop, self.clock.wall, self._tell_denial)
         self.deadlines = Deadlines(loop)
+        self.spans = Spans(self.bus, self.clock)
+        self.monitors = Monitors()
         self.waits: Waits = {}
-        self.sends = Nursery("send", self._send_failed)
+        self.budget = Budget(loop, BUDGET)
+        self.sends = Nursery("send", self.send_failed)
+        self.outcomes = Outcomes(self.clock)
         self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}  # in order of arrival
 
     async def bind(self, target: str, deadline: float | None) -> Binding:
@@ -48,11 +65,26 @@ class Router:
         for waiter in self._waiting.pop(name, ()):
             if not waiter.done():
                 waiter.set_result(None)
+        self.monitors.tell(self.present(name))
+
+    def present(self, name: str) -> Up | Down:
+        """How service `name` is, as its monitors hear it."""
+        if name not in self.registry:
+            return Down(name, 0, "was removed")
+        entry = self.registry.entry(name)
+        if entry.state.answers:
+            return Up(name, entry.incarnation)
+        return Down(name, entry.incarnation, entry.why or str(entry.state))
 
     async def close(self) -> None:
-        """End one-way sends and deadlines."""
+        """End one-way sends, calls with a key, deadlines and what has been counted of denials."""
         await self.sends.close()
+        await self.outcomes.close()
         self.deadlines.close()
+        self.audit.close()
+
+    def _tell_denial(self, denial: Denial) -> None:
+        self.bus.publish("audit.denied", denial)
 
     async def _until_changed(self, name: str, expires: float) -> None:
         waiting = self._waiting.setdefault(name, {})
@@ -77,6 +109,6 @@ class Router:
         finally:
             waiting.pop(waiter, None)
 
-    def _send_failed(self, name: str, error: Exception) -> None:
+    def send_failed(self, name: str, error: Exception) -> None:
         log.warning("one-way message to %s was lost: %s", name, error)
-        self.bus.publish("dead.letter", {"to": name, "why": str(error)})
+        self.dead_letters.message(name, str(error))

@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_origin, 
 
 import msgspec
 
+from microkernel.backlog import Overflow, overflow_of
+from microkernel.balance import Balance
 from microkernel.errors import Invalid
+from microkernel.inputs import input_type
 from microkernel.message import Message, Nothing
 from microkernel.subjects import check_pattern
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Handler",
     "HandlerKind",
+    "Isolation",
     "Restart",
     "Service",
     "Subscriber",
@@ -62,6 +66,19 @@ class Restart(StrEnum):
     PERMANENT = "permanent"
     TRANSIENT = "transient"
     TEMPORARY = "temporary"
+
+
+class Isolation(StrEnum):
+    """Where a service runs; its code is the same.
+
+    `inline`: its handlers run in their callers' tasks. `task`: each call runs in a task of its own. `thread`: the
+    service has a thread with a loop of its own. `process`: it has a process of its own, and may be killed.
+    """
+
+    INLINE = "inline"
+    TASK = "task"
+    THREAD = "thread"
+    PROCESS = "process"
 
 
 class HandlerKind(StrEnum):
@@ -98,6 +115,7 @@ class Handler(msgspec.Struct, frozen=True):
     credit: int
     idempotent: bool
     summary: str
+    inputs: Any = None  # the type of what its reader may send; None if it takes nothing
 
 
 class Subscriber(msgspec.Struct, frozen=True):
@@ -107,6 +125,7 @@ class Subscriber(msgspec.Struct, frozen=True):
     subject: str
     group: str | None
     queue: int
+    overflow: Overflow
 
 
 class Timer(msgspec.Struct, frozen=True):
@@ -185,7 +204,8 @@ def streams(
 ) -> Any:
     """Make an async generator reachable as a stream; it runs only as far as its reader has asked for.
 
-    `credit` is how many items a reader on a link asks for ahead.
+    `credit` is how many items a reader on a link asks for ahead, and, where the generator takes a last parameter
+    `inputs: Inputs[T]`, how many items that the reader sends may wait for it.
     """
     return _mark(
         HandlerKind.STREAM,
@@ -199,14 +219,22 @@ def streams(
     )
 
 
-def on(subject: str, *, group: str | None = None, queue: int = 1024) -> Callable[[Function], Function]:
+def on(
+    subject: str,
+    *,
+    group: str | None = None,
+    queue: int = QUEUE,
+    overflow: Overflow | str = Overflow.DROP_OLDEST,
+) -> Callable[[Function], Function]:
     """Have the method called with each event of `subject` (`a.*`, `a.>`); of one `group` a single member gets it.
 
-    Events wait in a queue of `queue`; past that the oldest is dropped, counted and logged.
+    Events wait in a queue of `queue`; past that `overflow` says what happens. What is dropped is logged and told on
+    `dead.letter`, and so is an event for which the method raises; a subscription that is cut is a crash of the service.
     """
+    policy = overflow_of(overflow)
 
     def decorate(function: Function) -> Function:
-        function.__microkernel_subject__ = (subject, group, queue)  # type: ignore[attr-defined] # ours to mark
+        function.__microkernel_subject__ = (subject, group, queue, policy)  # type: ignore[attr-defined] # ours to mark
         return function
 
     return decorate
@@ -236,6 +264,13 @@ class Service:
     nobody, and stops before all but those who use it. A service can call itself, what it needs and what it uses,
     and nothing else.
 
+    `isolation` says where it runs; the node's configuration may say something else (`[isolation]`).
+
+    A service may have several `instances`, each with its own object, folder and tasks; one that crashes is replaced
+    while the others go on. `balance` says which of them gets a call; with `hash` it is `balance_field` of the message
+    that decides, or who calls where there is no such field. `@on` methods of all instances get an event, or of a
+    `group` one; the configuration may say another number (`[instances]`).
+
     A service that is `essential` makes the boot fail when it cannot start. `start_timeout` is how many seconds `start`
     may take; `drain_timeout` how many seconds running calls have to end before they are ended.
     """
@@ -245,6 +280,10 @@ class Service:
     uses: ClassVar[tuple[str, ...] | list[str]] = ()
     Settings: ClassVar[type[Message]] = Nothing
     restart_policy: ClassVar[Restart | str] = Restart.PERMANENT
+    isolation: ClassVar[Isolation | str] = Isolation.INLINE
+    instances: ClassVar[int] = 1
+    balance: ClassVar[Balance | str] = Balance.ROUND_ROBIN
+    balance_field: ClassVar[str] = ""
     essential: ClassVar[bool] = False
     start_timeout: ClassVar[float] = 10.0
     drain_timeout: ClassVar[float] = 5.0
@@ -254,6 +293,7 @@ class Service:
     clock: Clock
     node: str
     incarnation: int
+    instance: int
     log: logging.Logger
     state_dir: Path
     executors: Executors
@@ -376,9 +416,14 @@ def _handler(kind: type[Service], attribute: str, function: Callable[..., Any], 
     if not is_stream and not inspect.iscoroutinefunction(function):
         raise Invalid(f"{where}: @handles needs an async function")
     parameters = list(inspect.signature(function).parameters.values())[1:]
+    hints = _hints(function, where)
+    inputs = input_type(hints.get(parameters[-1].name)) if parameters else None
+    if inputs is not None:
+        if not is_stream:
+            raise Invalid(f"{where}: only a stream takes Inputs: use @streams")
+        parameters.pop()
     if len(parameters) > 1:
         raise Invalid(f"{where}: a handler takes one message, not {len(parameters)} parameters")
-    hints = _hints(function, where)
     message = hints.get(parameters[0].name, dict[str, Any]) if parameters else Nothing
     result = hints.get("return", Any)
     if is_stream and get_origin(result) is not None:
@@ -396,6 +441,7 @@ def _handler(kind: type[Service], attribute: str, function: Callable[..., Any], 
         credit=marks.credit,
         idempotent=marks.idempotent,
         summary=(inspect.getdoc(function) or "").partition("\n")[0],
+        inputs=inputs,
     )
 
 

@@ -6,9 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from microkernel.ensemble import Ensemble
 from microkernel.errors import MicrokernelError
-from microkernel.instance import KILL_TIMEOUT, Instance, Surroundings
+from microkernel.instance import KILL_TIMEOUT, Instance, Resident, Surroundings
+from microkernel.isolation.host import in_process, in_thread
 from microkernel.plugins import Plugin
+from microkernel.service import Isolation, Service
 
 __all__ = ["Slot"]
 
@@ -27,6 +32,13 @@ class Slot:
         self.settled = asyncio.Event()
         # Held over awaits on purpose: a stop and a start of one service must not interleave; both have time limits.
         self.lock = asyncio.Lock()
+
+    @property
+    def kind(self) -> type[Service] | None:
+        """The class of the service; a broken one has none. Any thread may ask."""
+        instance = self.instance
+        kind = self.plugin.kind if instance is None else instance.kind
+        return kind if isinstance(kind, type) else None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -49,12 +61,32 @@ class Slot:
         surroundings: Surroundings,
         crashed: Callable[[Instance, Exception], None],
         incarnation: int,
+        isolation: Isolation,
+        count: int = 1,
     ) -> Instance:
-        """A new incarnation that has started. Raises whatever the service raises."""
-        service = self.plugin.kind()
-        instance = Instance(
-            service, settings, surroundings, lambda error: crashed(instance, error), incarnation=incarnation
-        )
+        """A new incarnation that has started, where `isolation` says. Raises whatever the service raises."""
+
+        def failed(error: Exception) -> None:
+            crashed(instance, error)
+
+        def make(surroundings: Surroundings, failed: Callable[[Exception], None]) -> Instance:
+            kind = self.plugin.kind
+            if isolation is Isolation.THREAD:
+                return in_thread(kind, settings, surroundings, failed, incarnation)
+            if isolation is Isolation.PROCESS:
+                return in_process(kind, settings, surroundings, failed, incarnation)
+            in_own_task = isolation is Isolation.TASK
+            return Resident(kind(), settings, surroundings, failed, incarnation=incarnation, in_own_task=in_own_task)
+
+        def make_one_of_many(number: int, failed: Callable[[Exception], None]) -> Instance:
+            return make(msgspec.structs.replace(surroundings, instance=number), failed)
+
+        if count == 1:
+            instance = make(surroundings, failed)
+        else:
+            instance = Ensemble(
+                self.plugin.kind, surroundings.router, failed, incarnation, make_one_of_many, count=count
+            )
         await instance.start()
         return instance
 

@@ -1,4 +1,8 @@
-"""A node for one test: the real kernel, the services you name, a state folder that goes away."""
+"""A node for one test: the real kernel, the services you name, a state folder that goes away.
+
+It boots on whatever loop runs: the test's own, or a simulated one (`microkernel.testing.simulation`), where compute
+threads are simulated with the time.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from microkernel.config import Config
 from microkernel.events import Subscription
 from microkernel.kernel import Kernel
 from microkernel.plugins import Plugin
 from microkernel.port import Stream
 from microkernel.service import Service
+from microkernel.testing.executors import SimulatedExecutors
+from microkernel.testing.loop import SimulatedLoop
 
 __all__ = ["TestKernel"]
 
@@ -56,7 +64,11 @@ class TestKernel:
         if self._root is None:
             self._folder = tempfile.TemporaryDirectory(prefix="microkernel-")
             self._root = Path(self._folder.name)
-        self.kernel = Kernel(self._config, self._root, self._plugins)
+        simulated = isinstance(asyncio.get_running_loop(), SimulatedLoop)
+        executors = SimulatedExecutors() if simulated else None
+        if simulated:  # its time does not pass while a handler runs, and a thread that looks on would not repeat itself
+            self._config = msgspec.structs.replace(self._config, lag_threshold=0.0)
+        self.kernel = Kernel(self._config, self._root, self._plugins, executors=executors)
         try:
             await self.kernel.boot()
             if self._wait_ready:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from microkernel import Message, Service, handles, streams
+from microkernel.capability import Rights
 from microkernel.errors import DeadlineExceeded, Deadlock, Internal, Invalid, Unavailable
 from microkernel.message import current_call, invalid_from
 from microkernel.testing import TestKernel
@@ -143,7 +144,7 @@ async def test_the_finally_blocks_of_a_stream_belong_to_its_call():
 
 
 async def test_a_stream_whose_end_hangs_is_ended_with_a_named_error(monkeypatch):
-    monkeypatch.setattr("microkernel.run.CLOSE_TIMEOUT", 0.03)
+    monkeypatch.setattr("microkernel.suspended.CLOSE_TIMEOUT", 0.03)
     service = Flow()
     async with TestKernel(service) as system:
         items = system.stream("flow.numbers")
@@ -410,3 +411,60 @@ def test_what_does_not_fit_a_type_is_named_with_its_field():
     error = invalid_from(caught.value, "map.draw")
     assert error.message == "map.draw: Expected `int`, got `str` in field '[...][0].x'"
     assert error.field == "[...][0].x"
+
+
+class Urgent(Service):
+    """Says how urgent its calls are."""
+
+    name = "urgent"
+    uses = ("urgent",)
+
+    @handles
+    async def priority(self) -> int:
+        call = current_call()
+        assert call is not None
+        return call.priority
+
+    @handles
+    async def inner(self) -> int:
+        return await self.call("urgent.priority")
+
+    @streams
+    async def priorities(self):
+        call = current_call()
+        assert call is not None
+        yield call.priority
+
+
+@pytest.mark.parametrize(("asked", "ceiling", "given"), [
+    (None, 0, 5), (0, 0, 0), (9, 0, 9), (None, 3, 5), (0, 3, 3), (3, 3, 3), (None, 7, 7), (0, 7, 7), (8, 7, 8),
+])  # fmt: skip
+async def test_no_call_of_a_port_is_more_urgent_than_its_ceiling(asked, ceiling, given):
+    async with TestKernel(Urgent) as system:
+        port = system.kernel.port.narrow(caller="session s1", rights=Rights(), user="ana", top_priority=ceiling)
+        for _ in range(2):  # the second one is bound already
+            assert await port.call("urgent.priority", priority=asked) == given
+            assert await port.call("urgent.inner", priority=asked) == given
+            assert [each async for each in port.stream("urgent.priorities", priority=asked)] == [given]
+        if asked is None:
+            assert await port.method("urgent.priority")() == given
+
+
+async def test_a_narrower_port_has_the_least_urgent_ceiling_of_all():
+    async with TestKernel(Urgent) as system:
+        port = system.kernel.port.narrow(caller="session s1", rights=Rights(), top_priority=6)
+        for ceiling, given in ((0, 6), (4, 6), (8, 8)):
+            narrower = port.narrow(caller="helper", rights=Rights(), top_priority=ceiling)
+            assert await narrower.call("urgent.priority", priority=0) == given
+
+
+async def test_a_port_that_was_narrowed_says_no_more_than_it_may_and_the_wider_one_does():
+    async with TestKernel(Urgent) as system:
+        rights = Rights(allow=(), publish=("colour.*",), subscribe=("sound.*",))
+        port = system.kernel.port.narrow(caller="session s1", rights=rights)
+        narrower = port.narrow(caller="helper", rights=Rights(publish=(">",), subscribe=("sound.loud",)))
+        assert (port.may_publish("colour.red"), narrower.may_publish("colour.red")) == (True, True)
+        assert (port.may_publish("sound.loud"), narrower.may_publish("sound.loud")) == (False, False)
+        assert (port.may_hear("sound.low"), narrower.may_hear("sound.low")) == (True, False)
+        assert not narrower.may_hear("sound.*")
+        system.publish("sound.low")
