@@ -13,9 +13,11 @@ from aiohttp.test_utils import TestServer
 from microkernel import Message, Service, current_call, handles, streams
 from microkernel.capability import Identity, Rights
 from microkernel.errors import NotFound
+from microkernel.inputs import Inputs
 from microkernel.testing import TestKernel
 from microkernel.wire.limits import Limits
 from microkernel.wire.server import WireServer
+from microkernel.wire.system import System
 
 ALL, SOME = "all-of-it", "some-of-it"
 
@@ -49,7 +51,9 @@ class Maths(Service):
         self.closed = 0
         self.cancelled = 0
         self.sent: list[int] = []
+        self.waited = 0
         self.hanging = asyncio.Event()
+        self.go = asyncio.Event()
         self.changed = asyncio.Condition()
 
     @handles
@@ -68,6 +72,13 @@ class Maths(Service):
         finally:
             self.cancelled += 1
             await self._note()
+
+    @handles
+    async def wait(self, message: Add) -> Sum:
+        self.waited += 1
+        self.hanging.set()
+        await self.go.wait()
+        return Sum(message.a + message.b, [])
 
     @handles
     async def fail(self) -> None:
@@ -106,6 +117,20 @@ class Maths(Service):
             self.closed += 1
             await self._note()
 
+    @streams(credit=8)
+    async def add_up(self, message: Count, inputs: Inputs[int]) -> AsyncIterator[int]:
+        total = 0
+        try:
+            if message.to:
+                await self.go.wait()
+            async for number in inputs:
+                self.made += 1
+                total += number
+                yield total
+        finally:
+            self.closed += 1
+            await self._note()
+
     @streams
     async def break_off(self) -> AsyncIterator[int]:
         yield 1
@@ -120,7 +145,17 @@ class Maths(Service):
             await self.changed.wait_for(condition)
 
 
-def authenticate(token: str) -> Identity | None:
+def break_link(system: System) -> bool:
+    """The client's connection is gone, without a word to either end; False if it has none now."""
+    pump = system._connection._pump
+    connection = None if pump is None else pump._socket._response.connection
+    if connection is None or connection.transport is None:
+        return False
+    connection.transport.abort()
+    return True
+
+
+async def authenticate(token: str) -> Identity | None:
     if token == SOME:
         return Identity("ana", Rights(allow=("maths.*",), deny=("maths.crash", "maths.secret")))
     return Identity("root", Rights()) if token == ALL else None
@@ -137,9 +172,9 @@ class Node:
 
 
 @asynccontextmanager
-async def node(*, origins: tuple[str, ...] = (), **limits: Any) -> AsyncIterator[Node]:
+async def node(*others: type[Service], origins: tuple[str, ...] = (), **limits: Any) -> AsyncIterator[Node]:
     maths = Maths()
-    async with TestKernel(maths) as kernel:
+    async with TestKernel(maths, *others) as kernel:
         wire = WireServer(
             kernel.kernel.port, authenticate, node="n1", epoch="e1", limits=Limits(**limits), allowed_origins=origins
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from microkernel.wire.inbox import Stream, Subscription
 from microkernel.wire.record import Record
 from microkernel.wire.sync_system import SyncStream, SyncSystem
 from microkernel.wire.system import System, open_system
+from microkernel.wire.trust import Trust
 
 __all__ = [
     "connect",
@@ -31,22 +33,57 @@ _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
 def connect(
-    url: str | None = None, token: str | None = None, *, root: Path | None = None
+    url: str | None = None,
+    token: str | None = None,
+    *,
+    root: Path | None = None,
+    cafile: str | Path | None = None,
+    reconnect: bool = True,
 ) -> AbstractAsyncContextManager[System]:
-    """A link to a node, for `async with`.
+    """A link to a node, for `async with`. A lost one is replaced by itself, unless `reconnect` is False.
 
     `url` (`http://127.0.0.1:7070`) and `token` come from the arguments, from `MICROKERNEL_URL` and
     `MICROKERNEL_TOKEN`, or from the state folder of the node that runs here (`root`, `MICROKERNEL_ROOT` or
     `~/.microkernel`). The folder's token is only sent to this machine, and
-    only while a node runs on the folder. Raises `Unavailable`, `Unauthenticated`, and
-    `Invalid` for what is no address.
+    only while a node runs on the folder; it is looked up again for each new link. At an `https` address, the
+    certificate has to be from an authority of this system, or of the file `cafile` (PEM), or the one of the node that
+    runs here. Raises `Unavailable`, at once where no node is, `Unauthenticated`, and `Invalid` for what is no address.
     """
-    return open_system(*find_node(url, token, root=root))
+
+    def look_up() -> tuple[str, str, Trust | None]:
+        address, found = find_node(url, token, root=root)
+        return address, found, find_trust(address, cafile, root=root)
+
+    async def find() -> tuple[str, str, Trust | None]:
+        return await asyncio.to_thread(look_up)  # it reads files, which may be slow to read by then
+
+    address, found, trust = look_up()
+    return open_system(address, found, trust=trust, reconnect=reconnect, find=find)
 
 
-def connect_sync(url: str | None = None, token: str | None = None, *, root: Path | None = None) -> SyncSystem:
+def connect_sync(
+    url: str | None = None,
+    token: str | None = None,
+    *,
+    root: Path | None = None,
+    cafile: str | Path | None = None,
+    reconnect: bool = True,
+) -> SyncSystem:
     """A link for scripts without a loop: connected at once, closed by `close` or the end of a `with`."""
-    return SyncSystem(connect(url, token, root=root))
+    return SyncSystem(connect(url, token, root=root, cafile=cafile, reconnect=reconnect))
+
+
+def find_trust(address: str, cafile: str | Path | None = None, *, root: Path | None = None) -> Trust | None:
+    """Whose certificate is believed at `address`: those of `cafile`, or of the node that runs here if it is there."""
+    if cafile is not None:
+        return Trust(str(cafile))
+    if not address.startswith("wss:"):
+        return None
+    node = Root(default_root() if root is None else root).running_node()
+    own = None if node is None else node.get("certificate")
+    if own is None or node is None or _websocket(str(node["url"])) != address:
+        return None
+    return Trust(str(own), pinned=True)
 
 
 def find_node(url: str | None = None, token: str | None = None, *, root: Path | None = None) -> tuple[str, str]:

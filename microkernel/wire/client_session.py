@@ -3,112 +3,206 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
 from microkernel.errors import Invalid, TooBig
 from microkernel.wire import codec
+from microkernel.wire.binary import Packed
+from microkernel.wire.body import Body, Bulk
 from microkernel.wire.codec import CloseCode, Frame, Known, ProtocolError, Unknown
 from microkernel.wire.limits import Limits
 from microkernel.wire.session import Action, Session
+from microkernel.wire.state import Replay, SessionState
 
-__all__ = ["ClientSession"]
+__all__ = ["ClientSession", "Forgotten"]
+
+MOST_NAMES = 1024  # addresses that are remembered as JSON
+
+
+class Forgotten:
+    """What was open in a session that the server has not kept: those ids are free, and nothing of them will come."""
+
+    def __init__(self, state: SessionState) -> None:
+        self._opened = {**state.calls, **state.subscriptions}
+        self._replay = state.replay
+
+    def may_have_arrived(self, number: int) -> bool:
+        """Whether what opened `number` may have reached the server."""
+        opened = self._opened.get(number)
+        return opened is None or self._replay is None or self._replay.may_have_arrived(opened)
 
 
 class ClientSession(Session):
-    """One server, as the client sees it. Who asks gets an id; what comes after its end is dropped."""
+    """One server, as the client sees it over one link. Who asks gets an id; what comes after its end is dropped."""
 
-    def __init__(self, *, token: str, limits: Limits, clock: Callable[[], float]) -> None:
-        super().__init__(limits, clock)
+    def __init__(
+        self,
+        *,
+        token: str,
+        limits: Limits,
+        clock: Callable[[], float],
+        state: SessionState | None = None,
+        ids: Iterator[int] | None = None,
+    ) -> None:
+        """With a `state`, a session is asked for that can be resumed: that one, if it has been open before.
+
+        `ids` go on from one link to the next.
+        """
+        super().__init__(limits, clock, SessionState() if state is None else state)
         self.hello: codec.Hello | None = None
         self.ready: codec.Ready | None = None
-        self._ids = itertools.count(1)
-        self._calls: set[int] = set()
-        self._streams: dict[int, int] = {}  # id: items that may still come
-        self._subscriptions: set[int] = set()
-        self._put(codec.Auth(codec.VERSION, token))
+        self.forgotten: Forgotten | None = None
+        self._ids = itertools.count(1) if ids is None else ids
+        self._names: dict[str, bytes] = {}  # addresses as JSON
+        self._longest = limits.text  # bytes of a text frame that the server takes
+        self._resumes = state is not None
+        wish = codec.Resume(self.state.session, self.state.received) if self._resumes else None
+        self._takes_binary(limits.binary)  # until the hello says how much
+        self._put(codec.Auth(codec.VERSION, token, wish, limits.binary))
 
     @property
     def calls(self) -> int:
         """Calls in flight."""
-        return len(self._calls)
+        return len(self.state.calls)
 
-    def call(self, to: str, body: msgspec.Raw | None, *, deadline: float | None, priority: int | None) -> int:
+    def call(
+        self,
+        to: str,
+        body: Body | None,
+        *,
+        deadline: float | None,
+        priority: int | None,
+        key: str | None = None,
+        trace: str | None = None,
+    ) -> int:
         """Ask for a result; `deadline` is in seconds. Raises `TooBig` and `Invalid`, as do all that send."""
         number = next(self._ids)
         milliseconds = None if deadline is None else max(0.0, deadline * 1000)
-        self._send(codec.Call(number, to, _given(body), deadline=milliseconds, priority=priority), to)
-        self._calls.add(number)
+        body = _given(body)
+        self._send(codec.Call(number, to, body, milliseconds, priority, key, trace), to)
+        self.state.calls[number] = self.state.number
         return number
 
-    def open(
-        self, to: str, body: msgspec.Raw | None, *, credit: int, deadline: float | None, priority: int | None
-    ) -> int:
+    def call_plain(self, to: str, body: Body | None) -> int:
+        """`call` without options, as most are."""
+        text = _given(body)
+        if isinstance(text, Bulk):
+            return self.call(to, text, deadline=None, priority=None)
+        name = self._names.get(to) or self._name(to)
+        number = next(self._ids)
+        message = b'{"t":"call","id":%d,"to":%b,"body":%b}' % (number, name, text)
+        if len(message) > self._longest:
+            raise self._too_big(to, len(message), self._longest, "a text frame")
+        self._tell_text(message, number)
+        self.state.calls[number] = self.state.number
+        return number
+
+    def open(self, to: str, body: Body | None, *, credit: int, deadline: float | None, priority: int | None) -> int:
         """Ask for a stream, and be ready for `credit` items."""
         number = next(self._ids)
         milliseconds = None if deadline is None else max(0.0, deadline * 1000)
         self._send(codec.Open(number, to, _given(body), credit=credit, deadline=milliseconds, priority=priority), to)
-        self._streams[number] = credit
+        self.state.streams[number] = credit
         return number
 
     def credit(self, number: int, count: int) -> None:
         """The reader of a stream has room for `count` items more."""
-        if number in self._streams:
-            self._streams[number] += count
-            self._put(codec.Credit(number, count))
+        if number in self.state.streams:
+            self.state.streams[number] += count
+            self._tell(codec.Credit(number, count))
 
     def cancel(self, number: int, why: str | None = None) -> None:
         """The caller is gone: a call or a stream ends here and now; the server is told."""
-        if number in self._calls or self._streams.pop(number, None) is not None:
-            self._calls.discard(number)
-            self._put(codec.Cancel(number, why))
+        if number not in self.state.subscriptions and self.state.finish(number):
+            self.outbox.drop(number)
+            self._tell(codec.Cancel(number, why))
 
-    def send(self, to: str, body: msgspec.Raw | None, *, priority: int | None) -> None:
+    def send(self, to: str, body: Body | None, *, priority: int | None) -> None:
         """Send one way."""
         self._send(codec.Send(to, _given(body), priority=priority), to)
 
-    def publish(self, subject: str, body: msgspec.Raw | None) -> None:
+    def publish(self, subject: str, body: Body | None) -> None:
         """Send an event."""
         self._send(codec.Publish(subject, _given(body)), subject)
 
-    def subscribe(self, subject: str, group: str | None) -> int:
-        """Ask for events."""
+    def subscribe(self, subject: str, group: str | None, *, since: int | None = None) -> int:
+        """Ask for events, of those after offset `since` first."""
         number = next(self._ids)
-        self._send(codec.Subscribe(number, subject, group=group), max(subject, group or "", key=len))
-        self._subscriptions.add(number)
+        self._send(codec.Subscribe(number, subject, group=group, since=since), max(subject, group or "", key=len))
+        self.state.subscriptions[number] = self.state.number
         return number
+
+    def monitor(self, service: str) -> int:
+        """Ask when a service comes and goes."""
+        number = next(self._ids)
+        self._send(codec.Monitor(number, service), service)
+        self.state.subscriptions[number] = self.state.number
+        return number
+
+    def room(self, number: int) -> int:
+        """How many items the handler of a stream takes now; 0 when there is no such stream."""
+        return self.state.inputs.get(number, 0)
+
+    def item(self, number: int, body: Body) -> None:
+        """Send an item into a stream whose handler has `room`."""
+        inputs = self.state.inputs
+        if inputs.get(number, 0) < 1:
+            raise ValueError(f"stream {number} takes no item now")
+        self._send(codec.Item(number, body), f"stream {number}")
+        inputs[number] -= 1
+
+    def finish(self, number: int) -> None:
+        """No more items are sent into a stream."""
+        if number in self.state.streams:
+            self.state.inputs[number] = 0
+            self._tell(codec.End(number))
 
     def unsubscribe(self, number: int) -> None:
         """A subscription ends here and now; the server is told."""
-        if number in self._subscriptions:
-            self._subscriptions.remove(number)
-            self._put(codec.Unsubscribe(number))
+        if self.state.subscriptions.pop(number, None) is not None:
+            self._tell(codec.Unsubscribe(number))
 
     def send_ping(self, ts: float) -> None:
         """Ask for a pong: when it comes, everything sent before has been received in order."""
         self._put(codec.Ping(ts))
 
     def _send(self, frame: Frame, what: str) -> None:
-        if len(what) > codec.LONGEST_NAME:
-            raise Invalid(f"a name has at most {codec.LONGEST_NAME} characters, not {len(what)}: {what[:80]}…")
-        message = codec.encode(frame)
-        limit = self.limits.text if self.hello is None else self.hello.max.text
+        self._check_name(what)
+        message = self._encoded(frame)
+        is_long = type(message) is Packed
+        limit, holds = (self.binary, "a message with buffers") if is_long else (self._longest, "a text frame")
         if len(message) > limit:
-            raise TooBig(
-                f"the message to {what[:80]} takes {codec.mebibytes(len(message))}; "
-                f"a text frame holds {codec.mebibytes(limit)}"
-            )
-        self.outbox.put(message, self._clock())
+            raise self._too_big(what, len(message), limit, holds)
+        self._tell_encoded(message, frame)
+
+    def _name(self, to: str) -> bytes:
+        """An address as JSON; the last ones are remembered."""
+        self._check_name(to)
+        if len(self._names) >= MOST_NAMES:
+            self._names.clear()
+        name = self._names[to] = msgspec.json.encode(to)
+        return name
+
+    def _check_name(self, name: str) -> None:
+        if len(name) > codec.LONGEST_NAME:
+            raise Invalid(f"a name has at most {codec.LONGEST_NAME} characters, not {len(name)}: {name[:80]}…")
+
+    def _too_big(self, what: str, size: int, limit: int, holds: str) -> TooBig:
+        sizes = f"takes {codec.mebibytes(size)}; {holds} holds {codec.mebibytes(limit)}"
+        return TooBig(f"the message to {what[:80]} {sizes}")
 
     def _receive(self, message: Known | Unknown) -> Action | None:
-        if isinstance(message, Unknown):
+        handle = self._HANDLERS.get(type(message))
+        if handle is None:
+            assert isinstance(message, Unknown)
             self._answer_unknown(message)
             return None
         if not self.is_open and not isinstance(message, codec.Hello | codec.Ready | codec.Bye):
             raise ProtocolError("the server's first messages must be 'hello' and 'ready'")
-        return self._HANDLERS[type(message)](self, message)
+        return handle(self, message)
 
     def _hello(self, message: codec.Hello) -> Action | None:
         if message.v != codec.VERSION:
@@ -116,38 +210,56 @@ class ClientSession(Session):
         if self.hello is not None:
             raise ProtocolError("a second 'hello'")
         self.hello = message
+        self._longest = message.max.text
+        self._takes_binary(message.max.binary)
         return message
 
     def _ready(self, message: codec.Ready) -> Action | None:
         if self.hello is None or self.ready is not None:
             raise ProtocolError("'ready' belongs after 'hello', once")
         self.ready = message
+        state, old = self.state, self.state.session
+        if message.resumed and (message.session != old or not old or state.replay is None):
+            raise ProtocolError("'ready' resumes a session that was not asked for")
+        if message.resumed and state.replay is not None:
+            state.replay.acknowledge(message.seen)
+            state.ack()
+        else:
+            self.forgotten = Forgotten(state) if old else None
+            keeps = self._resumes and self.hello.resume > 0
+            state.begin(message.session, Replay(self.hello.max.buffer, self.hello.max.messages) if keeps else None)
         self._opened(self.hello.heartbeat)
+        self._replay()
         return message
 
     def _result(self, message: codec.Result) -> Action | None:
-        if message.id not in self._calls:
-            return None
-        self._calls.remove(message.id)
-        return message
+        return message if self.state.calls.pop(message.id, None) is not None else None
 
     def _error(self, message: codec.Error) -> Action | None:
-        return message if message.id is None or self._finish(message.id) else None
+        return message if message.id is None or self.state.finish(message.id) else None
 
     def _item(self, message: codec.Item) -> Action | None:
-        credit = self._streams.get(message.id)
+        streams = self.state.streams
+        credit = streams.get(message.id)
         if credit is None:  # cancelled while this item was on its way
             return None
         if credit < 1:
             raise ProtocolError(f"stream {message.id} got an item beyond its credit")
-        self._streams[message.id] = credit - 1
+        streams[message.id] = credit - 1
         return message
 
     def _end(self, message: codec.End) -> Action | None:
-        return message if message.id not in self._calls and self._finish(message.id) else None
+        return message if message.id not in self.state.calls and self.state.finish(message.id) else None
 
-    def _event(self, message: codec.Event) -> Action | None:
-        return message if message.id in self._subscriptions else None
+    def _credit(self, message: codec.Credit) -> Action | None:
+        if message.id not in self.state.streams:
+            return None
+        inputs = self.state.inputs
+        inputs[message.id] = min(codec.LARGEST_INTEGER, inputs.get(message.id, 0) + message.n)
+        return message
+
+    def _event(self, message: codec.Event | codec.Up | codec.Down) -> Action | None:
+        return message if message.id in self.state.subscriptions else None
 
     def _ping(self, message: codec.Ping) -> Action | None:
         self._put(codec.Pong(message.ts))
@@ -159,31 +271,27 @@ class ClientSession(Session):
     def _misplaced(self, message: Known) -> NoReturn:
         raise ProtocolError(f"a '{type(message).__struct_config__.tag}' message does not belong here")
 
-    def _finish(self, number: int) -> bool:
-        if number in self._calls:
-            self._calls.remove(number)
-            return True
-        if number in self._subscriptions:
-            self._subscriptions.remove(number)
-            return True
-        return self._streams.pop(number, None) is not None
-
-    def _forget(self) -> None:
-        self._calls.clear()
-        self._streams.clear()
-        self._subscriptions.clear()
+    def _keep_state(self) -> None:
+        # What was asked is known until the node has said whether the session goes on.
+        if self.state.replay is None:
+            self.state.clear()
+        elif self.ready is not None:
+            self.state.replay.never_left(self.outbox.waiting())
 
     _HANDLERS: ClassVar[dict[type, Callable[[ClientSession, Any], Action | None]]] = {
+        codec.Ack: Session.acknowledged,
         codec.Auth: _misplaced,
         codec.Bye: _pass,
         codec.Call: _misplaced,
         codec.Cancel: _misplaced,
-        codec.Credit: _misplaced,
+        codec.Credit: _credit,
+        codec.Down: _event,
         codec.End: _end,
         codec.Error: _error,
         codec.Event: _event,
         codec.Hello: _hello,
         codec.Item: _item,
+        codec.Monitor: _misplaced,
         codec.Open: _misplaced,
         codec.Ping: _ping,
         codec.Pong: _pass,
@@ -193,8 +301,9 @@ class ClientSession(Session):
         codec.Send: _misplaced,
         codec.Subscribe: _misplaced,
         codec.Unsubscribe: _misplaced,
+        codec.Up: _event,
     }
 
 
-def _given(body: msgspec.Raw | None) -> msgspec.Raw:
+def _given(body: Body | None) -> Body:
     return codec.EMPTY if body is None else body

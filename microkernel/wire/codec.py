@@ -1,7 +1,7 @@
 """The messages of `mk.v1` as text frames: one JSON message or an array of them. Hot: once a message.
 
-Messages are tagged structs (`t` names the type). A body stays the bytes it came as until somebody knows its
-type, so it is decoded once. Unknown fields are ignored and an unknown `t` is no error: old and new ends work
+Their types are in `messages`, and reached through this module. A body stays the bytes it came as until somebody knows
+its type, so it is decoded once. Unknown fields are ignored and an unknown `t` is no error: old and new ends work
 together.
 """
 
@@ -9,39 +9,72 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Annotated, Any, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, TypeVar
 
 import msgspec
 
+from microkernel.buffers import decode_custom
 from microkernel.errors import Code, ErrorReport, Invalid, MicrokernelError, TooBig
+from microkernel.message import convert
+from microkernel.wire.body import Body, Bulk, HoldsBuffers, bulk_of, encode_inline, encode_plain, refuse, value_of
+from microkernel.wire.messages import (
+    EMPTY,
+    LARGEST_INTEGER,
+    LONGEST_NAME,
+    UNNUMBERED,
+    Ack,
+    Auth,
+    Bye,
+    Call,
+    Cancel,
+    Credit,
+    Down,
+    End,
+    Error,
+    Event,
+    Frame,
+    Hello,
+    Item,
+    Known,
+    MaxSizes,
+    Monitor,
+    Open,
+    Ping,
+    Pong,
+    Publish,
+    Ready,
+    Result,
+    Resume,
+    Send,
+    Subscribe,
+    Unknown,
+    Unsubscribe,
+    Up,
+)
 
 __all__ = [
-    "VERSION", "SUBPROTOCOL", "NORMAL", "LOST", "CloseCode", "ProtocolError", "Frame",
-    "Auth", "Bye", "Call", "Cancel", "Credit", "End", "Error", "Event", "Hello", "Item", "MaxSizes",
-    "Open", "Ping", "Pong", "Publish", "Ready", "Result", "Resume", "Send",
-    "Subscribe", "Unknown", "Unsubscribe",
-    "decode", "split", "decode_part", "encode", "join", "body_of", "decode_body", "error_frame", "report_of",
-    "size_of", "reason_text", "mebibytes",
+    "VERSION", "SUBPROTOCOL", "NORMAL", "LOST", "DEFECT", "EMPTY", "LARGEST_INTEGER", "LONGEST_NAME", "UNNUMBERED",
+    "CloseCode", "ProtocolError", "Frame", "Known",
+    "Ack", "Auth", "Bye", "Call", "Cancel", "Credit", "End", "Error", "Event", "Hello", "Item", "MaxSizes",
+    "Down", "Monitor", "Open", "Ping", "Pong", "Publish", "Ready", "Result", "Resume", "Send",
+    "Subscribe", "Unknown", "Unsubscribe", "Up",
+    "decode", "split", "decode_part", "decode_one", "encode", "given", "join", "body_of", "decode_body",
+    "error_frame", "report_of", "size_of", "reason_text", "mebibytes",
 ]  # fmt: skip
 
 VERSION = 1
 SUBPROTOCOL = "mk.v1"
 NORMAL = 1000  # closed by will, RFC 6455 §7.4.1
 LOST = 1006  # the link broke without a close
+DEFECT = 1011  # the end that closes has failed
 REASON_BYTES = 123  # what a close frame has room for, RFC 6455 §5.5
-LONGEST_NAME = 256  # characters of an address, a subject or a group
 LONGEST_TEXT = 2048  # characters of each text in an error
 MOST_CAUSES = 8
-LARGEST_INTEGER = 2**53 - 1  # what a JSON number holds exactly in a browser
 
 T = TypeVar("T")
-Id = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)]
-Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
-Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]  # it is named in errors: what comes back stays short
-Key = Annotated[str, msgspec.Meta(max_length=128)]
-Priority = Annotated[int, msgspec.Meta(ge=0, le=9)]
-EMPTY = msgspec.Raw(b"{}")  # the body of a message that has none
+MOST_BUFFERS = 1024  # of one message
+BUFFER_OVERHEAD = 8 + 15  # bytes: its length, and the padding behind it
+ENVELOPE = 2048  # bytes of a frame that are neither body nor buffers
 
 
 class CloseCode(IntEnum):
@@ -57,6 +90,7 @@ class CloseCode(IntEnum):
     RATE = 4505
     VERSION = 4506
     BINARY = 4507
+    TAKEN_OVER = 4508
 
 
 class ProtocolError(Exception):
@@ -68,199 +102,9 @@ class ProtocolError(Exception):
         self.code = code
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
-class Frame(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower, omit_defaults=True, gc=False):
-    """Base of all messages; `t` on the wire is the class's name in small letters."""
-
-
-class MaxSizes(msgspec.Struct, frozen=True):
-    """The limits that a server announces; see `Limits` for what they mean."""
-
-    text: int
-    inflight: int
-    credit: int
-    subscriptions: int
-    buffer: int
-    messages: int
-    rate: float
-    burst: int
-
-
-class Hello(Frame):
-    """Server's first message."""
-
-    v: int
-    node: str
-    epoch: str
-    heartbeat: float
-    max: MaxSizes
-
-
-class Resume(msgspec.Struct, frozen=True):
-    """The session that a client would like back."""
-
-    session: str
-    seen: Count = 0
-
-
-class Auth(Frame):
-    """Client's first message; it need not wait for the hello."""
-
-    v: int
-    token: str
-    resume: Resume | None = None
-
-
-class Ready(Frame):
-    """The session is open. `rights` and `deny` are patterns of what it may call."""
-
-    session: str
-    epoch: str
-    rights: tuple[str, ...]
-    user: str
-    seen: int = msgspec.field(default_factory=int)  # a factory keeps the field on the wire when it is 0
-    resumed: bool = msgspec.field(default_factory=bool)
-    deny: tuple[str, ...] = ()
-
-
-class Call(Frame):
-    """A request; `deadline` is milliseconds left, `trace` a W3C traceparent."""
-
-    id: Id
-    to: Name
-    body: msgspec.Raw = EMPTY
-    deadline: Milliseconds | None = None
-    priority: Priority | None = None
-    key: Key | None = None
-    trace: str | None = None
-
-
-class Result(Frame):
-    """How a call ends well."""
-
-    id: Id
-    body: msgspec.Raw
-
-
-class Error(Frame):
-    """How a call, a stream or a subscription ends badly; without `id`, what became of a one-way message."""
-
-    error: msgspec.Raw  # an ErrorReport; raw, so that a code of a later version does not end the link
-    id: Id | None = None
-
-
-class Send(Frame):
-    """One-way: nothing comes back."""
-
-    to: Name
-    body: msgspec.Raw = EMPTY
-    priority: Priority | None = None
-
-
-class Open(Frame):
-    """Ask for a stream; `credit` is how many items the reader can take, None leaves it to the server."""
-
-    id: Id
-    to: Name
-    body: msgspec.Raw = EMPTY
-    credit: Count | None = None
-    deadline: Milliseconds | None = None
-    priority: Priority | None = None
-    key: Key | None = None
-    trace: str | None = None
-
-
-class Item(Frame):
-    """One item of a stream."""
-
-    id: Id
-    body: msgspec.Raw
-
-
-class End(Frame):
-    """How a stream or a subscription ends well."""
-
-    id: Id
-
-
-class Credit(Frame):
-    """Room for `n` items more."""
-
-    id: Id
-    n: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_INTEGER)]
-
-
-class Cancel(Frame):
-    """The caller is gone."""
-
-    id: Id
-    why: str | None = None
-
-
-class Publish(Frame):
-    """An event for whoever has subscribed."""
-
-    subject: Name
-    body: msgspec.Raw = EMPTY
-
-
-class Subscribe(Frame):
-    """Ask for events; of all subscribers in one `group` each event goes to one."""
-
-    id: Id
-    subject: Name
-    group: Name | None = None
-    since: int | None = None
-
-
-class Unsubscribe(Frame):
-    """No more events; answered by `end`."""
-
-    id: Id
-
-
-class Event(Frame):
-    """One event of a subscription."""
-
-    id: Id
-    subject: str
-    offset: int
-    body: msgspec.Raw
-
-
-class Ping(Frame):
-    """Are you there? Answered by `pong` with the same `ts`."""
-
-    ts: float = msgspec.field(default_factory=float)
-
-
-class Pong(Frame):
-    """Here."""
-
-    ts: float = msgspec.field(default_factory=float)
-
-
-class Bye(Frame):
-    """The sender is about to leave: finish, and come back after so many milliseconds."""
-
-    reason: str = ""
-    after: Milliseconds | None = None
-
-
-class Unknown(msgspec.Struct, frozen=True):
-    """A message of a type that this end does not know."""
-
-    t: str
-    id: Any = None
-
-
-Known: TypeAlias = (
-    Hello | Auth | Ready | Call | Result | Error | Send | Open | Item | End | Credit | Cancel | Publish
-    | Subscribe | Unsubscribe | Event | Ping | Pong | Bye
-)  # fmt: skip
 _TAGS = frozenset(kind.__struct_config__.tag for kind in Known.__args__)
 
-_encoder = msgspec.json.Encoder()
+_encoder = msgspec.json.Encoder(enc_hook=refuse)
 _one = msgspec.json.Decoder(Known)
 _many = msgspec.json.Decoder(list[Known])
 _parts = msgspec.json.Decoder(list[msgspec.Raw])
@@ -300,8 +144,17 @@ def decode_part(parts: list[msgspec.Raw], place: int) -> Known | Unknown:
         raise ProtocolError(f"a text frame is no JSON: {error}") from error
 
 
+def decode_one(text: bytes) -> Known | Unknown:
+    """The one message of a binary frame; raises `ProtocolError`."""
+    try:
+        unknown = _unknown.decode(text)
+        return _one.decode(text) if unknown.t in _TAGS else unknown
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise ProtocolError(f"the JSON of a binary frame is no message: {error}") from error
+
+
 def encode(frame: Frame) -> bytes:
-    """One message as JSON."""
+    """One message as JSON; raises `HoldsBuffers` when its body is a `Bulk`."""
     return _encoder.encode(frame)
 
 
@@ -310,10 +163,19 @@ def join(messages: Iterable[bytes]) -> bytes:
     return b"[" + b",".join(messages) + b"]"
 
 
-def body_of(value: Any, *, what: str, limit: int) -> msgspec.Raw:
-    """`value` as a body; raises `Invalid` if JSON cannot say it, `TooBig` past `limit` bytes."""
+def body_of(value: Any, *, what: str, limit: int, binary: int = 0) -> Body:
+    """`value` as a body, with buffers where it holds arrays or long bytes and the other end takes `binary` bytes.
+
+    Raises `Invalid` if JSON cannot say it, `TooBig` past `limit` bytes of JSON or `binary` bytes in all.
+    """
     try:
-        body = _encoder.encode(value)
+        if binary:
+            try:
+                body = encode_plain(value)
+            except HoldsBuffers:
+                return _checked(bulk_of(value), what, limit, binary)
+        else:
+            body = encode_inline(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise Invalid(f"{what} cannot be sent as JSON: {error}") from error
     if len(body) > limit:
@@ -324,12 +186,36 @@ def body_of(value: Any, *, what: str, limit: int) -> msgspec.Raw:
     return msgspec.Raw(body)
 
 
-def decode_body(body: msgspec.Raw, kind: type[T] | Any = Any, *, what: str = "message") -> T:
+def decode_body(body: Body, kind: type[T] | Any = Any, *, what: str = "message") -> T:
     """A body as a `kind`; raises `Invalid` that says where it does not fit."""
+    if isinstance(body, Bulk):
+        # Where no type says that it is bytes, they are what they are in JSON.
+        value: T = value_of(body, what=what, as_text=kind is Any)
+        if kind is not Any:
+            value = convert(value, kind, what=what)
+        return value
     try:
-        return msgspec.json.decode(body, type=kind)
+        decoded: T = msgspec.json.decode(body, type=kind, dec_hook=decode_custom)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise Invalid(f"{what}: {error}") from error
+    return decoded
+
+
+def given(body: Body, *, what: str) -> Any:
+    """A body as a port takes it: JSON as it came, or what stands for it. Raises `Invalid`."""
+    return value_of(body, what=what) if type(body) is Bulk else body
+
+
+def _checked(bulk: Bulk, what: str, limit: int, binary: int) -> Bulk:
+    if len(bulk.buffers) > MOST_BUFFERS:
+        raise TooBig(f"{what} holds {len(bulk.buffers)} arrays; a message holds {MOST_BUFFERS}")
+    if len(bulk.json) > limit or bulk.nbytes + len(bulk.buffers) * BUFFER_OVERHEAD > binary - ENVELOPE:
+        raise TooBig(
+            f"{what} takes {mebibytes(bulk.nbytes)}, of which JSON is {mebibytes(len(bulk.json))}; a message holds "
+            f"{mebibytes(binary)}, of which JSON is {mebibytes(limit)} at most",
+            remedy="send it as a stream of smaller items",
+        )
+    return bulk
 
 
 def error_frame(number: int | None, error: MicrokernelError) -> Error:

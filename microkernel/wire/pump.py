@@ -1,21 +1,23 @@
-"""Moves frames between a session and its websocket: one reader, one writer, one timer. Hot: once a frame.
-
-All that is put into the outbox during one turn of the loop goes out as one frame, because the writer wakes
-after whoever put it there has run.
-"""
+"""Moves frames between a session and its websocket: one reader, one writer, one timer. Hot: once a frame."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import aiohttp
 from aiohttp import web
 
 from microkernel.wire.codec import LOST, CloseCode, reason_text
+from microkernel.wire.crew import Read
+from microkernel.wire.limits import Parts
 from microkernel.wire.session import Action, Close, Session
+from microkernel.wire.writer import Writer
 
-__all__ = ["Pump"]
+__all__ = ["Pump", "SendParts"]
+
+SendParts: TypeAlias = Callable[[Iterable[bytes | memoryview]], Awaitable[None]]
 
 FAREWELL = 1.0  # seconds that the last messages and the close frame may take
 BREATH = 64  # frames read before others get their turn: a full socket buffer would keep the loop to itself
@@ -36,50 +38,68 @@ class Pump:
         *,
         reads_below: float | None = None,
     ) -> None:
-        """`carry_out` gets every action but `Close`; `abort` breaks the connection without farewell.
+        """`carry_out` gets every action but `Close`, and may be replaced; `abort` breaks the connection off.
 
         With `reads_below`, nothing is read while more than that share of the buffer waits to go out. One end of a
         link at most may have it: two would wait for each other.
         """
         self._socket = socket
         self._session = session
-        self._carry_out = carry_out
+        self.carry_out = carry_out
+        self.direct: Mapping[type, Callable[[Any], None]] = {}  # who gets some actions, by their type
+        self.send_binary: SendParts = self._send_joined  # there may be a quicker way
         self._abort = abort
         self._reads_below = reads_below
         self._loop = asyncio.get_running_loop()
-        self._ready = asyncio.Event()
+        self._writer = Writer(
+            session.outbox, self._send, turn=self._look, written=self._wake_waiters, failed=self._write_failed
+        )
+        self._failure: Exception | None = None
+        self.serve: Callable[[Read], Awaitable[None]] | None = None  # from when on others carry out what is read
+        self._was_open = False
+        self._how = Close(LOST, "the link broke")
+        self._frames = 0
         self._closing: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = 0.0  # when the timer is due
         self._waiters: list[asyncio.Future[None]] = []
 
     async def run(self) -> Close:
         """Pump until the link has ended; says how. Nothing is left running, even when this is cancelled."""
         reader = self._loop.create_task(self._read(), name="wire reader")
-        writer = self._loop.create_task(self._write(), name="wire writer")
         self.touch()
         try:
-            await asyncio.wait((reader, writer, self._closing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reader, self._closing), return_when=asyncio.FIRST_COMPLETED)
             closed = self._session.closed
             if closed is not None:
-                await self._say_farewell(closed, reader, writer)
+                await self._say_farewell(closed, reader)
                 return closed
-            return self._lost(reader, writer)
+            return self._lost(reader)
         finally:
-            self._session.lost("the link was given up")
+            # The server cancels its handler once the connection is gone, often before the close frame was looked at.
+            self._session.lost("the link was given up", int(self._socket.close_code or LOST))
             self._stop_timer()
             self._closing.cancel()
             self._wake_waiters()
-            await _end(reader, writer)
+            await self._writer.close()
+            await _end(reader)
 
     def touch(self) -> None:
-        """The session has changed: send what is ready, and look at the time when it wants to."""
-        if len(self._session.outbox):
-            self._ready.set()
-        if self._session.closed is None:
-            due = self._session.due()
-            if self._timer is None or due < self._timer.when():
+        """The session has changed: at the end of this turn of the loop, what is ready is sent."""
+        self._writer.touch()
+
+    def _look(self) -> None:
+        """A turn is over in which the session has changed: wake it at the time when it wants to, or end it."""
+        session = self._session
+        if session.closed is None:
+            if self._timer is not None and session.is_open is self._was_open and session.outbox.cut_at is None:
+                return  # what is due comes later with time, but for these
+            self._was_open = session.is_open
+            due = session.due()
+            if self._timer is None or due < self._looks_at:
                 self._stop_timer()
-                self._timer = self._loop.call_at(due, self._tick)
+                # Not the handle's `when()`: uvloop's has none for a moment that has passed.
+                self._looks_at, self._timer = due, self._loop.call_at(due, self._tick)
         elif not self._closing.done():
             self._closing.set_result(None)
 
@@ -89,47 +109,83 @@ class Pump:
         self.touch()
 
     async def room(self, share: float) -> None:
-        """Wait until at most `share` of the buffer waits to go out; then put at once, without an await."""
-        while self._session.outbox.fill > share and self._session.closed is None:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._waiters.append(waiter)
-            await waiter
+        """Wait until at most `share` of the buffer waits to go out, and to be acknowledged; then put at once."""
+        while self._session.fill > share and self._session.closed is None:
+            await self._change()
 
     async def _read(self) -> Close:
-        frames = 0
-        while True:
-            if self._reads_below is not None:
-                await self.room(self._reads_below)
-            message = await self._socket.receive()
-            if message.type is aiohttp.WSMsgType.TEXT:
-                self._perform(self._session.received(message.data))
-            elif message.type is aiohttp.WSMsgType.BINARY:
-                self._perform(self._session.received_binary())
-            elif message.type in _END:
-                return self._how_it_ended(message)
-            frames += 1
-            if frames % BREATH == 0:
-                await asyncio.sleep(0)
+        while await self._read_frame():
+            if self.serve is not None:
+                await self.serve(self._read_frame)
+                break
+        return self._how
 
-    async def _write(self) -> None:
-        outbox = self._session.outbox
-        while True:
-            while (frame := outbox.take()) is not None:
-                await self._socket.send_frame(frame, aiohttp.WSMsgType.TEXT)
-                outbox.written(self._loop.time())
-                self._wake_waiters()
-            self._ready.clear()
-            await self._ready.wait()
+    async def _read_frame(self) -> bool:
+        """Receive one frame and have it carried out; False at the end."""
+        session = self._session
+        while not (session.takes_frames and session.outbox.is_slack) and self._must_wait():
+            await self._change()
+        message = await self._socket.receive()
+        if message.type is aiohttp.WSMsgType.TEXT:
+            self.perform(session.received(message.data))
+        elif message.type is aiohttp.WSMsgType.BINARY:
+            self.perform(session.received_binary(message.data))
+        elif message.type in _END:
+            self._how = self._how_it_ended(message)
+            return False
+        self._frames += 1
+        if self._frames % BREATH == 0:
+            await asyncio.sleep(0)
+        return True
 
-    def _perform(self, actions: list[Action]) -> None:
+    def _must_wait(self) -> bool:
+        """Whether nothing is to be read now. What is not acknowledged is no reason: the `ack` would never be read."""
+        session = self._session
+        if session.closed is not None:
+            return False
+        return not session.takes_frames or (
+            self._reads_below is not None and session.outbox.backlog > self._reads_below
+        )
+
+    async def _change(self) -> None:
+        """Wait until something was written, received or closed."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def _send(self, frame: bytes | Parts) -> Coroutine[Any, Any, None]:
+        if isinstance(frame, bytes):
+            return self._socket.send_frame(frame, aiohttp.WSMsgType.TEXT)
+        return self._send_parts(frame)
+
+    async def _send_parts(self, parts: Parts) -> None:
+        await self.send_binary(parts)
+        # A socket that takes all at once would let this go on alone, and others have something to say.
+        await asyncio.sleep(0)
+
+    def _write_failed(self, error: Exception) -> None:
+        self._failure = error
+        if not self._closing.done():
+            self._closing.set_result(None)
+
+    async def _send_joined(self, parts: Iterable[bytes | memoryview]) -> None:
+        await self._socket.send_frame(b"".join(parts), aiohttp.WSMsgType.BINARY)
+
+    def perform(self, actions: list[Action]) -> None:
+        """Carry out what the session has answered."""
+        direct = self.direct
         for action in actions:
-            if not isinstance(action, Close):
-                self._carry_out(action)
+            handle = direct.get(type(action))
+            if handle is not None:
+                handle(action)
+            elif type(action) is not Close:
+                self.carry_out(action)
+        self._wake_waiters()  # an `ack` makes room too
         self.touch()
 
     def _tick(self) -> None:
         self._timer = None
-        self._perform(self._session.tick())
+        self.perform(self._session.tick())
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -137,19 +193,21 @@ class Pump:
             self._timer = None
 
     def _wake_waiters(self) -> None:
+        if not self._waiters:
+            return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _say_farewell(self, closed: Close, reader: asyncio.Task[Close], writer: asyncio.Task[None]) -> None:
+    async def _say_farewell(self, closed: Close, reader: asyncio.Task[Close]) -> None:
         """Send what is ready and the close frame, as far as the other end takes them."""
         await _end(reader)
         try:
             if closed.code not in _DEAF:
                 async with asyncio.timeout(FAREWELL):
-                    await self._flush(writer)
-            await _end(writer)
+                    await self._writer.drained()
+            await self._writer.close()
             async with asyncio.timeout(2 * FAREWELL):
                 await self._close_socket(closed.code, reason_text(closed.reason))
         except (TimeoutError, ConnectionError):
@@ -158,12 +216,6 @@ class Pump:
             if self._socket.close_code == LOST:  # our close was not answered: what is buffered is not wanted
                 self._abort()
 
-    async def _flush(self, writer: asyncio.Task[None]) -> None:
-        while self._session.outbox.pending_messages and not writer.done():
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._waiters.append(waiter)
-            await asyncio.wait((waiter, writer), return_when=asyncio.FIRST_COMPLETED)
-
     async def _close_socket(self, code: int, reason: bytes) -> None:
         if isinstance(self._socket, web.WebSocketResponse):
             # A reader that takes nothing would let us wait here, and the wait of the writer we ended is cancelled.
@@ -171,13 +223,13 @@ class Pump:
         else:
             await self._socket.close(code=code, message=reason)
 
-    def _lost(self, reader: asyncio.Task[Close], writer: asyncio.Task[None]) -> Close:
-        how = Close(LOST, "the link broke")
-        for task in (reader, writer):
-            error = task.exception() if task.done() and not task.cancelled() else None
+    def _lost(self, reader: asyncio.Task[Close]) -> Close:
+        how = self._how
+        done = reader.done() and not reader.cancelled()
+        for error in (self._failure, reader.exception() if done else None):
             if error is not None and not isinstance(error, ConnectionError):
                 raise error
-        if reader.done() and not reader.cancelled() and reader.exception() is None:
+        if done and reader.exception() is None:
             how = reader.result()
         self._session.lost(how.reason, how.code)
         return how

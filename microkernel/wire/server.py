@@ -1,7 +1,8 @@
-"""Serves `mk.v1` on a websocket: one session a client, one task a call. Hot: once a message.
+"""Serves `mk.v1` on websockets: who may connect, who they are, and which session a link goes on with.
 
-Everything a client has started belongs to its link: when the link ends, all of it is cancelled at once and
-awaited. The thinking is in `server_session`; here is what needs a loop.
+A link has a session object and a pump; what its client has started is the session's `Work`. When a link is lost whose
+client has asked for it, the work goes on without one for `Limits.resume` seconds and is handed to the link that
+resumes the session; otherwise it is cancelled with its link and awaited.
 """
 
 from __future__ import annotations
@@ -10,33 +11,37 @@ import asyncio
 import functools
 import logging
 import secrets
-from collections.abc import Callable, Collection, Coroutine
-from contextlib import aclosing
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlsplit
 
-import msgspec
 from aiohttp import web
 
-from microkernel.capability import Identity
-from microkernel.errors import CallCancelled, Denied, MicrokernelError, Overloaded, from_exception
-from microkernel.events import Event, Subscription
+from microkernel.audit import Act
+from microkernel.capability import Identity, Revoked
+from microkernel.clock import Clock
+from microkernel.errors import MicrokernelError, Unauthenticated, from_exception
+from microkernel.nursery import Nursery
 from microkernel.port import Port
-from microkernel.trace import Trace, parse_traceparent
+from microkernel.rates import Rates
 from microkernel.wire import codec
+from microkernel.wire.binary import LONGEST_FRAME
 from microkernel.wire.codec import CloseCode
-from microkernel.wire.limits import BUSY, FULL, Limits
-from microkernel.wire.pump import Pump
+from microkernel.wire.frames import write_parts
+from microkernel.wire.limits import FULL, Limits
+from microkernel.wire.pump import Pump, SendParts
 from microkernel.wire.server_session import ServerSession
-from microkernel.wire.session import Action, Welcome
+from microkernel.wire.session import Action, Authenticate
+from microkernel.wire.work import Work
 
-__all__ = ["WireServer"]
+__all__ = ["Authenticator", "WireServer"]
 
-RESERVED = frozenset({"dead", "kernel", "process", "service"})  # first names of what the node itself publishes
-ENVELOPE = 1024  # bytes of a frame that are not its body
+WEBSOCKET = "13"  # the version of RFC 6455
 CLOSE_TIMEOUT = 1.0  # seconds to wait for the other end's close frame
 
-_COMPLAINTS = frozenset(CloseCode) - {CloseCode.GOING_AWAY}
+_COMPLAINTS = frozenset(CloseCode) - {CloseCode.GOING_AWAY, CloseCode.TAKEN_OVER}
+
+Authenticator = Callable[[str], Awaitable[Identity | None]]
+"""Says who a token stands for; None or `Unauthenticated` if nobody."""
 
 log = logging.getLogger("microkernel.wire")
 
@@ -47,14 +52,17 @@ class WireServer:
     def __init__(
         self,
         port: Port,
-        authenticate: Callable[[str], Identity | None],
+        authenticate: Authenticator,
         *,
         node: str,
         epoch: str,
         limits: Limits | None = None,
         allowed_origins: Collection[str] = (),
+        rates: Rates | None = None,
     ) -> None:
         """Sessions call through `port`, narrowed by the rights of whom `authenticate` knows a token for.
+
+        `rates` are the accounts of tokens that have a bound, where others than this server keep them too.
 
         A browser's page may connect when it comes from this host or its origin (`https://host:port`) is in
         `allowed_origins`.
@@ -64,14 +72,24 @@ class WireServer:
         self._node = node
         self._epoch = epoch
         self._limits = limits or Limits()
+        self._rates = Rates() if rates is None else rates
         self._allowed_origins = frozenset(origin.lower().rstrip("/") for origin in allowed_origins)
-        self._links: set[_Link] = set()
+        self._links: dict[_Link, None] = {}
+        self._kept: dict[str, Work] = {}  # by session: what can be resumed, with a link and without
+        self._ending: dict[Work, None] = {}
+        self._waiting: dict[Work, asyncio.Task[None]] = {}  # what is without a link, and who ends it in time
+        self._nursery = Nursery("wire", self._failed)
         self._leaving = False
 
     @property
     def sessions(self) -> int:
         """Clients that are connected."""
         return len(self._links)
+
+    @property
+    def waiting(self) -> int:
+        """Sessions without a link, which may be resumed."""
+        return len(self._waiting)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request for a websocket; returns when the link has ended."""
@@ -82,32 +100,52 @@ class WireServer:
             timeout=CLOSE_TIMEOUT,
             protocols=(codec.SUBPROTOCOL,),
             compress=False,  # deflate costs more time than the small messages here save
-            max_msg_size=2 * self._limits.text,  # up to here the session names the sizes, beyond it is 1009
+            # Up to here the session names the sizes, beyond it is 1009.
+            max_msg_size=2 * max(self._limits.text, LONGEST_FRAME if self._limits.binary else 0),
         )
-        session = ServerSession(
-            node=self._node,
-            epoch=self._epoch,
-            session="s" + secrets.token_hex(8),
-            authenticate=self._authenticate,
-            limits=self._limits,
-            clock=asyncio.get_running_loop().time,
-        )
-        link = _Link(request, socket, session, self._port)
-        self._links.add(link)
+
+        def abort() -> None:
+            if request.transport is not None:
+                request.transport.abort()
+
+        link = self._link(socket, abort)  # it counts from here on, also while the upgrade is on its way
         try:
             await socket.prepare(request)
+            link.send_binary_by(functools.partial(write_parts, request))
             await link.run()
         finally:
-            self._links.discard(link)
-            link.over.set()
+            link.over()
         return socket
+
+    async def serve(self, socket: web.WebSocketResponse, abort: Callable[[], None]) -> None:
+        """Serve one client on an open websocket; returns when the link has ended. `abort` breaks it off."""
+        link = self._link(socket, abort)
+        try:
+            await link.run()
+        finally:
+            link.over()
+
+    async def revoked(self, revoked: Revoked) -> None:
+        """End the sessions of tokens that are not valid any more, with a link and without one."""
+        for link in list(self._links):
+            if link.identity is not None and revoked.ends(link.identity.token_ids):
+                link.close(CloseCode.UNAUTHENTICATED, "the token was revoked")
+        for work in list(self._waiting):
+            if revoked.ends(work.identity.token_ids) and (waiting := self._waiting.pop(work, None)) is not None:
+                waiting.cancel()
+                await self._end(work)
 
     async def close(self, reason: str = "this node shuts down", after: float = 1.0, drain: float = 5.0) -> None:
         """Say bye to all clients, let what is running end for `drain` seconds at most, and close every link.
 
-        `after` is how many seconds later the clients are to come back.
+        `after` is how many seconds later the clients are to come back. Sessions without a link end at once.
         """
         self._leaving = True
+        for work in self._ending:
+            work.hurry()
+        await self._nursery.close()
+        for work in list(self._waiting):
+            await self._end(work)
         links = list(self._links)
         for link in links:
             link.leave(reason, after)
@@ -120,12 +158,95 @@ class WireServer:
         for link in links:
             link.close(CloseCode.GOING_AWAY, reason)
         for link in links:
-            await link.over.wait()
+            await link.ended.wait()
+
+    def _link(self, socket: web.WebSocketResponse, abort: Callable[[], None]) -> _Link:
+        session = ServerSession(
+            node=self._node,
+            epoch=self._epoch,
+            session="s" + secrets.token_hex(8),
+            limits=self._limits,
+            clock=asyncio.get_running_loop().time,
+            rates=self._rates,
+        )
+        link = _Link(session, socket, abort, self)
+        self._links[link] = None
+        return link
+
+    # What links ask
+
+    async def identify(self, token: str) -> Identity | MicrokernelError | None:
+        """Who `token` stands for, None for nobody, or why that cannot be said now."""
+        try:
+            return await self._authenticate(token)
+        except UnicodeError as error:
+            return Unauthenticated(f"the token is no text: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the answer, the client is told and let go
+            return from_exception(error)
+
+    def begin(
+        self, session: ServerSession, pump: Pump, identity: Identity, wish: codec.Resume | None
+    ) -> tuple[Work, list[Action]]:
+        """Open `session` for `identity`, as the one of `wish` where that is kept; and what is to be done at once."""
+        wall = Clock(asyncio.get_running_loop()).wall()
+        left = None if identity.expires is None else identity.expires - wall
+        work = None if wish is None else self._kept.get(wish.session)
+        if work is None or wish is None or not _can_go_on(work, identity, wish):
+            actions = session.authenticated(identity, expires_in=left)
+            work = Work(session, pump, self._port, identity)
+            if session.state.replay is not None:
+                self._kept[session.session] = work
+            return work, actions
+        if (waiting := self._waiting.pop(work, None)) is not None:
+            waiting.cancel()
+        state = work.session.state
+        if work.session.closed is None:  # the client has found out before us that its link is dead
+            work.session.hand_over()
+            work.touch()
+        actions = session.authenticated(identity, state, expires_in=left)
+        work.attach(session, pump)
+        return work, actions
+
+    async def link_lost(self, work: Work) -> None:
+        """The link of `work` has ended: keep it for the one that resumes its session, or end it."""
+        if self._leaving or not work.session.can_resume:
+            await self._end(work)
+            return
+        if len(self._waiting) >= self._limits.sessions:
+            oldest = next(iter(self._waiting))
+            self._waiting.pop(oldest).cancel()
+            await self._end(oldest)
+        self._waiting[work] = self._nursery.spawn(self._outlive(work), work.session.session)
+
+    def forget(self, link: _Link) -> None:
+        """A link is over."""
+        self._links.pop(link, None)
+
+    async def _outlive(self, work: Work) -> None:
+        await asyncio.sleep(self._limits.resume)
+        log.debug("session %s was not resumed within %g s", work.session.session, self._limits.resume)
+        await self._end(work)
+
+    async def _end(self, work: Work) -> None:
+        self._ending[work] = None
+        try:
+            await work.end(at_once=self._leaving)
+        finally:
+            del self._ending[work]
+        self._waiting.pop(work, None)
+        self._kept.pop(work.session.session, None)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        log.error("session %s could not be ended: %s", name, error, exc_info=error)
 
     def _why_not(self, request: web.Request) -> web.Response | None:
         origin = request.headers.get("Origin")
         if origin is not None and not self._is_allowed(origin, request.host):
+            self._port.denied(Act.CONNECT, request.path, f"not for the origin '{origin}'", peer=request.remote)
             return web.Response(status=403, text=f"the origin {origin} may not connect here\n")
+        if request.headers.get("Sec-WebSocket-Version", WEBSOCKET) != WEBSOCKET:  # RFC 6455, section 4.4
+            why = f"only version {WEBSOCKET} of the websocket protocol is spoken here\n"
+            return web.Response(status=426, text=why, headers={"Sec-WebSocket-Version": WEBSOCKET})
         offered = request.headers.get("Sec-WebSocket-Protocol", "")
         if codec.SUBPROTOCOL not in (name.strip() for name in offered.split(",")):
             return web.Response(status=400, text=f"ask for the websocket sub-protocol {codec.SUBPROTOCOL}\n")
@@ -144,250 +265,93 @@ class WireServer:
             return False
 
 
+def _can_go_on(work: Work, identity: Identity, wish: codec.Resume) -> bool:
+    """Whether `identity` may have the session: as whoever began it, with the same rights, and nothing is missing."""
+    replay = work.session.state.replay
+    return replay is not None and work.identity == identity and replay.can_resume(wish.seen)
+
+
 class _Link:
-    """One client: its session, its rights, and what it has started."""
+    """One websocket: greets its client, then carries messages to and from the client's work."""
 
-    def __init__(self, request: web.Request, socket: web.WebSocketResponse, session: ServerSession, port: Port) -> None:
-        self.over = asyncio.Event()
+    def __init__(
+        self, session: ServerSession, socket: web.WebSocketResponse, abort: Callable[[], None], server: WireServer
+    ) -> None:
+        self.ended = asyncio.Event()
         self._session = session
-        self._port = port
-        self._longest = max(1, session.limits.text - ENVELOPE)
-        self._tasks: dict[int, asyncio.Task[None]] = {}  # calls, streams and subscriptions, by id
-        self._running: set[asyncio.Task[None]] = set()  # all of them, until they have really ended
-        self._sends = 0
-        self._credit: dict[int, asyncio.Event] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-        def abort() -> None:
-            if request.transport is not None:
-                request.transport.abort()
-
+        self._server = server
+        self._work: Work | None = None
+        self._greeting: asyncio.Task[None] | None = None
         self._pump = Pump(socket, session, self._carry_out, abort, reads_below=FULL)
 
     async def run(self) -> None:
+        """Return when the link has ended, and what it alone has started as well."""
         try:
             await self._pump.run()
         finally:
             self._log_end()
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            await self._end_greeting()
+            if self._work is not None and self._work.session is self._session:
+                await self._server.link_lost(self._work)
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who the client is; None before that is known."""
+        return None if self._work is None else self._work.identity
+
+    def send_binary_by(self, send: SendParts) -> None:
+        """Send binary frames, which come in parts, by `send`."""
+        self._pump.send_binary = send
+
+    def over(self) -> None:
+        """Nothing is left of the link."""
+        self._server.forget(self)
+        self.ended.set()
+
+    def leave(self, reason: str, after: float) -> None:
+        """Say bye."""
+        self._session.leave(reason, after)
+        self._pump.touch()
+
+    def close(self, code: int, reason: str) -> None:
+        """End the link."""
+        self._pump.close(code, reason)
+
+    async def drained(self) -> None:
+        """Return when no call and no stream is open."""
+        if self._work is not None:
+            await self._work.drained()
+
+    def _carry_out(self, action: Action) -> None:
+        assert isinstance(action, Authenticate)  # all that there is before the session is open
+        self._greeting = asyncio.create_task(self._greet(action), name="wire greeting")
+
+    async def _greet(self, action: Authenticate) -> None:
+        found = await self._server.identify(action.token)
+        if self._session.closed is not None:
+            return
+        try:
+            if isinstance(found, Identity):
+                self._work, actions = self._server.begin(self._session, self._pump, found, action.resume)
+                self._pump.carry_out, self._pump.serve = self._work.carry_out, self._work.serve
+                self._pump.direct = self._work.direct
+            else:
+                actions = self._session.refused(found)
+            self._pump.perform(actions)
+        except Exception:
+            self._pump.close(codec.DEFECT, "a defect of the node")
+            raise
+
+    async def _end_greeting(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
+            await asyncio.wait([self._greeting])
+            if not self._greeting.cancelled():
+                self._greeting.result()  # a defect is not hidden
 
     def _log_end(self) -> None:
         closed = self._session.closed
         if closed is not None:
             level = logging.INFO if closed.code in _COMPLAINTS else logging.DEBUG
-            log.log(level, "session %s ended: %s (code %d)", self._session.session, closed.reason, closed.code)
-
-    def leave(self, reason: str, after: float) -> None:
-        self._session.leave(reason, after)
-        self._pump.touch()
-
-    def close(self, code: int, reason: str) -> None:
-        self._pump.close(code, reason)
-
-    async def drained(self) -> None:
-        """Return when no call and no stream is open."""
-        await self._idle.wait()
-
-    def _carry_out(self, action: Action) -> None:
-        self._ACTIONS[type(action)](self, action)
-
-    def _welcome(self, action: Welcome) -> None:
-        who, caller = action.identity, f"session {self._session.session}"
-        self._port = self._port.narrow(caller=caller, rights=who.rights, user=who.user)
-
-    def _call(self, message: codec.Call) -> None:
-        self._start(message.id, message.to, self._answer(message))
-
-    def _open(self, message: codec.Open) -> None:
-        self._credit[message.id] = asyncio.Event()
-        self._start(message.id, message.to, self._stream(message))
-
-    def _more_credit(self, message: codec.Credit) -> None:
-        if (wake := self._credit.get(message.id)) is not None:
-            wake.set()
-
-    def _cancel(self, message: codec.Cancel | codec.Unsubscribe) -> None:
-        if (task := self._tasks.get(message.id)) is not None:
-            task.cancel()
-
-    def _send(self, message: codec.Send) -> None:
-        if self._sends >= self._session.limits.inflight:
-            self._session.complain(Overloaded(f"{self._sends} one-way messages wait", retry_after=0.1))
-            return
-        self._sends += 1
-        self._run_task(message.to, self._deliver(message)).add_done_callback(self._delivered)
-
-    def _publish(self, message: codec.Publish) -> None:
-        try:
-            self._require(message.subject)
-            self._refuse_subject_of_node(message.subject)
-            body: Any = codec.decode_body(message.body, what=message.subject)
-            self._event_body(message.subject, body)  # what cannot be sent to subscribers is its publisher's to know
-            self._port.publish(message.subject, body)
-        except MicrokernelError as error:
-            self._session.complain(error)
-
-    def _subscribe(self, message: codec.Subscribe) -> None:
-        try:
-            self._require(message.subject)
-            subscription = self._port.subscribe(message.subject, group=message.group)
-        except MicrokernelError as error:
-            self._session.fail(message.id, error)
-            return
-        self._start(message.id, message.subject, self._forward(message.id, subscription))
-        # A task that is cancelled before its first step would not close it.
-        self._tasks[message.id].add_done_callback(lambda _: subscription.close())
-
-    def _require(self, subject: str) -> None:
-        if not self._port.permits(subject):
-            raise Denied(f"{self._port.caller} has no right to {subject}")
-
-    def _refuse_subject_of_node(self, subject: str) -> None:
-        """Services act on events; whoever could publish theirs would have their say over all of them."""
-        first = subject.partition(".")[0]
-        if first in RESERVED or self._port.reaches(first):
-            raise Denied(
-                f"{subject} is for the node itself to publish",
-                remedy="publish on a subject whose first name is no service's, or call the service",
-            )
-
-    def _start(self, number: int, to: str, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks[number] = task = self._run_task(to, work)
-        if self._session.in_flight:
-            self._idle.clear()
-        task.add_done_callback(functools.partial(self._ended, number, to))
-
-    def _run_task(self, to: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=f"wire {to}")
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
-
-    def _delivered(self, _: asyncio.Task[None]) -> None:
-        self._sends -= 1
-
-    def _ended(self, number: int, to: str, task: asyncio.Task[None]) -> None:
-        # The id is free again once the client knows, so it may have been taken by a new task already.
-        if self._tasks.get(number) is task:
-            del self._tasks[number]
-            self._credit.pop(number, None)
-            if task.cancelled():
-                self._session.fail(number, CallCancelled(f"the call to {to} was cancelled"))
-        if self._session.in_flight == 0:
-            self._idle.set()
-        self._pump.touch()
-
-    async def _answer(self, message: codec.Call) -> None:
-        number, to = message.id, message.to
-        try:
-            result = await self._port.call(
-                to,
-                message.body,
-                deadline=_seconds(message.deadline),
-                priority=message.priority,
-                trace=_trace(message.trace),
-            )
-            await self._pump.room(FULL)
-            self._session.result(number, self._body(result, f"the result of {to}"))
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
-            await self._pump.room(FULL)
-            self._session.fail(number, from_exception(error, service=to.partition(".")[0]))
-        self._pump.touch()
-
-    async def _stream(self, message: codec.Open) -> None:
-        number, to = message.id, message.to
-        try:
-            stream = self._port.stream(
-                to,
-                message.body,
-                deadline=_seconds(message.deadline),
-                priority=message.priority,
-                trace=_trace(message.trace),
-            )
-            async with aclosing(stream):
-                while await self._has_credit(number):
-                    try:
-                        item = await anext(stream)
-                    except StopAsyncIteration:
-                        break
-                    await self._pump.room(BUSY)
-                    self._session.item(number, self._body(item, f"an item of {to}"))
-                    self._pump.touch()
-            await self._pump.room(FULL)
-            self._session.end(number)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
-            await self._pump.room(FULL)
-            self._session.fail(number, from_exception(error, service=to.partition(".")[0]))
-        self._pump.touch()
-
-    async def _has_credit(self, number: int) -> bool:
-        """Wait for credit; False when the stream has ended meanwhile."""
-        wake = self._credit[number]
-        while self._session.is_current(number):
-            if self._session.credit(number):
-                return True
-            wake.clear()
-            await wake.wait()
-        return False
-
-    async def _deliver(self, message: codec.Send) -> None:
-        try:
-            await self._port.send(message.to, message.body, priority=message.priority)
-        except Exception as error:  # noqa: BLE001 - told to the client, who is the one that can do something
-            await self._pump.room(FULL)
-            self._session.complain(from_exception(error, service=message.to.partition(".")[0]))
-            self._pump.touch()
-
-    async def _forward(self, number: int, subscription: Subscription) -> None:
-        try:
-            async for event in subscription:
-                if subscription.dropped:
-                    lost = f"{subscription.dropped} events were lost"
-                    raise Overloaded(f"the subscription to {subscription.pattern} fell behind: {lost}")
-                if self._port.permits(event.subject):  # a pattern may reach further than the rights
-                    await self._pump.room(BUSY)
-                    self._send_event(number, event)
-                    self._pump.touch()
-            await self._pump.room(FULL)
-            self._session.end(number)
-        except MicrokernelError as error:
-            await self._pump.room(FULL)
-            self._session.fail(number, error)
-        self._pump.touch()
-
-    def _send_event(self, number: int, event: Event) -> None:
-        try:
-            body = self._event_body(event.subject, event.body)
-        except MicrokernelError as error:  # the others can be sent: the subscription goes on
-            self._session.complain(error)
-            return
-        self._session.event(number, event.subject, event.offset, body)
-
-    def _event_body(self, subject: str, body: Any) -> msgspec.Raw:
-        return self._body(body, f"the event {subject}")
-
-    def _body(self, value: Any, what: str) -> msgspec.Raw:
-        return codec.body_of(value, what=what, limit=self._longest)
-
-    _ACTIONS: ClassVar[dict[type, Callable[[_Link, Any], None]]] = {
-        Welcome: _welcome,
-        codec.Call: _call,
-        codec.Cancel: _cancel,
-        codec.Credit: _more_credit,
-        codec.Open: _open,
-        codec.Publish: _publish,
-        codec.Send: _send,
-        codec.Subscribe: _subscribe,
-        codec.Unsubscribe: _cancel,
-    }
-
-
-def _seconds(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
-
-
-def _trace(header: str | None) -> Trace | None:
-    return None if header is None else parse_traceparent(header)
+            who = "" if self.identity is None else f" of {self.identity.user}"
+            log.log(level, "session %s%s ended: %s (code %d)", self._session.session, who, closed.reason, closed.code)

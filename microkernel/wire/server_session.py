@@ -1,32 +1,41 @@
 """The serving end of a link: who is there, what is open, what is admitted. Sans-IO, hot: once a message.
 
 Everything a client opens ends exactly once: a call by `result` or `error`, a stream and a subscription by
-`end` or `error`, or all of them by the close of the link.
+`end` or `error`, or all of them by the end of the session. Each link has a session object of its own; one that resumes
+takes over the state of the one before. After its link is lost, a session still takes results and items: the state
+keeps them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
 from microkernel.capability import Identity
 from microkernel.errors import (
+    CallCancelled,
+    Invalid,
     MicrokernelError,
     Overloaded,
     Unauthenticated,
-    Unavailable,
     Unimplemented,
 )
+from microkernel.monitors import Change, Up
+from microkernel.rates import Rates
 from microkernel.wire import codec
+from microkernel.wire.admission import Admission
+from microkernel.wire.body import Body
 from microkernel.wire.codec import CloseCode, Known, ProtocolError, Unknown
-from microkernel.wire.limits import Bucket, Limits
-from microkernel.wire.session import Action, Session, Welcome
+from microkernel.wire.limits import Limits
+from microkernel.wire.session import Action, Authenticate, Session
+from microkernel.wire.state import Replay, SessionState
 
 __all__ = ["ServerSession"]
 
 GREETING_BYTES = 8 * 1024  # of a frame before `auth`: nobody has to be let in to be read, so it is not much
+MOST_HELD = 256  # messages that wait for the token to be checked
 
 
 class ServerSession(Session):
@@ -38,78 +47,204 @@ class ServerSession(Session):
         node: str,
         epoch: str,
         session: str,
-        authenticate: Callable[[str], Identity | None],
         limits: Limits,
         clock: Callable[[], float],
+        rates: Rates | None = None,
     ) -> None:
-        """`authenticate` says who a token stands for, None or `Unauthenticated` if nobody."""
-        super().__init__(limits, clock)
-        self.session = session
+        """`session` is the name of a new session; one that is resumed has its own.
+
+        `rates` are the accounts of all tokens that have a bound, for the whole node.
+        """
+        super().__init__(limits, clock, SessionState(session))
         self._epoch = epoch
-        self._authenticate = authenticate
-        self._calls: set[int] = set()
-        self._streams: dict[int, int] = {}  # id: credit left
-        self._subscriptions: set[int] = set()
-        self._bucket = Bucket(limits.rate, limits.burst, clock())
-        self._leaving: codec.Bye | None = None
+        self._auth: codec.Auth | None = None
+        self._held: list[tuple[list[msgspec.Raw], int]] = []  # what came after `auth`, until the token is known
+        self._admission = Admission(limits, Rates() if rates is None else rates, clock)
+        self._is_leaving = False
+        self._expires: float | None = None
         self._put(
-            codec.Hello(codec.VERSION, node=node, epoch=epoch, heartbeat=limits.heartbeat, max=limits.announced())
+            codec.Hello(
+                codec.VERSION,
+                node=node,
+                epoch=epoch,
+                heartbeat=limits.heartbeat,
+                max=limits.announced(),
+                resume=limits.resume,
+            )
         )
+
+    @property
+    def session(self) -> str:
+        """The session's name."""
+        return self.state.session
 
     @property
     def in_flight(self) -> int:
         """Calls and streams that have not ended."""
-        return len(self._calls) + len(self._streams)
+        return self.state.in_flight
+
+    def authenticated(
+        self, identity: Identity, resumed: SessionState | None = None, *, expires_in: float | None = None
+    ) -> list[Action]:
+        """The token of `Authenticate` stands for `identity`: open, and do what has come meanwhile.
+
+        `resumed` is the state of the session that the client asked for, where it is kept and can go on. The link is
+        closed when the token expires, in so many seconds.
+        """
+        if self.closed is not None or self._auth is None:
+            return []
+        wish, limits = self._auth.resume, self.limits
+        if resumed is not None and wish is not None and resumed.replay is not None:
+            self.state = resumed
+            resumed.replay.acknowledge(wish.seen)
+        else:
+            resumed = None
+            if wish is not None and limits.resume > 0:
+                self.state.replay = Replay(limits.buffer, limits.messages)
+        self.state.identity = identity
+        self._admission.token_rates = identity.rates
+        self._expires = None if expires_in is None else self._clock() + expires_in
+        self._opened(limits.heartbeat)
+        self._put(
+            codec.Ready(
+                session=self.session,
+                epoch=self._epoch,
+                rights=identity.rights.allow,
+                deny=identity.rights.deny,
+                user=identity.user,
+                seen=self.state.ack(),
+                resumed=resumed is not None,
+            )
+        )
+        self._replay()
+        held, self._held, self._auth = self._held, [], None
+        self.takes_frames = True
+        actions: list[Action] = []
+        try:
+            self._carry((codec.decode_part(parts, place) for parts, place in held), actions)
+        except ProtocolError as error:
+            actions.append(self.close(error.code, error.reason))
+        return actions
+
+    def refused(self, error: MicrokernelError | None) -> list[Action]:
+        """The token of `Authenticate` stands for nobody, or cannot be checked because of `error`."""
+        if self.closed is not None:
+            return []
+        if error is None:
+            return [self.close(CloseCode.UNAUTHENTICATED, "the token is not valid here")]
+        if isinstance(error, Unauthenticated):
+            return [self.close(CloseCode.UNAUTHENTICATED, str(error))]
+        # It is not the token's fault.
+        return [self.close(CloseCode.GOING_AWAY, f"tokens cannot be checked: {error}")]
+
+    def tick(self) -> list[Action]:
+        """What to do because time has passed: the token may have expired."""
+        if self.is_open and self._expires is not None and self._clock() >= self._expires:
+            return [self.close(CloseCode.UNAUTHENTICATED, "the token has expired")]
+        return super().tick()
+
+    def due(self) -> float:
+        """When `tick` has something to do, on the clock given."""
+        return super().due() if self._expires is None else min(super().due(), self._expires)
+
+    def hand_over(self) -> None:
+        """Another link goes on with this session: end this one, and leave the state to it."""
+        self._keep_late()
+        self.state = SessionState(self.session)
+        self.close(CloseCode.TAKEN_OVER, "the session goes on over another link")
+        self.outbox.clear()
 
     def is_current(self, number: int) -> bool:
         """Whether `number` names something that has not ended."""
-        return number in self._calls or number in self._streams or number in self._subscriptions
+        return self.state.is_open(number)
 
     def credit(self, number: int) -> int:
         """How many items the reader of a stream can take; 0 when there is no such stream."""
-        return self._streams.get(number, 0)
+        return self.state.streams.get(number, 0)
 
-    def result(self, number: int, body: msgspec.Raw) -> None:
+    def result(self, number: int, body: Body) -> None:
         """A call has ended well. Nothing happens if it had ended before."""
-        if number in self._calls:
-            self._calls.remove(number)
-            self._put(codec.Result(number, body))
-
-    def item(self, number: int, body: msgspec.Raw) -> None:
-        """A stream has an item; the reader has credit for it, or the stream has ended."""
-        credit = self._streams.get(number)
-        if credit is None:
+        if self.state.calls.pop(number, None) is None:
             return
+        if type(body) is msgspec.Raw:
+            self._tell_text(b'{"t":"result","id":%d,"body":%b}' % (number, body), number)
+        else:
+            self._tell(codec.Result(number, body))
+
+    def item(self, number: int, body: Body) -> int:
+        """A stream has an item; the reader has credit for it, or the stream has ended. How many more it can take."""
+        streams = self.state.streams
+        credit = streams.get(number)
+        if credit is None:
+            return 0
         if credit < 1:
             raise ValueError(f"stream {number} has no credit left")
-        self._streams[number] = credit - 1
-        self._put(codec.Item(number, body))
+        left = streams[number] = credit - 1
+        if type(body) is msgspec.Raw:
+            self._tell_text(b'{"t":"item","id":%d,"body":%b}' % (number, body), number)
+        else:
+            self._tell(codec.Item(number, body))
+        return left
 
-    def event(self, number: int, subject: str, offset: int, body: msgspec.Raw) -> None:
+    def event(self, number: int, subject: str, offset: int, body: Body) -> None:
         """A subscription has an event."""
-        if number in self._subscriptions:
-            self._put(codec.Event(number, subject, offset, body))
+        if number in self.state.subscriptions:
+            self._tell(codec.Event(number, subject, offset, body))
+
+    def change(self, number: int, change: Change) -> None:
+        """A monitor has seen that its service has come or gone."""
+        if number in self.state.subscriptions:
+            if isinstance(change, Up):
+                self._tell(codec.Up(number, change.service, change.incarnation))
+            else:
+                self._tell(codec.Down(number, change.service, change.incarnation, change.reason))
+
+    def grant(self, number: int, count: int) -> None:
+        """The handler of a stream takes `count` items more from its reader."""
+        state = self.state
+        if number in state.streams:
+            state.inputs[number] = state.inputs.get(number, 0) + count
+            self._tell(codec.Credit(number, count))
 
     def end(self, number: int) -> None:
         """A stream or a subscription has ended well. Nothing happens if it had ended before."""
-        if self._finish(number):
-            self._put(codec.End(number))
+        if self.state.finish(number):
+            self._tell(codec.End(number))
 
     def fail(self, number: int, error: MicrokernelError) -> None:
         """Whatever `number` names has ended badly. Nothing happens if it had ended before."""
-        if self._finish(number):
+        if self.state.finish(number):
             self._fail(number, error)
 
     def complain(self, error: MicrokernelError) -> None:
         """A one-way message was not carried out."""
-        if self.closed is None:
-            self._fail(None, error)
+        self._fail(None, error)
 
     def leave(self, reason: str, after: float) -> None:
         """Tell the client to finish and to come back after so many seconds; nothing new is begun."""
-        if self.is_open and self._leaving is None:
-            self._leaving = codec.Bye(reason, round(after * 1000))
-            self._put(self._leaving)
+        if self.is_open and not self._is_leaving:
+            self._is_leaving = True
+            self._admission.leave(reason, after)
+            self._put(codec.Bye(reason, round(after * 1000)))
+
+    def _messages(self, text: str) -> Iterable[Known | Unknown]:
+        if self.is_open:
+            messages = codec.decode(text)
+            self._received_frame(len(messages))
+            return messages
+        parts = codec.split(text)
+        self._received_frame(len(parts))
+        return self._before_ready(parts)
+
+    def _before_ready(self, parts: list[msgspec.Raw]) -> Iterator[Known | Unknown]:
+        # Who has not shown who they are: one message at a time, so that nothing is made of what follows a wrong one.
+        for place in range(len(parts)):
+            if self._auth is None:
+                yield codec.decode_part(parts, place)
+            elif len(self._held) < MOST_HELD:
+                self._held.append((parts, place))
+            else:
+                raise ProtocolError(f"more than {MOST_HELD} messages before 'ready'", CloseCode.TOO_BIG)
 
     def _check_size(self, text: str) -> None:
         if not self.is_open:
@@ -121,100 +256,97 @@ class ServerSession(Session):
         super()._check_size(text)
 
     def _received_frame(self, count: int) -> None:
-        # An empty frame costs as much as a message.
-        self._bucket.take(max(1, count), self._clock())
-        if self._bucket.is_abused:
-            raise ProtocolError(
-                f"too many messages: {self._bucket.overdrawn:.0f} more than {self._bucket.rate:g} a second "
-                f"with bursts of {self._bucket.burst}",
-                CloseCode.RATE,
-            )
+        self._admission.frame(count)
 
     def _receive(self, message: Known | Unknown) -> Action | None:
         if not self.is_open:
             return self._greet(message)
-        if isinstance(message, Unknown):
-            self._answer_unknown(message)
-            return None
-        return self._HANDLERS[type(message)](self, message)
+        handle = self._HANDLERS.get(type(message))
+        if handle is not None:
+            return handle(self, message)
+        assert isinstance(message, Unknown)
+        self._answer_unknown(message)
+        return None
 
-    def _greet(self, message: Known | Unknown) -> Welcome:
+    def _greet(self, message: Known | Unknown) -> Authenticate:
         if not isinstance(message, codec.Auth):
             raise ProtocolError("the first message must be 'auth'", CloseCode.UNAUTHENTICATED)
         if message.v != codec.VERSION:
             raise ProtocolError(
                 f"version {message.v} is not spoken here, only version {codec.VERSION}", CloseCode.VERSION
             )
-        try:
-            identity = self._authenticate(message.token)
-        except (Unauthenticated, UnicodeError) as error:
-            raise ProtocolError(str(error), CloseCode.UNAUTHENTICATED) from error
-        except MicrokernelError as error:  # it is not the token's fault
-            raise ProtocolError(f"tokens cannot be checked: {error}", CloseCode.GOING_AWAY) from error
-        if identity is None:
-            raise ProtocolError("the token is not valid here", CloseCode.UNAUTHENTICATED)
-        self._opened(self.limits.heartbeat)
-        # `message.resume` is answered by a new session: this server keeps none beyond their link.
-        self._put(
-            codec.Ready(
-                session=self.session,
-                epoch=self._epoch,
-                rights=identity.rights.allow,
-                deny=identity.rights.deny,
-                user=identity.user,
-            )
-        )
-        return Welcome(identity)
+        self._auth = message
+        self._takes_binary(message.binary)
+        self.takes_frames = False  # until the answer is here: whoever is not known has nothing kept but this frame
+        return Authenticate(message.token, message.resume)
 
     def _call(self, message: codec.Call) -> Action | None:
-        if self._is_refused(message.id, key=message.key):
+        state, number = self.state, message.id
+        is_free = number not in state.calls and number not in state.streams and number not in state.subscriptions
+        has_room = len(state.calls) + len(state.streams) < self.limits.inflight
+        if not (is_free and has_room and self._admission.is_clear) and self._is_refused(number):
             return None
-        self._calls.add(message.id)
+        state.calls[number] = 0
         return message
 
     def _open(self, message: codec.Open) -> Action | None:
         if self._is_refused(message.id, key=message.key):
             return None
-        self._streams[message.id] = self.limits.credit if message.credit is None else message.credit
+        self.state.streams[message.id] = self.limits.credit if message.credit is None else message.credit
         return message
 
-    def _subscribe(self, message: codec.Subscribe) -> Action | None:
+    def _subscribe(self, message: codec.Subscribe | codec.Monitor) -> Action | None:
         if self._is_refused(message.id, subscribes=True):
             return None
-        if message.since is not None:
-            error = Unimplemented("events are not replayed here: subscribe without 'since'", field="since")
-            self._fail(message.id, error)
-            return None
-        self._subscriptions.add(message.id)
+        self.state.subscriptions[message.id] = 0
         return message
 
     def _one_way(self, message: codec.Send | codec.Publish) -> Action | None:
-        if (error := self._why_not()) is not None:
+        if (error := self._admission.why_not()) is not None:
             self._fail(None, error)
             return None
         return message
 
     def _credit(self, message: codec.Credit) -> Action | None:
-        credit = self._streams.get(message.id)
+        streams = self.state.streams
+        credit = streams.get(message.id)
         if credit is None:  # it ended meanwhile
             return None
-        self._streams[message.id] = min(codec.LARGEST_INTEGER, credit + message.n)
+        streams[message.id] = min(codec.LARGEST_INTEGER, credit + message.n)
         return message
 
     def _cancel(self, message: codec.Cancel) -> Action | None:
-        return message if message.id in self._calls or message.id in self._streams else None
+        was_dropped = self.outbox.drop(message.id)
+        if message.id in self.state.calls or message.id in self.state.streams:
+            return message
+        if was_dropped:  # its result was on its way, and it ends all the same
+            self._fail(message.id, CallCancelled("the call was cancelled while its result was on its way"))
+        return None
 
     def _unsubscribe(self, message: codec.Unsubscribe) -> Action | None:
-        if message.id not in self._subscriptions:
+        if message.id not in self.state.subscriptions:
             return None
         self.end(message.id)
         return message
 
-    def _input(self, message: codec.Item | codec.End) -> Action | None:
-        if message.id not in self._streams:
+    def _input(self, message: codec.Item) -> Action | None:
+        if message.id not in self.state.streams:
             return None
-        self.fail(message.id, Unimplemented("a stream takes no items from its reader here"))
-        return codec.Cancel(message.id, "the reader sent an item")
+        credit = self.state.inputs.get(message.id)
+        if credit is None:
+            self.fail(message.id, Invalid("an item was sent into a stream that has given no credit for items"))
+            return codec.Cancel(message.id, "the reader sent an item")
+        if credit < 1:
+            raise ProtocolError(f"stream {message.id} got an item beyond its credit")
+        self.state.inputs[message.id] = credit - 1
+        return message
+
+    def _input_end(self, message: codec.End) -> Action | None:
+        if message.id not in self.state.streams:
+            return None
+        if message.id in self.state.inputs:
+            self.state.inputs[message.id] = 0
+        return message
 
     def _ping(self, message: codec.Ping) -> Action | None:
         self._put(codec.Pong(message.ts))
@@ -233,55 +365,31 @@ class ServerSession(Session):
         if self.is_current(number):
             # An error for this id would end the other one.
             raise ProtocolError(f"id {number} is in use")
-        error = self._why_not()
+        error = self._admission.why_not()
         if error is None and key is not None:
-            error = Unimplemented("this node keeps no keys: call without 'key'", field="key")
+            error = Unimplemented("a stream has no key: open it without 'key'", field="key")
         if error is None and not subscribes and self.in_flight >= self.limits.inflight:
             error = Overloaded(f"{self.in_flight} calls are in flight in this session", retry_after=0.1)
-        if error is None and subscribes and len(self._subscriptions) >= self.limits.subscriptions:
-            error = Overloaded(f"{len(self._subscriptions)} subscriptions are open in this session")
+        if error is None and subscribes and len(self.state.subscriptions) >= self.limits.subscriptions:
+            error = Overloaded(f"{len(self.state.subscriptions)} subscriptions are open in this session")
         if error is not None:
             self._fail(number, error)
         return error is not None
 
-    def _why_not(self) -> MicrokernelError | None:
-        if self._leaving is not None:
-            after = None if self._leaving.after is None else self._leaving.after / 1000
-            return Unavailable(
-                f"this node is about to leave: {self._leaving.reason}", retry_after=after, may_have_run=False
-            )
-        if self._bucket.overdrawn:
-            return Overloaded(
-                f"more than {self._bucket.rate:g} messages a second in this session",
-                retry_after=self._bucket.wait(),
-            )
-        return None
-
-    def _finish(self, number: int) -> bool:
-        if number in self._calls:
-            self._calls.remove(number)
-            return True
-        if number in self._subscriptions:
-            self._subscriptions.remove(number)
-            return True
-        return self._streams.pop(number, None) is not None
-
-    def _forget(self) -> None:
-        self._calls.clear()
-        self._streams.clear()
-        self._subscriptions.clear()
-
     _HANDLERS: ClassVar[dict[type, Callable[[ServerSession, Any], Action | None]]] = {
+        codec.Ack: Session.acknowledged,
         codec.Auth: _misplaced,
         codec.Bye: _bye,
         codec.Call: _call,
         codec.Cancel: _cancel,
         codec.Credit: _credit,
-        codec.End: _input,
+        codec.Down: _misplaced,
+        codec.End: _input_end,
         codec.Error: _ignore,
         codec.Event: _misplaced,
         codec.Hello: _misplaced,
         codec.Item: _input,
+        codec.Monitor: _subscribe,
         codec.Open: _open,
         codec.Ping: _ping,
         codec.Pong: _ignore,
@@ -291,4 +399,5 @@ class ServerSession(Session):
         codec.Send: _one_way,
         codec.Subscribe: _subscribe,
         codec.Unsubscribe: _unsubscribe,
+        codec.Up: _misplaced,
     }

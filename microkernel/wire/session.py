@@ -1,8 +1,8 @@
 """The life of a link, common to both ends: what goes out, heartbeat, slow readers. Hot: once a message.
 
 Sans-IO: events go in (`received`, `received_binary`, `tick`), actions come out: admitted messages to be
-carried out, and at the end one `Close`. What is to be sent waits in the outbox. Time comes from the clock
-given.
+carried out, and at the end one `Close`. What is to be sent waits in the outbox; what may have to be sent again
+over another link is in the `state`, which outlives the link. Time comes from the clock given.
 """
 
 from __future__ import annotations
@@ -13,15 +13,20 @@ from typing import TypeAlias
 
 import msgspec
 
-from microkernel.capability import Identity
 from microkernel.errors import MicrokernelError, Unimplemented
-from microkernel.wire import codec
+from microkernel.wire import binary, codec
+from microkernel.wire.binary import Packed
+from microkernel.wire.body import HoldsBuffers
+from microkernel.wire.chunks import Assembly
 from microkernel.wire.codec import CloseCode, Frame, Known, ProtocolError, Unknown
-from microkernel.wire.limits import Limits, Outbox
+from microkernel.wire.limits import REPLAYED, Limits, Outbox
+from microkernel.wire.state import SessionState
 
-__all__ = ["Action", "Close", "Session", "Welcome"]
+__all__ = ["Action", "Authenticate", "Close", "Session", "ends_session"]
 
 MISSED_PINGS = 2
+ONE_WAY = -1  # the lane of what has no id
+_OVER = frozenset({codec.NORMAL, CloseCode.GOING_AWAY, CloseCode.SLOW_READER})
 
 
 class Close(msgspec.Struct, frozen=True):
@@ -31,22 +36,32 @@ class Close(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Welcome(msgspec.Struct, frozen=True):
-    """A client has shown who it is: whatever follows is done with the rights of `identity`."""
+class Authenticate(msgspec.Struct, frozen=True):
+    """Find out who `token` stands for and whether the session `resume` is kept; then tell this session."""
 
-    identity: Identity
+    token: str
+    resume: codec.Resume | None
 
 
-Action: TypeAlias = Frame | Welcome | Close
+Action: TypeAlias = Frame | Authenticate | Close
+
+
+def ends_session(code: int) -> bool:
+    """Whether a link that was closed with `code` has ended its session as well."""
+    return code in _OVER or code >= CloseCode.PROTOCOL
 
 
 class Session(ABC):
     """One end of a link."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float], state: SessionState) -> None:
         self.limits = limits
-        self.outbox = Outbox(limits)
+        self.state = state
+        self.outbox = Outbox(limits, self._went_late)
+        self.binary = 0  # bytes of the longest message with buffers that the other end takes
+        self._assembly = Assembly(text=limits.text, limit=limits.binary)
         self.closed: Close | None = None
+        self.takes_frames = True  # whether it makes sense to read on
         self.is_open = False  # between the handshake and the close
         self._clock = clock
         self._heartbeat = limits.heartbeat
@@ -62,22 +77,36 @@ class Session(ABC):
             return actions
         self._hear()
         try:
-            self._check_size(text)
-            for message in self._messages(text):
-                action = self._receive(message)
-                if action is not None:
-                    actions.append(action)
-                if isinstance(action, Close):
-                    break
+            if not self.is_open or 4 * len(text) > self.limits.text:  # a character takes at most four bytes
+                self._check_size(text)
+            self._carry(self._messages(text), actions)
+            self._acknowledge(len(text))
         except ProtocolError as error:
             actions.append(self.close(error.code, error.reason))
         return actions
 
-    def received_binary(self) -> list[Action]:
-        """What to do about one binary frame: this version of the protocol has none."""
+    def received_binary(self, frame: bytes | bytearray) -> list[Action]:
+        """What to do about one binary frame; `frame` is not changed any more: arrays are views of it."""
+        actions: list[Action] = []
         if self.closed is not None:
-            return []
-        return [self.close(CloseCode.BINARY, "binary frames are not taken here: send text frames")]
+            return actions
+        self._hear()
+        try:
+            if not self.limits.binary:
+                raise ProtocolError("binary frames are not taken here: send text frames", CloseCode.BINARY)
+            if not self.is_open:
+                raise ProtocolError("a binary frame before the handshake is done", CloseCode.UNAUTHENTICATED)
+            whole, begins = self._assembly.received(frame)
+            if begins:
+                self._received_frame(1)  # the other frames of a long message are full: they cost nothing but bytes
+            if whole is not None:
+                limits = self.limits
+                self._carry([binary.message_of(whole, text=limits.text, limit=limits.binary)], actions)
+            # At its end a long message is worth an `ack`: what is not acknowledged fills the other end.
+            self._acknowledge(0 if whole is None else len(whole))
+        except ProtocolError as error:
+            actions.append(self.close(error.code, error.reason))
+        return actions
 
     def tick(self) -> list[Action]:
         """What to do because time has passed; to be asked again at `due`."""
@@ -99,20 +128,72 @@ class Session(ABC):
         return when if cut_at is None else min(when, cut_at)
 
     def close(self, code: int, reason: str) -> Close:
-        """End the session from this end; returns the action. A session that is closed stays as it was."""
+        """End the link from this end; returns the action. One that is closed stays as it was."""
         if self.closed is None:
             self.closed = Close(code, reason)
             self.is_open = False
-            self._forget()
+            self._keep_state()
         return self.closed
 
     def lost(self, reason: str, code: int = codec.LOST) -> None:
         """The link has ended from outside."""
-        if self.closed is None:
-            self.closed = Close(code, reason)
-            self.is_open = False
-            self._forget()
+        self.close(code, reason)
         self.outbox.clear()
+        self._assembly.clear()
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the link has ended and the session may go on over another one."""
+        return self.closed is not None and self.state.replay is not None
+
+    @property
+    def fill(self) -> float:
+        """How full the fuller is of what waits to go out and what waits to be acknowledged; 1.0 is full."""
+        replay = self.state.replay
+        return self.outbox.fill if replay is None else max(self.outbox.fill, replay.fill)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it is plain that more may be put: a quick look, for which `fill` is too dear."""
+        replay = self.state.replay
+        return self.outbox.is_slack and (replay is None or replay.is_slack)
+
+    def _keep_state(self) -> None:
+        """What is open goes on without a link, unless the way that it ended has ended the session too."""
+        assert self.closed is not None
+        code, replay = self.closed.code, self.state.replay
+        if replay is None or not self.state.session or ends_session(code):
+            self.state.clear()
+        else:
+            replay.never_left([*self.outbox.waiting(), *self._keep_late()])
+
+    def _keep_late(self) -> list[bytes | Packed]:
+        """What was to go out late is kept like the rest, now that it does not go out over this link."""
+        late = self.outbox.late()
+        if self.state.replay is not None:
+            for message in late:
+                self.state.replay.put(message)
+        return late
+
+    def _carry(self, messages: Iterable[Known | Unknown], actions: list[Action]) -> None:
+        state, unnumbered = self.state, codec.UNNUMBERED
+        for message in messages:
+            action = self._receive(message)
+            if type(message) not in unnumbered:
+                state.received += 1
+            if action is not None:
+                actions.append(action)
+                if self.closed is not None:
+                    break
+
+    def _acknowledge(self, size: int) -> None:
+        """Tell the other end what it need not keep any longer, once that is worth a message."""
+        state = self.state
+        if state.replay is not None and self.is_open:
+            if state.replay.is_overfull:
+                raise ProtocolError(f"slow reader: {state.replay.complaint()}", CloseCode.SLOW_READER)
+            if state.owes_ack(size):
+                self._put(codec.Ack(state.ack()))
 
     def _messages(self, text: str) -> Iterable[Known | Unknown]:
         if self.is_open:
@@ -128,18 +209,76 @@ class Session(ABC):
     def _receive(self, message: Known | Unknown) -> Action | None:
         """What is to be done about one message; raises `ProtocolError`."""
 
-    @abstractmethod
-    def _forget(self) -> None:
-        """Let go of all that was open."""
-
     def _received_frame(self, count: int) -> None:  # noqa: B027 - only one end counts
         """A frame with `count` messages has come."""
 
     def _put(self, frame: Frame) -> None:
+        """Send what is about this link."""
         self.outbox.put(codec.encode(frame), self._clock())
 
+    def _takes_binary(self, size: int) -> None:
+        """The other end takes messages with buffers of `size` bytes."""
+        self.binary = min(size, self.limits.binary)
+        self.outbox.limit_long(self.binary)
+
+    def _tell(self, frame: Frame) -> None:
+        """Send what counts: now, and once more if it is lost with the link and the session goes on."""
+        self._tell_encoded(self._encoded(frame), frame)
+
+    def _encoded(self, frame: Frame) -> bytes | Packed:
+        try:
+            return codec.encode(frame)
+        except HoldsBuffers:
+            return binary.packed(frame)
+
+    def _tell_encoded(self, message: bytes | Packed, frame: Frame) -> None:
+        if (type(message) is Packed or self.outbox.followers) and self.is_open:
+            # What has no id, events that are published and one-way messages, stays in order among itself.
+            lane = getattr(frame, "id", ONE_WAY)
+            if lane is not None and self.outbox.put_late(message, lane, self._clock()):
+                return  # it counts when it goes out
+        self._keep_and_send(message)
+
+    def _tell_text(self, message: bytes, lane: int) -> None:
+        """`_tell` for a message that is text already, as most are."""
+        if self.is_open and not self.outbox.followers:
+            replay = self.state.replay
+            if replay is not None:
+                replay.put(message)
+            self.outbox.put(message, self._clock())
+        elif not (self.is_open and self.outbox.put_late(message, lane, self._clock())):
+            self._keep_and_send(message)
+
+    def _keep_and_send(self, message: bytes | Packed) -> None:
+        if self.state.replay is not None:
+            self.state.replay.put(message)
+        if self.is_open:
+            self.outbox.put(message, self._clock())
+
+    def _replay(self) -> None:
+        """Send again what the other end has not seen."""
+        replay = self.state.replay
+        if replay is not None:
+            for message in replay.take_all():
+                # Behind a long message all the rest is kept in order: which of it is about the same is not known.
+                if not self.outbox.put_late(message, REPLAYED, self._clock()):
+                    self._keep_and_send(message)
+
+    def _went_late(self, message: Packed | None, followers: list[bytes | Packed], lane: int) -> None:
+        """A long message has gone out, or was dropped: it counts from here on, and what waited behind it goes on."""
+        if message is not None and self.state.replay is not None:
+            self.state.replay.put_sent(message, self.outbox.waiting())
+        for follower in followers:
+            if not self.outbox.put_late(follower, lane, self._clock()):
+                self._keep_and_send(follower)
+
     def _fail(self, number: int | None, error: MicrokernelError) -> None:
-        self._put(codec.error_frame(number, error))
+        self._tell(codec.error_frame(number, error))
+
+    def acknowledged(self, message: codec.Ack) -> None:
+        """The other end has seen so many messages."""
+        if self.state.replay is not None:
+            self.state.replay.acknowledge(message.seen)
 
     def _answer_unknown(self, message: Unknown) -> None:
         if type(message.id) is int and 0 <= message.id <= codec.LARGEST_INTEGER:
@@ -165,5 +304,7 @@ class Session(ABC):
             return [self.close(CloseCode.NO_ANSWER, reason)]
         self._unanswered += 1
         self._next_ping = now + self._heartbeat
+        if self.state.replay is not None and self.state.received > self.state.acked:
+            self._put(codec.Ack(self.state.ack()))
         self._put(codec.Ping(now))
         return []

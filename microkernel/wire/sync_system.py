@@ -9,8 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, TypeVar
 
-from microkernel.events import Event
-from microkernel.wire.inbox import Stream, Subscription
+from microkernel.wire.inbox import Monitor, Stream, Subscription
 from microkernel.wire.system import System
 
 __all__ = ["SyncStream", "SyncSystem"]
@@ -49,11 +48,17 @@ class SyncSystem:
         """`System.publish`."""
         self._wait(self._system.publish(subject, message, **fields))
 
-    def subscribe(self, subject: str, group: str | None = None) -> SyncStream:
+    def subscribe(self, subject: str, group: str | None = None, *, since: int | None = None) -> SyncStream:
         """`System.subscribe`: an iterator of events; the subscription stands when this returns."""
-        subscription = self._system.subscribe(subject, group)
+        subscription = self._system.subscribe(subject, group, since=since)
         self._wait(subscription.__aenter__())
         return SyncStream(self, subscription)
+
+    def monitor(self, service: str) -> SyncStream:
+        """`System.monitor`: an iterator of `Up` and `Down`."""
+        monitor = self._system.monitor(service)
+        self._wait(monitor.__aenter__())
+        return SyncStream(self, monitor)
 
     @property
     def system(self) -> System:
@@ -86,6 +91,8 @@ class SyncSystem:
             raise
 
     def _stop(self) -> None:
+        # Names of hosts and files are looked up in threads of the loop's.
+        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -94,7 +101,7 @@ class SyncSystem:
 class SyncStream:
     """Items or events, to iterate over; `close`, or the end of a `with`, ends it early."""
 
-    def __init__(self, owner: SyncSystem, source: Stream | Subscription) -> None:
+    def __init__(self, owner: SyncSystem, source: Stream | Subscription | Monitor) -> None:
         self._owner = owner
         self._source = source
 
@@ -106,6 +113,16 @@ class SyncStream:
         if ended:
             raise StopIteration
         return item
+
+    def send(self, item: Any) -> None:
+        """`Stream.send`: give the handler an item; of a stream only."""
+        assert isinstance(self._source, Stream)
+        self._owner._wait(self._source.send(item))  # noqa: SLF001 - one class in two halves
+
+    def finish(self) -> None:
+        """`Stream.finish`: give the handler no more items; of a stream only."""
+        assert isinstance(self._source, Stream)
+        self._owner._wait(self._source.finish())  # noqa: SLF001 - one class in two halves
 
     def close(self) -> None:
         """End it early."""
@@ -119,7 +136,7 @@ class SyncStream:
     ) -> None:
         self.close()
 
-    async def _take(self) -> tuple[bool, Any | Event]:
+    async def _take(self) -> tuple[bool, Any]:
         try:
             return False, await anext(self._source)
         except StopAsyncIteration:

@@ -1,94 +1,93 @@
-"""A node as its clients see it: calls, streams and events over one link.
+"""A node as its clients see it: calls, streams and events.
 
-When the link is lost, all that is open on it ends: who waits gets `Unavailable`, which says that the call may
-have run.
+When the link is lost, another one goes on with the session, and nobody notices but by the wait; what cannot go on is in
+`pending`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, TypeVar, overload
 
-import aiohttp
-import msgspec
-
-from microkernel.errors import (
-    CallCancelled,
-    DeadlineExceeded,
-    Invalid,
-    MicrokernelError,
-    Overloaded,
-    Unauthenticated,
-    Unavailable,
-    from_report,
-)
+from microkernel.errors import CallCancelled, DeadlineExceeded, Invalid, Overloaded, PreconditionFailed, Unavailable
+from microkernel.trace import Trace
 from microkernel.wire import codec
+from microkernel.wire.body import Body
 from microkernel.wire.client_session import ClientSession
-from microkernel.wire.codec import CloseCode
-from microkernel.wire.dial import dial
-from microkernel.wire.inbox import Inbox, Stream, Subscription
-from microkernel.wire.limits import BUSY, Bucket, Limits
-from microkernel.wire.pump import Pump
+from microkernel.wire.connection import Connection, Find
+from microkernel.wire.inbox import Inbox, Monitor, Stream, Subscription
+from microkernel.wire.limits import Bucket
+from microkernel.wire.pending import AskAgain, Pending
 from microkernel.wire.record import as_record
-from microkernel.wire.session import Action, Close
+from microkernel.wire.session import Action
+from microkernel.wire.slots import Slots
+from microkernel.wire.trust import Trust
 
 __all__ = ["System", "open_system"]
 
-PATIENCE = 30.0  # seconds that a call without a deadline waits to be sent while the link is full of others
+PATIENCE = 30.0  # seconds that a message without a deadline waits to be sent: for a link, or for room on it
+PREPAID = 32  # messages that are taken from the bucket at a time: to ask it for each costs as much as the rest
+KEPT = 110.0  # seconds that a key is good for, here: the node keeps an outcome for 120 s from its end
 
 T = TypeVar("T")
-log = logging.getLogger("microkernel.client")
 
 
 @asynccontextmanager
-async def open_system(url: str, token: str) -> AsyncIterator[System]:
+async def open_system(
+    url: str, token: str, *, trust: Trust | None = None, reconnect: bool = False, find: Find | None = None
+) -> AsyncIterator[System]:
     """Connect to the websocket at `url`; the link is closed at the end of the block.
 
-    Raises `Unavailable` when nobody answers there, `Unauthenticated` when the token is not valid.
+    With `reconnect`, a lost link is replaced, with the address and token that `find` gives then. Raises `Unavailable`
+    when nobody answers there, `Unauthenticated` when the token is not valid, or the certificate not one that `trust`
+    believes.
     """
-    async with dial(url) as socket:
-        system = System(url, token, socket)
-        try:
-            await system.start()
-            yield system
-        finally:
-            await system.aclose()
+    known = [(url, token, trust)]
+
+    async def where() -> tuple[str, str, Trust | None]:
+        return known[0] if find is None else known.pop() if known else await find()
+
+    system = System(where, reconnect=reconnect)
+    try:
+        await system.start()
+        yield system
+    finally:
+        await system.aclose()
 
 
 class System:
-    """A node, over one link."""
+    """A node, over one link at a time."""
 
-    def __init__(self, url: str, token: str, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, find: Find, *, reconnect: bool = False) -> None:
         """Made by `connect`."""
-        self.url = url
         self._loop = asyncio.get_running_loop()
-        self._session = ClientSession(token=token, limits=Limits(), clock=self._loop.time)
-        self._pump = Pump(socket, self._session, self._carry_out, lambda: None)
-        self._task: asyncio.Task[None] | None = None
-        self._ready: asyncio.Future[codec.Ready] = self._loop.create_future()
-        self._calls: dict[int, asyncio.Future[msgspec.Raw]] = {}
-        self._inboxes: dict[int, Inbox] = {}
-        self._pongs: dict[float, asyncio.Future[None]] = {}
-        self._ping_numbers = itertools.count(1)
+        self._connection = Connection(
+            find, reconnect=reconnect, carry_out=self._carry_out, lost=self._lost, over=self._over
+        )
+        self._pending = Pending(self._connection, self._connection.touch)
         self._bucket = Bucket(1.0, 1, 0.0)
-        self._slots = asyncio.Semaphore(1)
-        self._closed: Close | None = None
+        self._prepaid = 0  # messages that the bucket has given already
+        self._slots = Slots(1)
 
     async def start(self) -> None:
         """Greet the server."""
-        self._task = self._loop.create_task(self._run(), name="wire client")
-        await self._ready
+        await self._connection.start()
 
     async def aclose(self) -> None:
         """Close the link; what is still open ends with `CallCancelled`."""
-        self._end_all(lambda: CallCancelled("the connection was closed"))
-        self._pump.close(codec.NORMAL, "")
-        if self._task is not None:
-            await self._task
+        self._pending.end_all(lambda: CallCancelled("the connection was closed"))
+        await self._connection.aclose()
+
+    @property
+    def url(self) -> str:
+        """The address of the node's websocket."""
+        return self._connection.url
+
+    @property
+    def _session(self) -> ClientSession:
+        return self._connection.session
 
     @property
     def node(self) -> str:
@@ -108,12 +107,12 @@ class System:
     @overload
     async def call(
         self, to: str, message: Any = ..., /, *, deadline: float | None = ..., priority: int | None = ...,
-        result_type: type[T], **fields: Any,
+        idempotency_key: str | None = ..., trace: Trace | None = ..., result_type: type[T], **fields: Any,
     ) -> T: ...  # fmt: skip
     @overload
     async def call(
         self, to: str, message: Any = ..., /, *, deadline: float | None = ..., priority: int | None = ...,
-        result_type: Any = ..., **fields: Any,
+        idempotency_key: str | None = ..., trace: Trace | None = ..., result_type: Any = ..., **fields: Any,
     ) -> Any: ...  # fmt: skip
     async def call(
         self,
@@ -123,28 +122,42 @@ class System:
         *,
         deadline: float | None = None,
         priority: int | None = None,
+        idempotency_key: str | None = None,
+        trace: Trace | None = None,
         result_type: Any = None,
         **fields: Any,
     ) -> Any:
         """Call `service.method` with a message or with fields; the result as a `Record` or a `result_type`.
 
-        `deadline` is in seconds, `priority` 0 (urgent) … 9; `result_type=Any` gives plain dicts and lists. Raises
-        the error the handler raised, `DeadlineExceeded`, and `Unavailable` when the link is lost.
+        `deadline` is in seconds, `priority` 0 (urgent) … 9; `result_type=Any` gives plain dicts and lists. Calls with
+        the same `idempotency_key` run once within 120 s and have one result; `trace` is the caller's span. Raises the
+        error the handler raised, `DeadlineExceeded`, and `Unavailable` when the link is lost and the node has not kept
+        the session.
         """
         body = self._body(to, message, fields)
-        patience = PATIENCE if deadline is None else deadline
-        ends = self._loop.time() + patience
+        slots = self._slots
+        # From here on: the wait for a slot is part of it.
+        ends = None if deadline is None else self._loop.time() + deadline
+        is_plain = deadline is None and priority is None and idempotency_key is None and trace is None
+        if not slots.take():
+            await self._wait_for_slot(deadline)
         try:
-            async with asyncio.timeout_at(ends):
-                await self._slots.acquire()
-        except TimeoutError as error:
-            raise Overloaded(f"{self._session.calls} calls are in flight on this link", retry_after=0.1) from error
-        try:
-            await self._admit()
-            left = None if deadline is None else max(0.0, ends - self._loop.time())
-            result = await self._ask(to, body, left, priority)
+            if is_plain and self._is_admitted():
+                session = self._connection.session
+                number = session.call_plain(to, body)
+                answer = self._pending.expect(number)
+                self._connection.touch()
+                try:
+                    result = await answer
+                except AskAgain:
+                    result = await self._ask(to, body, None, self._loop.time() + PATIENCE, None, None, None)
+                finally:
+                    self._pending.settle(number)
+            else:
+                until = self._loop.time() + PATIENCE if ends is None else ends
+                result = await self._ask(to, body, deadline, until, priority, idempotency_key, trace)
         finally:
-            self._slots.release()
+            slots.free()
         return _shape(result, result_type, f"the result of {to}")
 
     def stream(
@@ -162,7 +175,7 @@ class System:
         """Open a stream, to iterate over with `async for`; leaving an `async with` around it ends it early.
 
         The server runs at most `credit` items ahead of the reader. Nothing is sent before the first item is
-        asked for.
+        asked for, or the first one is sent into it (`Stream.send`).
         """
         if credit < 1:
             raise Invalid("a stream needs a credit of at least 1", field="credit")
@@ -171,91 +184,154 @@ class System:
         async def opening() -> Inbox:
             await self._admit()
             number = self._session.open(to, body, credit=credit, deadline=deadline, priority=priority)
-            return self._new_inbox(number, self._session.cancel)
+            self._connection.touch()
+            return self._pending.stream(number)
 
         def more(inbox: Inbox, count: int) -> None:
             self._bucket.take(1, self._loop.time())
             self._session.credit(inbox.number, count)
-            self._pump.touch()
+            self._connection.touch()
 
-        return Stream(opening, more, lambda item: _shape(item, result_type, f"an item of {to}"), credit)
+        async def put(inbox: Inbox, item: Any) -> None:
+            encoded = self._body(to, item, {})
+            while True:
+                if inbox.is_over:
+                    raise PreconditionFailed(f"the stream of {to} takes no more items", may_have_run=False)
+                if self._session.room(inbox.number) < 1:
+                    await inbox.room()
+                    continue
+                await self._admit()
+                if self._session.room(inbox.number):
+                    self._session.item(inbox.number, codec.EMPTY if encoded is None else encoded)
+                    self._connection.touch()
+                    return
+
+        def finish(inbox: Inbox) -> None:
+            self._session.finish(inbox.number)
+            self._connection.touch()
+
+        return Stream(opening, more, put, finish, lambda item: _shape(item, result_type, f"an item of {to}"), credit)
 
     async def send(self, to: str, message: Any = None, /, *, priority: int | None = None, **fields: Any) -> None:
         """Send one way: nobody waits for a result; what goes wrong is logged."""
         body = self._body(to, message, fields)
         await self._admit()
         self._session.send(to, body, priority=priority)
-        self._pump.touch()
+        self._connection.touch()
 
     async def publish(self, subject: str, message: Any = None, /, **fields: Any) -> None:
         """Tell all subscribers of `subject`."""
         body = self._body(subject, message, fields)
         await self._admit()
         self._session.publish(subject, body)
-        self._pump.touch()
+        self._connection.touch()
 
-    def subscribe(self, subject: str, group: str | None = None) -> Subscription:
-        """Events of `subject` (`a.*`, `a.>`), to iterate over; `async with` returns when the subscription stands."""
+    def subscribe(self, subject: str, group: str | None = None, *, since: int | None = None) -> Subscription:
+        """Events of `subject` (`a.*`, `a.>`), to iterate over; `async with` returns when the subscription stands.
+
+        Of a user's `group` one member gets each event. `since` is the offset of the last event that was seen, 0 for
+        none: all later ones come first, or the reader gets `Gone` where the node has not kept them.
+        """
 
         async def opening() -> Inbox:
             await self._admit()
-            number = self._session.subscribe(subject, group)
-            return self._new_inbox(number, lambda number, _: self._session.unsubscribe(number))
+            number = self._session.subscribe(subject, group, since=since)
+            self._connection.touch()
+            return self._pending.subscription(number, subject, group, since)
 
         return Subscription(opening, self._round_trip, subject)
 
-    async def _ask(
-        self, to: str, body: msgspec.Raw | None, deadline: float | None, priority: int | None
-    ) -> msgspec.Raw:
-        number = self._session.call(to, body, deadline=deadline, priority=priority)
-        answer: asyncio.Future[msgspec.Raw] = self._loop.create_future()
-        self._calls[number] = answer
-        self._pump.touch()
-        try:
-            async with asyncio.timeout(deadline):
-                return await answer
-        except TimeoutError as error:
-            service = to.partition(".")[0]
-            raise DeadlineExceeded(
-                f"{to} did not answer within {deadline:g} s", service=service, may_have_run=True
-            ) from error
-        finally:
-            if self._calls.pop(number, None) is not None and not self._session.closed:
-                self._session.cancel(number)
-                self._pump.touch()
+    def monitor(self, service: str) -> Monitor:
+        """`Up` and `Down` of a service as it comes and goes, beginning with how it is, to iterate over."""
 
-    async def _admit(self) -> None:
-        """Wait until the link takes another message: for room, and for the server's rate."""
-        self._raise_if_closed()
-        self._bucket.take(1, self._loop.time())
+        async def opening() -> Inbox:
+            await self._admit()
+            number = self._session.monitor(service)
+            self._connection.touch()
+            return self._pending.monitor(number, service)
+
+        return Monitor(opening, self._round_trip, service)
+
+    async def _ask(
+        self,
+        to: str,
+        body: Body | None,
+        deadline: float | None,
+        ends: float,
+        priority: int | None,
+        key: str | None,
+        trace: Trace | None,
+    ) -> Body:
+        """`ends` is when the call's time is over, or without a `deadline` the time that it waits to be sent."""
+        keeps_until = self._loop.time() + KEPT  # the node keeps the outcome under the key at least as long
+        while True:
+            await self._admit(ends)
+            if self._loop.time() > keeps_until and key is not None:
+                raise Unavailable(
+                    f"{to} cannot be made again: the node may not know the key any more", may_have_run=True
+                )
+            left = None if deadline is None else max(0.0, ends - self._loop.time())
+            number = self._session.call(to, body, deadline=left, priority=priority, key=key, trace=_header(trace))
+            self._connection.touch()
+            try:
+                return await self._pending.answer(number, key, left)
+            except AskAgain:
+                ends = max(ends, self._loop.time() + PATIENCE) if deadline is None else ends
+            except TimeoutError as error:
+                service = to.partition(".")[0]
+                raise DeadlineExceeded(
+                    f"{to} did not answer within {deadline:g} s", service=service, may_have_run=True
+                ) from error
+
+    async def _wait_for_slot(self, deadline: float | None) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE if deadline is None else deadline):
+                await self._slots.wait()
+        except TimeoutError as error:
+            raise Overloaded(f"{self._session.calls} calls are in flight on this link", retry_after=0.1) from error
+
+    def _is_admitted(self) -> bool:
+        """Whether the link takes another message at once, which is counted then."""
+        session = self._connection.session
+        if not session.is_open or not session.has_room:
+            return False
+        if self._prepaid:
+            self._prepaid -= 1
+            return True
+        now = self._loop.time()
+        self._bucket.take(PREPAID, now)
         if self._bucket.overdrawn:
-            await asyncio.sleep(self._bucket.wait())
-        await self._pump.room(BUSY)
-        self._raise_if_closed()
+            self._bucket.take(-PREPAID, now)
+            return False
+        self._prepaid = PREPAID - 1
+        return True
+
+    async def _admit(self, ends: float | None = None) -> None:
+        """Wait until the link takes another message: for the link, for room, and for the server's rate."""
+        if self._is_admitted():
+            return  # at once, as most do: a timeout for each would cost more than all the rest here
+        try:
+            async with asyncio.timeout_at(self._loop.time() + PATIENCE if ends is None else ends):
+                await self._connection.room()
+                self._bucket.take(1, self._loop.time())
+                if self._bucket.overdrawn:
+                    await asyncio.sleep(self._bucket.wait())
+                    await self._connection.room()
+        except TimeoutError as error:
+            if self._session.is_open:
+                raise Overloaded("the link takes no more messages now", retry_after=1.0, may_have_run=False) from error
+            raise self._connection.why_lost(may_have_run=False) from error
 
     async def _round_trip(self) -> None:
         """Return when the server has received all that was sent before."""
-        await self._admit()
-        number = float(next(self._ping_numbers))
-        self._pongs[number] = pong = self._loop.create_future()
-        self._session.send_ping(number)
-        self._pump.touch()
-        try:
-            await pong
-        finally:
-            self._pongs.pop(number, None)
+        while True:
+            await self._admit()
+            try:
+                return await self._pending.pong()
+            except AskAgain:
+                continue
 
-    def _new_inbox(self, number: int, leave: Callable[[int, str | None], None]) -> Inbox:
-        def left(why: str | None) -> None:
-            if self._inboxes.pop(number, None) is not None and not self._session.closed:
-                leave(number, why)
-                self._pump.touch()
-
-        inbox = self._inboxes[number] = Inbox(number, self._loop, left)
-        self._pump.touch()
-        return inbox
-
-    def _body(self, to: str, message: Any, fields: dict[str, Any]) -> msgspec.Raw | None:
+    def _body(self, to: str, message: Any, fields: dict[str, Any]) -> Body | None:
         if message is not None and fields:
             raise Invalid(f"{to} was given a message and the fields {', '.join(fields)}: give one or the other")
         value = fields or None if message is None else message
@@ -263,101 +339,32 @@ class System:
             return None
         hello = self._session.hello
         limit = self._session.limits.text if hello is None else hello.max.text
-        return codec.body_of(value, what=f"the message to {to}", limit=limit)
-
-    async def _run(self) -> None:
-        closed = Close(codec.LOST, "the client has stopped")
-        try:
-            closed = await self._pump.run()
-        finally:
-            self._closed = closed
-            self._end_all(self._why_lost)
-
-    def _why_lost(self, *, may_have_run: bool = True) -> MicrokernelError:
-        assert self._closed is not None
-        code, reason = self._closed.code, self._closed.reason
-        if code == CloseCode.UNAUTHENTICATED:
-            return Unauthenticated(f"the node at {self.url} does not let this client in: {reason}")
-        why = reason or "closed by the node"
-        return Unavailable(f"the link to {self.url} is lost: {why} (code {code})", may_have_run=may_have_run)
-
-    def _raise_if_closed(self) -> None:
-        if self._closed is not None:
-            raise self._why_lost(may_have_run=False)
-        if self._session.closed is not None:
-            raise Unavailable(f"the link to {self.url} is closed", may_have_run=False)
-
-    def _end_all(self, why: Callable[[], MicrokernelError]) -> None:
-        waiting: list[asyncio.Future[Any]] = [self._ready, *self._calls.values(), *self._pongs.values()]
-        for future in waiting:
-            if not future.done():
-                future.set_exception(why())
-        for inbox in list(self._inboxes.values()):
-            inbox.end(why())
-        self._calls.clear()
-        self._pongs.clear()
-        self._inboxes.clear()
+        return codec.body_of(value, what=f"the message to {to}", limit=limit, binary=self._session.binary)
 
     def _carry_out(self, action: Action) -> None:
-        self._ACTIONS[type(action)](self, action)
+        if type(action) is codec.Hello:
+            self._keep_to(action.max)
+        else:
+            self._pending.carry_out(action)
 
-    def _on_hello(self, hello: codec.Hello) -> None:
+    def _keep_to(self, limits: codec.MaxSizes) -> None:
         # Half the burst and nine tenths of the rate: what leaves here evenly may arrive there in a heap.
-        self._bucket = Bucket(hello.max.rate * 0.9, max(1, hello.max.burst // 2), self._loop.time())
-        self._slots = asyncio.Semaphore(hello.max.inflight)
+        self._bucket = Bucket(limits.rate * 0.9, max(1, limits.burst // 2), self._loop.time())
+        self._prepaid = 0
+        self._slots.resize(limits.inflight)
 
-    def _on_ready(self, ready: codec.Ready) -> None:
-        if not self._ready.done():
-            self._ready.set_result(ready)
+    def _lost(self, resume: float) -> None:
+        self._pending.lost(resume)
 
-    def _on_result(self, result: codec.Result) -> None:
-        answer = self._calls.pop(result.id, None)
-        if answer is not None and not answer.done():
-            answer.set_result(result.body)
-
-    def _on_error(self, frame: codec.Error) -> None:
-        error = from_report(codec.report_of(frame))
-        if frame.id is None:
-            log.warning("a one-way message was not carried out, or an event not sent: %s", error)
-        elif (answer := self._calls.pop(frame.id, None)) is not None:
-            if not answer.done():
-                answer.set_exception(error)
-        elif (inbox := self._inboxes.pop(frame.id, None)) is not None:
-            inbox.end(error)
-
-    def _on_item(self, item: codec.Item) -> None:
-        if (inbox := self._inboxes.get(item.id)) is not None:
-            inbox.put(item)
-
-    def _on_event(self, event: codec.Event) -> None:
-        if (inbox := self._inboxes.get(event.id)) is not None:
-            inbox.put(event)
-
-    def _on_end(self, end: codec.End) -> None:
-        if (inbox := self._inboxes.pop(end.id, None)) is not None:
-            inbox.end(None)
-
-    def _on_pong(self, pong: codec.Pong) -> None:
-        if (waiter := self._pongs.pop(pong.ts, None)) is not None and not waiter.done():
-            waiter.set_result(None)
-
-    def _on_bye(self, bye: codec.Bye) -> None:
-        log.info("the node at %s is about to leave: %s", self.url, bye.reason)
-
-    _ACTIONS: ClassVar[dict[type, Callable[[System, Any], None]]] = {
-        codec.Bye: _on_bye,
-        codec.End: _on_end,
-        codec.Error: _on_error,
-        codec.Event: _on_event,
-        codec.Hello: _on_hello,
-        codec.Item: _on_item,
-        codec.Pong: _on_pong,
-        codec.Ready: _on_ready,
-        codec.Result: _on_result,
-    }
+    def _over(self) -> None:
+        self._pending.end_all(self._connection.why_lost)
 
 
-def _shape(body: msgspec.Raw, kind: Any, what: str) -> Any:
+def _shape(body: Body, kind: Any, what: str) -> Any:
     if kind is None:
         return as_record(codec.decode_body(body, Any, what=what))
     return codec.decode_body(body, kind, what=what)
+
+
+def _header(trace: Trace | None) -> str | None:
+    return None if trace is None else trace.traceparent

@@ -1,0 +1,39 @@
+"""Whose certificate is believed at the other end of a link: the system's authorities, or those of a file."""
+
+from __future__ import annotations
+
+import ssl
+
+import msgspec
+
+from microkernel.errors import PreconditionFailed
+
+__all__ = ["Trust", "context_of"]
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """The certificates in `file` (PEM) are believed, and no others.
+
+    With `pinned`, it is the node's own certificate, from the state folder it has on this machine: whoever shows that
+    one is the node, under whatever name.
+    """
+
+    file: str
+    pinned: bool = False
+
+
+def context_of(trust: Trust | None) -> ssl.SSLContext:
+    """What a client checks certificates with; None is the system's authorities. Reads files.
+
+    Raises `PreconditionFailed` for a file that cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=None if trust is None else trust.file)
+    except (OSError, ssl.SSLError) as error:
+        where = "this system" if trust is None else trust.file
+        raise PreconditionFailed(f"cannot use the certificates of {where}: {error}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if trust is not None and trust.pinned:
+        context.check_hostname = False  # the name in it is the one that others know the node by
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context

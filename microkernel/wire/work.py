@@ -1,0 +1,419 @@
+"""What one client has running on a node: calls, streams, subscriptions and monitors. Hot: once a message.
+
+It belongs to the client's session, not to a link: while no link is there, what is ready waits in the session's state,
+within its bounds, and producers wait beyond them. The thinking is in `server_session`; here is what needs a loop. A
+crew carries it out: what does not wait is done where it was read, without a task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, ClassVar
+
+import msgspec
+
+from microkernel.audit import Act
+from microkernel.capability import Identity
+from microkernel.errors import CallCancelled, DeadlineExceeded, Denied, MicrokernelError, Overloaded, from_exception
+from microkernel.events import Event, Subscription
+from microkernel.inputs import Inputs
+from microkernel.monitors import Monitor
+from microkernel.port import Port, Stream
+from microkernel.trace import Trace, parse_traceparent
+from microkernel.wire import codec
+from microkernel.wire.body import Body
+from microkernel.wire.crew import Crew, Read
+from microkernel.wire.limits import BUSY, FULL
+from microkernel.wire.pump import Pump
+from microkernel.wire.server_session import ServerSession
+from microkernel.wire.session import Action
+
+__all__ = ["Work"]
+
+RESERVED = frozenset({"audit", "dead", "kernel", "process", "service", "trace"})  # first names of the node's own events
+ENVELOPE = 1024  # bytes of a frame that are not its body
+
+
+class _Opened(msgspec.Struct, gc=False):
+    """A stream that is to be run."""
+
+    id: int
+    to: str
+    stream: Stream
+
+
+class _Timed(msgspec.Struct, gc=False):
+    """A call with a deadline, which counts from here on, however long it waits for its turn."""
+
+    to: str
+    call: codec.Call
+    ends: float
+
+
+class _Listens(msgspec.Struct, gc=False):
+    """A subscription or a monitor that is to be followed."""
+
+    id: int
+    source: Subscription | Monitor
+
+
+class Work:
+    """All that a client has started and that has not ended."""
+
+    def __init__(self, session: ServerSession, pump: Pump, port: Port, identity: Identity) -> None:
+        """`port` is narrowed to what `identity` may do."""
+        who, caller = identity, f"session {session.session}"
+        self.identity = identity
+        self.session = session
+        self._pump = pump
+        self._port = port.narrow(caller=caller, rights=who.rights, user=who.user, top_priority=who.top_priority)
+        self._longest = max(1, session.limits.text - ENVELOPE)
+        self._crew: Crew[Any] = Crew(self._do, self._cancelled, name=f"wire {session.session}")
+        self._numbers = itertools.count(-1, -1)  # of work that has no id, or outlives it
+        self._listening: dict[int, int] = {}  # subscriptions and monitors: id and number
+        self._sends: set[int] = set()
+        self._credit: dict[int, asyncio.Event] = {}
+        self._inputs: dict[int, Inputs[Any]] = {}
+        self._idle: asyncio.Event | None = None  # somebody waits for all to have ended
+        self._resumed = asyncio.Event()  # set when a link has come
+        self.direct: dict[type, Callable[[Any], None]] = {codec.Call: self._call, codec.Send: self._send}
+
+    def attach(self, session: ServerSession, pump: Pump) -> None:
+        """Go on over another link."""
+        self.session, self._pump = session, pump
+        self._resumed.set()
+        self._resumed = asyncio.Event()
+
+    def touch(self) -> None:
+        """The session has changed."""
+        self._pump.touch()
+
+    async def serve(self, read: Read) -> None:
+        """Read to the end of a link, and carry out what comes; what it has begun goes on. Raises what `read` raised."""
+        await self._crew.serve(read)
+
+    async def drained(self) -> None:
+        """Return when no call and no stream is open."""
+        while self.session.in_flight:
+            self._idle = self._idle or asyncio.Event()
+            await self._idle.wait()
+
+    async def end(self, *, at_once: bool = False) -> None:
+        """Cancel all that runs; returns when it has ended. One-way messages are carried out, but for `at_once`."""
+        self.session.state.clear()
+        await self._crew.close(spare=frozenset() if at_once else self._sends)
+
+    def hurry(self) -> None:
+        """Do not wait for one-way messages either, now that it ends."""
+        for number in tuple(self._sends):
+            self._crew.cancel(number)
+
+    def carry_out(self, action: Action) -> None:
+        """Begin, change or end something, as an admitted message says."""
+        self._ACTIONS[type(action)](self, action)
+
+    def _call(self, message: codec.Call) -> None:
+        if message.deadline is None:
+            self._crew.put(message.id, message)
+        else:
+            ends = asyncio.get_running_loop().time() + message.deadline / 1000
+            self._crew.put(message.id, _Timed(message.to, message, ends))
+
+    def _open(self, message: codec.Open) -> None:
+        number, to = message.id, message.to
+        try:
+            stream = self._port.stream(
+                to,
+                codec.given(message.body, what=to),
+                deadline=_seconds(message.deadline),
+                priority=message.priority,
+                trace=_trace(message.trace),
+            )
+        except MicrokernelError as error:
+            self.session.fail(number, error)
+            return
+        if stream.inputs is not None:  # now, not in the task: the end of them may be in the same frame
+            stream.inputs.on_room = functools.partial(self._grant, number)
+            self._inputs[number] = stream.inputs
+        self._credit[number] = asyncio.Event()
+        self._crew.put(number, _Opened(number, to, stream))
+
+    def _more_credit(self, message: codec.Credit) -> None:
+        if (wake := self._credit.get(message.id)) is not None:
+            wake.set()
+
+    def _cancel(self, message: codec.Cancel | codec.Item) -> None:
+        self._crew.cancel(message.id)
+
+    def _unsubscribe(self, message: codec.Unsubscribe) -> None:
+        if (number := self._listening.pop(message.id, None)) is not None:
+            self._crew.cancel(number)
+
+    def _send(self, message: codec.Send) -> None:
+        if len(self._sends) >= self.session.limits.inflight:
+            self.session.complain(Overloaded(f"{len(self._sends)} one-way messages wait", retry_after=0.1))
+            return
+        number = next(self._numbers)
+        self._sends.add(number)
+        self._crew.put(number, message)
+
+    def _publish(self, message: codec.Publish) -> None:
+        try:
+            self._refuse_subject_of_node(message.subject)
+            body: Any = codec.decode_body(message.body, what=message.subject)
+            self._event_body(message.subject, body)  # what cannot be sent to subscribers is its publisher's to know
+            self._port.publish(message.subject, body)
+        except MicrokernelError as error:
+            self.session.complain(error)
+
+    def _subscribe(self, message: codec.Subscribe) -> None:
+        try:
+            subscription = self._port.subscribe(message.subject, group=message.group, since=message.since)
+        except MicrokernelError as error:
+            self.session.fail(message.id, error)
+            return
+        self._listen(message.id, subscription)
+
+    def _monitor(self, message: codec.Monitor) -> None:
+        try:
+            monitor = self._port.monitor(message.service)
+        except MicrokernelError as error:
+            self.session.fail(message.id, error)
+            return
+        self._listen(message.id, monitor)
+
+    def _listen(self, number: int, source: Subscription | Monitor) -> None:
+        # The id is free as soon as the client has unsubscribed, and this may take a moment longer.
+        self._listening[number] = place = next(self._numbers)
+        self._crew.put(place, _Listens(number, source))
+
+    def _input(self, message: codec.Item) -> None:
+        inputs = self._inputs.get(message.id)
+        if inputs is None:
+            return
+        try:
+            inputs.put_now(codec.given(message.body, what=f"an item for {inputs.target}"))
+        except MicrokernelError as error:  # the order of items is part of what they say: the rest is worth nothing
+            self.session.fail(message.id, error)
+            self._cancel(message)
+
+    def _input_end(self, message: codec.End) -> None:
+        if (inputs := self._inputs.get(message.id)) is not None:
+            inputs.finish()
+
+    def _grant(self, number: int, count: int) -> None:
+        self.session.grant(number, count)
+        self._pump.touch()
+
+    def _refuse_subject_of_node(self, subject: str) -> None:
+        """Services act on events; whoever could publish theirs would have their say over all of them."""
+        first = subject.partition(".")[0]
+        if first in RESERVED or self._port.reaches(first):
+            self._port.denied(Act.PUBLISH, subject, "it is for the node itself to publish")
+            raise Denied(
+                f"{subject} is for the node itself to publish",
+                remedy="publish on a subject whose first name is no service's, or call the service",
+            )
+
+    # What the crew does
+
+    def _do(self, number: int, work: Any) -> Coroutine[Any, Any, None]:
+        return self._WORK[type(work)](self, number, work)
+
+    def _cancelled(self, number: int, work: Any) -> None:
+        """`work` was cancelled, whether or not it had begun."""
+        if isinstance(work, _Listens):
+            work.source.close()
+        elif isinstance(work, codec.Send):
+            self._sends.discard(number)
+        else:
+            self._forget(number)
+            self.session.fail(number, CallCancelled(f"the call to {work.to} was cancelled"))
+        self._changed()
+
+    def _forget(self, number: int) -> None:
+        self._credit.pop(number, None)
+        self._inputs.pop(number, None)
+
+    def _changed(self) -> None:
+        """Something was put into the session, or has ended."""
+        self._pump.touch()
+        if self._idle is not None and not self.session.in_flight:
+            self._idle.set()
+            self._idle = None
+
+    async def _answer_in_time(self, number: int, work: _Timed) -> None:
+        await self._answer(number, work.call, work.ends)
+
+    async def _answer(self, number: int, message: codec.Call, ends: float | None = None) -> None:
+        to, body = message.to, message.body
+        try:
+            if not self.session.has_room:  # what it gives could only wait, and 256 of 1 MiB would at once
+                await self._room(FULL)
+            if message.is_plain and type(body) is msgspec.Raw:
+                result = await self._port.call_json(to, body)
+            else:
+                result = await self._port.call(
+                    to,
+                    codec.given(body, what=to),
+                    deadline=None if ends is None else _left(ends, to),
+                    priority=message.priority,
+                    idempotency_key=message.key,
+                    trace=_trace(message.trace),
+                )
+            session = self.session
+            if not session.has_room:
+                await self._room(FULL)
+                session = self.session
+            body = codec.body_of(result, what=f"the result of {to}", limit=self._longest, binary=session.binary)
+            session.result(number, body)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
+            await self._room(FULL)
+            self.session.fail(number, from_exception(error, service=to.partition(".")[0]))
+        self._changed()
+
+    async def _run(self, number: int, work: _Opened) -> None:
+        to, stream, what = work.to, work.stream, f"an item of {work.to}"
+        try:
+            async with aclosing(stream):
+                if await self._has_credit(number):
+                    async for item in stream:
+                        if not self.session.has_room:
+                            await self._room(BUSY)
+                        session = self.session
+                        left = session.item(number, self._body(item, what))
+                        self._pump.touch()
+                        if not left and not await self._has_credit(number):
+                            break
+            await self._room(FULL)
+            self.session.end(number)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
+            await self._room(FULL)
+            self.session.fail(number, from_exception(error, service=to.partition(".")[0]))
+        finally:
+            self._forget(number)
+        self._changed()
+
+    async def _listen_to(self, number: int, work: _Listens) -> None:
+        source = work.source
+        try:
+            if isinstance(source, Subscription):
+                await self._forward(work.id, source)
+            else:
+                await self._watch(work.id, source)
+            await self._room(FULL)
+            self.session.end(work.id)
+        except MicrokernelError as error:
+            await self._room(FULL)
+            self.session.fail(work.id, error)
+        finally:
+            source.close()
+            if self._listening.get(work.id) == number:
+                del self._listening[work.id]
+        self._changed()
+
+    async def _room(self, share: float) -> None:
+        """Wait until at most `share` of what may wait for this client does; then put at once, without an await."""
+        while self.session.fill > share:
+            if self.session.closed is None:
+                await self._pump.room(share)
+            elif self.session.can_resume:
+                await self._resumed.wait()
+            else:
+                return
+
+    async def _has_credit(self, number: int) -> bool:
+        """Wait for credit; False when the stream has ended meanwhile."""
+        wake = self._credit[number]
+        while self.session.is_current(number):
+            if self.session.credit(number):
+                return True
+            wake.clear()
+            await wake.wait()
+        return False
+
+    async def _deliver(self, number: int, message: codec.Send) -> None:
+        try:
+            body = codec.given(message.body, what=message.to)
+            await self._port.send_inline(message.to, body, priority=message.priority)
+        except asyncio.CancelledError:
+            self._port.dead_letter(message.to, "it was cancelled, since the node leaves")
+            raise
+        except Exception as error:  # noqa: BLE001 - told to the client, who is the one that can do something
+            await self._room(FULL)
+            self.session.complain(from_exception(error, service=message.to.partition(".")[0]))
+            self._pump.touch()
+        finally:
+            self._sends.discard(number)
+
+    async def _forward(self, number: int, subscription: Subscription) -> None:
+        async for event in subscription:
+            if subscription.dropped:
+                lost = f"{subscription.dropped} events were lost"
+                raise Overloaded(f"the subscription to {subscription.pattern} fell behind: {lost}")
+            if self._port.may_hear(event.subject):  # a pattern may reach further than the rights
+                if not self.session.has_room:
+                    await self._room(BUSY)
+                self._send_event(number, event)
+                self._pump.touch()
+
+    async def _watch(self, number: int, monitor: Monitor) -> None:
+        async for change in monitor:
+            await self._room(BUSY)
+            self.session.change(number, change)
+            self._pump.touch()
+
+    def _send_event(self, number: int, event: Event) -> None:
+        try:
+            body = self._event_body(event.subject, event.body)
+        except MicrokernelError as error:  # the others can be sent: the subscription goes on
+            self.session.complain(error)
+            return
+        self.session.event(number, event.subject, event.offset, body)
+
+    def _event_body(self, subject: str, body: Any) -> Body:
+        return self._body(body, f"the event {subject}")
+
+    def _body(self, value: Any, what: str) -> Body:
+        return codec.body_of(value, what=what, limit=self._longest, binary=self.session.binary)
+
+    _ACTIONS: ClassVar[dict[type, Callable[[Work, Any], None]]] = {
+        codec.Call: _call,
+        codec.Cancel: _cancel,
+        codec.Credit: _more_credit,
+        codec.End: _input_end,
+        codec.Item: _input,
+        codec.Monitor: _monitor,
+        codec.Open: _open,
+        codec.Publish: _publish,
+        codec.Send: _send,
+        codec.Subscribe: _subscribe,
+        codec.Unsubscribe: _unsubscribe,
+    }
+    _WORK: ClassVar[dict[type, Callable[[Work, int, Any], Coroutine[Any, Any, None]]]] = {
+        codec.Call: _answer,
+        codec.Send: _deliver,
+        _Listens: _listen_to,
+        _Opened: _run,
+        _Timed: _answer_in_time,
+    }
+
+
+def _left(ends: float, to: str) -> float:
+    """Seconds until `ends`. Raises `DeadlineExceeded`: nobody waits for what would begin now."""
+    left = ends - asyncio.get_running_loop().time()
+    if left <= 0:
+        raise DeadlineExceeded(f"the deadline passed before the call to {to} could begin", may_have_run=False)
+    return left
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def _trace(header: str | None) -> Trace | None:
+    return None if header is None else parse_traceparent(header)

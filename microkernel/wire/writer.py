@@ -1,0 +1,134 @@
+"""Writes what a session has ready, at the end of the turn of the loop in which it was put. Hot: once a frame.
+
+All that is put during one turn goes out as one frame. There is no task for it: a frame is written as the turn ends, and
+only one that has to wait for the other end to read is finished in a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from microkernel.wire.limits import Outbox
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """The way out of one link. `send(frame)` writes one.
+
+    `turn()` is called once in each turn in which something was put, `written()` after each frame, `failed` once.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        send: Callable[[Any], Coroutine[Any, Any, None]],
+        *,
+        turn: Callable[[], None],
+        written: Callable[[], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._outbox = outbox
+        self._send = send
+        self._turn = turn
+        self._written = written
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._is_due = False
+        self._waits: asyncio.Task[None] | None = None  # finishes a frame that the other end does not take yet
+        self._closed = False
+
+    def touch(self) -> None:
+        """Something may have been put."""
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write all that is ready, as far as the other end takes it."""
+        self._is_due = False
+        if self._closed:
+            return
+        self._turn()
+        if self._waits is not None:
+            return
+        outbox = self._outbox
+        try:
+            while (frame := outbox.take()) is not None:
+                sending = self._send(frame)
+                try:
+                    pending = sending.send(None)
+                except StopIteration:
+                    self._went_out()
+                    continue
+                self._waits = self._loop.create_task(self._finish(sending, pending), name="wire writer")
+                self._waits.add_done_callback(self._finished)
+                return
+        except Exception as error:  # noqa: BLE001 - judged by whoever runs the link
+            self._fail(error)
+
+    async def drained(self) -> None:
+        """Return when all that was put has been written, or nothing can be any more."""
+        while not self._closed:
+            if self._waits is not None:
+                await asyncio.wait([self._waits])
+            elif self._outbox.pending_messages:
+                self.flush()
+                await asyncio.sleep(0)
+            else:
+                return
+
+    async def close(self) -> None:
+        """Write nothing more; returns when nothing is left running."""
+        self._closed = True
+        if self._waits is not None:
+            self._waits.cancel()
+            await asyncio.wait([self._waits])
+
+    async def _finish(self, sending: Coroutine[Any, Any, None], pending: Any) -> None:
+        await _Begun(sending, pending)
+        self._went_out()
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._waits = None
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, Exception):
+            self._fail(error)
+        else:
+            self.flush()
+
+    def _went_out(self) -> None:
+        self._outbox.written(self._loop.time())
+        self._written()
+
+    def _fail(self, error: Exception) -> None:
+        if not self._closed:
+            self._closed = True
+            self._failed(error)
+
+
+class _Begun:
+    """A coroutine that has run up to its first wait, for `pending`."""
+
+    __slots__ = ("_coroutine", "_pending")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], pending: Any) -> None:
+        self._coroutine = coroutine
+        self._pending = pending
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        coroutine, pending = self._coroutine, self._pending
+        try:
+            while True:
+                try:
+                    value = yield pending
+                except BaseException as error:  # noqa: BLE001 - the coroutine protocol: what is thrown goes in
+                    pending = coroutine.throw(error)
+                else:
+                    pending = coroutine.send(value)
+        except StopIteration:
+            return
