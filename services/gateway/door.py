@@ -7,29 +7,36 @@ port narrowed to the rights of that token. Everything that goes wrong behind it 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from microkernel.capability import Identity
-from microkernel.errors import MicrokernelError, Unauthenticated, Unavailable, from_exception
+from microkernel.audit import Act
+from microkernel.capability import LONGEST_TOKEN, Identity, Revoked
+from microkernel.errors import MicrokernelError, Overloaded, Unauthenticated, Unavailable, from_exception
 from microkernel.port import Port
+from microkernel.rates import Rates
 from microkernel.trace import Trace, new_trace, parse_traceparent
 from services.gateway.errors_http import REQUEST, SERVER, ErrorAnswer, ErrorBody, answer_for, error_response
 from services.gateway.listen import LOCAL_NAMES
 
-__all__ = ["PUBLIC", "Door", "Visitor", "visitor_of"]
+__all__ = ["PEER", "PUBLIC", "Door", "Visitor", "visitor_of"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PUBLIC = frozenset({"/", "/livez", "/readyz", "/mk"})  # `/mk` asks for the token itself, in its first message
 REQUEST_ID = web.RequestKey("request_id", str)
-LONGEST_TOKEN = 4096
+PEER: ContextVar[str | None] = ContextVar("gateway_peer", default=None)
+"""The address that the request comes from, for the audit; also in what a websocket's request starts."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HTTP_CODES = {
@@ -67,6 +74,7 @@ class Door:
         *,
         hosts: Collection[str] | None,
         origins: Collection[str],
+        rates: Rates,
         log: logging.Logger,
     ) -> None:
         self._port = port
@@ -74,11 +82,14 @@ class Door:
         self._hosts = None if hosts is None else LOCAL_NAMES | {host.lower() for host in hosts}
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
         self._log = log
+        self._rates = rates
+        self._inside: dict[asyncio.Task[Any], tuple[str, ...]] = {}  # what answers signed tokens, by their ids
         self.closed = False
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let a request in, or say why not."""
+        PEER.set(request.remote)
         given = request.headers.get("X-Request-Id", "")
         request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
         try:
@@ -100,6 +111,12 @@ class Door:
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers.update(self._cors(request))
 
+    def revoked(self, revoked: Revoked) -> None:
+        """End what is being answered for tokens that are not valid any more: their connections are closed."""
+        for task, token_ids in self._inside.items():
+            if revoked.ends(token_ids):
+                task.cancel("the token was revoked")
+
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._check_host(request)
         if self._is_preflight(request):
@@ -113,9 +130,23 @@ class Door:
             )
         if self.closed and request.path != "/livez":
             raise Unavailable("the gateway stops", service="gateway", retry_after=1.0, may_have_run=False)
-        if request.path not in PUBLIC:
-            request[VISITOR] = await self._let_in(request)
-        return await handler(request)
+        if request.path in PUBLIC:
+            return await handler(request)
+        visitor = request[VISITOR] = await self._let_in(request)
+        with self._answering(visitor.identity):
+            return await handler(request)
+
+    @contextmanager
+    def _answering(self, identity: Identity) -> Iterator[None]:
+        task = asyncio.current_task()
+        if task is None or not identity.token_ids:  # the node's own token is never revoked
+            yield
+            return
+        self._inside[task] = identity.token_ids
+        try:
+            yield
+        finally:
+            del self._inside[task]
 
     async def knows(self, request: web.Request) -> bool:
         """Whether a request to a public route brings a valid token all the same."""
@@ -127,18 +158,33 @@ class Door:
 
     async def _identify(self, token: str) -> Identity | None:
         # Headers are bytes in any encoding; tokens are ASCII, so what is not cannot be one.
-        return await self._authenticate(token) if token.isascii() and len(token) <= LONGEST_TOKEN else None
+        if not token.isascii() or len(token) > LONGEST_TOKEN:
+            self._port.denied(Act.AUTHENTICATE, "token", "it cannot be a token", peer=PEER.get())
+            return None
+        return await self._authenticate(token)
 
     async def _let_in(self, request: web.Request) -> Visitor:
         token = _token(request)
         if token is None:
+            self._port.denied(Act.AUTHENTICATE, request.path, "no token was given", peer=request.remote)
             raise Unauthenticated("no token was given", remedy="send it as 'Authorization: Bearer <token>'")
         identity = await self._identify(token)
         if identity is None:
             raise Unauthenticated("the token is not valid here", remedy="the node's token is in its state folder")
+        wait = self._rates.take(identity.rates, asyncio.get_running_loop().time())
+        if wait:
+            raise Overloaded(
+                f"more than {identity.rate:g} requests a second with this token", service="gateway", retry_after=wait
+            )
+        port = self._port.narrow(
+            caller=f"http {identity.user}",
+            rights=identity.rights,
+            user=identity.user,
+            top_priority=identity.top_priority,
+        )
         return Visitor(
             identity=identity,
-            port=self._port.narrow(caller=f"http {identity.user}", rights=identity.rights, user=identity.user),
+            port=port,
             trace=parse_traceparent(request.headers.get("traceparent", "")) or new_trace(),
         )
 
@@ -147,6 +193,7 @@ class Door:
         # A browser always says which host it means; what says nothing is not one and cannot be led astray.
         if self._hosts is None or host is None or _name_of(host) in self._hosts:
             return
+        self._port.denied(Act.CONNECT, request.path, f"not for the host '{host}'", peer=request.remote)
         raise web.HTTPMisdirectedRequest(
             text=f"this gateway does not answer for the host '{host[:256]}' (ask 127.0.0.1, or set allowed_hosts)"
         )

@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 from microkernel.errors import Invalid, MicrokernelError, PreconditionFailed
 from services.gateway.messages import Address
@@ -34,11 +35,13 @@ async def open_sockets(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def address_of(host: str, sockets: Sequence[socket.socket]) -> Address:
-    """How to reach the gateway that listens on `sockets`."""
+def address_of(host: str, sockets: Sequence[socket.socket], certificate: str | None = None) -> Address:
+    """How to reach the gateway that listens on `sockets`, encrypted where there is a `certificate`."""
+    scheme = "http" if certificate is None else "https"
+    file = None if certificate is None else str(Path(certificate).absolute())
     port: int = sockets[0].getsockname()[1]
-    urls = tuple(f"http://{_in_url(each.getsockname()[0])}:{port}" for each in sockets)
-    return Address(url=urls[0], urls=urls, host=host, port=port)
+    urls = tuple(f"{scheme}://{_in_url(each.getsockname()[0])}:{port}" for each in sockets)
+    return Address(url=urls[0], urls=urls, host=host, port=port, certificate=file)
 
 
 def is_loopback(sockets: Sequence[socket.socket]) -> bool:

@@ -8,9 +8,13 @@ __all__ = ["Address"]
 
 
 class Address(Message, kw_only=True):
-    """Where the gateway listens. `url` is the one to use on this machine, `urls` are all of them."""
+    """Where the gateway listens. `url` is the one to use on this machine, `urls` are all of them.
+
+    `certificate` is the file of the certificate that it shows, None where it does not encrypt.
+    """
 
     url: str
     urls: tuple[str, ...]
     host: str
     port: int
+    certificate: str | None = None

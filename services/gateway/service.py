@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from typing import ClassVar
 
 from aiohttp import web
 
-from microkernel.capability import Identity
-from microkernel.errors import Unauthenticated
+from microkernel.capability import Identity, Revoked
+from microkernel.events import Event
 from microkernel.introspection import NodeStatus
 from microkernel.message import Message, convert
-from microkernel.service import Service, handles
+from microkernel.rates import Rates
+from microkernel.service import Service, handles, on
 from microkernel.wire.server import WireServer
 from services.gateway.bodies import Bodies
 from services.gateway.chat_route import ChatRoute
 from services.gateway.connections import Connections
-from services.gateway.door import Door
+from services.gateway.door import PEER, Door
+from services.gateway.encryption import HANDSHAKE_TIMEOUT, server_context
 from services.gateway.health_route import HealthRoutes
 from services.gateway.listen import address_of, is_loopback, open_sockets
 from services.gateway.messages import Address
@@ -45,17 +49,19 @@ class Gateway(Service):
         self._servers: list[asyncio.Server] = []
         try:
             local = is_loopback(sockets)
-            self._address = address_of(self.settings.host, sockets)
+            settings = self.settings
+            encryption = await asyncio.to_thread(server_context, settings.certificate, settings.key)
+            self._address = address_of(settings.host, sockets, settings.certificate)
             self._runner = self._make_runner(status.epoch, local=local)
             await self._runner.setup()
             self._connections = self._make_connections()
             for each in sockets:
-                self._servers.append(await asyncio.get_running_loop().create_server(self._connections, sock=each))
+                self._servers.append(await self._listen(each, encryption))
         except BaseException:
             for each in sockets:
                 each.close()
             raise
-        if not local:
+        if not local and encryption is None:
             self.log.warning(
                 "%s can be reached from other machines and is not encrypted: tokens and texts can be read on the way",
                 ", ".join(self._address.urls),
@@ -83,6 +89,13 @@ class Gateway(Service):
         """Where the gateway listens."""
         return self._address
 
+    @on("kernel.token.revoked")
+    async def end_revoked(self, event: Event) -> None:
+        """What is being answered for a token that is not valid any more ends."""
+        revoked = convert(event.body, Revoked, what=event.subject)
+        self._door.revoked(revoked)
+        await self._wire.revoked(revoked)
+
     def _make_runner(self, epoch: str, *, local: bool) -> web.AppRunner:
         settings = self.settings
         self._chats = ChatRoute(
@@ -90,15 +103,23 @@ class Gateway(Service):
             Bodies(limit=settings.body_limit, total=settings.bodies_limit, seconds=settings.body_seconds),
             self.log,
         )
+        rates = Rates()
         self._door = Door(
             self.port,
             self._authenticate,
             hosts={settings.host, *settings.allowed_hosts} if local else None,
             origins=settings.allowed_origins,
+            rates=rates,
             log=self.log,
         )
         self._wire = WireServer(
-            self.port, self._authenticate_now, node=self.node, epoch=epoch, allowed_origins=settings.allowed_origins
+            self.port,
+            self._authenticate,
+            node=self.node,
+            epoch=epoch,
+            limits=settings.wire,
+            allowed_origins=settings.allowed_origins,
+            rates=rates,
         )
         health = HealthRoutes(self.port, self._door.knows)
         app = web.Application(middlewares=[self._door.middleware])
@@ -117,6 +138,14 @@ class Gateway(Service):
         # A closed connection ends its answer at once.
         return web.AppRunner(app, handler_cancellation=True, shutdown_timeout=CUT_TIMEOUT)
 
+    async def _listen(self, on: socket.socket, encryption: ssl.SSLContext | None) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(
+            self._connections,
+            sock=on,
+            ssl=encryption,
+            ssl_handshake_timeout=None if encryption is None else HANDSHAKE_TIMEOUT,
+        )
+
     def _make_connections(self) -> Connections:
         assert self._runner.server is not None
         return Connections(
@@ -131,16 +160,5 @@ class Gateway(Service):
         )
 
     async def _authenticate(self, token: str) -> Identity | None:
-        found = await self.call("kernel.authenticate", token=token)
+        found = await self.call("kernel.authenticate", token=token, peer=PEER.get())
         return None if found is None else convert(found, Identity, what="kernel.authenticate")
-
-    def _authenticate_now(self, token: str) -> Identity | None:
-        """The same for the websocket, whose handshake does not wait: the kernel answers without suspending."""
-        asking = self._authenticate(token)
-        try:
-            asking.send(None)
-        except StopIteration as done:
-            identity: Identity | None = done.value
-            return identity
-        asking.close()
-        raise Unauthenticated("tokens cannot be checked at this moment", remedy="come back in a second")

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from microkernel.message import Message
+from microkernel.wire.limits import Limits
 
 __all__ = ["GatewaySettings"]
 
@@ -26,6 +27,8 @@ class GatewaySettings(Message, kw_only=True):
     pages may call from a browser. `keepalive_seconds` is how often a silent answer shows that it is alive,
     `idle_seconds` how long a connection may wait for a whole request head, `body_seconds` for its body. A reader that
     takes nothing for `slow_reader_seconds` is cut. Running answers have `drain_seconds` to end when the gateway stops.
+    `wire` are the limits of each websocket session. With a `certificate` (a PEM file), everything is encrypted;
+    `key` is the file of its private key, where that is not in the same one.
     """
 
     host: str = "127.0.0.1"
@@ -42,3 +45,6 @@ class GatewaySettings(Message, kw_only=True):
     slow_reader_seconds: Seconds = 30.0
     # The kernel gives stop() 5 s in all; cutting what is left takes up to 2.
     drain_seconds: Annotated[float, msgspec.Meta(ge=0, le=3)] = 2.0
+    wire: Limits = Limits()
+    certificate: str | None = None
+    key: str | None = None

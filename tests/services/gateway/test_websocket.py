@@ -50,6 +50,16 @@ async def test_another_origin_may_not_connect(open_site):
             assert (await socket.receive_json())["t"] == "hello"
 
 
+async def test_the_limits_of_a_session_are_those_of_the_configuration(open_site):
+    async with (
+        open_site(wire={"inflight": 3, "rate": 50}) as site,
+        site.http(None) as client,
+        client.ws_connect("/mk", protocols=["mk.v1"]) as socket,
+    ):
+        told = (await socket.receive_json())["max"]
+    assert (told["inflight"], told["rate"]) == (3, 50)
+
+
 async def test_a_stop_of_the_gateway_ends_sessions_and_what_they_run(site):
     site.script.hold_after = 1
 
