@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_origin
 
 import msgspec
+from events import EVENTS, EventKind
 
 from microkernel import errors, service
 from microkernel.config import Config, Supervision
 from microkernel.introspection import Introspection
 from microkernel.message import Message, Nothing
 from microkernel.plugins import SERVICES
-from microkernel.service import Handler, Service, handlers_of, subscribers_of, timers_of
+from microkernel.rings import RingLimits
+from microkernel.service import Handler, Isolation, Service, handlers_of, subscribers_of, timers_of
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -53,22 +55,34 @@ def service_classes() -> list[type[Service]]:
 
 
 def services() -> str:
-    """Every service with its handlers, and every message that is not the kernel's own."""
+    """Every service with what it needs, what it listens to, and a line for each handler."""
+    return "\n\n".join(_service(kind) for kind in service_classes())
+
+
+def messages() -> str:
+    """Every handler with the fields that it takes, what it gives and its limits; then the types among these."""
     kinds = service_classes()
-    parts = [_service(kind) for kind in kinds]
-    messages = sorted(set(_messages(kinds)), key=lambda kind: kind.__name__)
-    parts += ["## Messages", "Types that handlers take and give, by name. `?` marks a field that may be left out."]
-    parts += [_message(kind) for kind in messages]
+    parts = []
+    for kind in kinds:
+        parts += [f"## {kind.name}", *(_handler(kind, handler) for handler in handlers_of(kind))]
+    parts += ["## Types", "What handlers give and events say, by name. `?` marks a field that may be left out."]
+    parts += [_message(kind) for kind in sorted(set(_types(kinds)), key=lambda kind: kind.__name__)]
     return "\n\n".join(parts)
+
+
+def events() -> str:
+    """Every subject that a node publishes on, with its fields."""
+    return _table(("subject", "when", "body"), [(f"`{each.subject}`", each.when, _body(each)) for each in EVENTS])
 
 
 def settings() -> str:
     """Every key of the configuration file."""
-    parts = ["### At the top", _keys(Config, without={"source", "text", "services", "supervision"})]
+    parts = ["### At the top", _keys(Config, without={"source", "text", "services", "supervision", "rings"})]
     parts += ["### `[supervision]`", _keys(Supervision)]
+    parts += ["### `[[rings]]`", _prose(RingLimits), _keys(RingLimits)]
     for kind in service_classes():
         if kind.Settings is not Nothing:
-            parts += [f"### `[services.{kind.name}]`", _prose(kind.Settings), _keys(kind.Settings)]
+            parts += _section(f"services.{kind.name}", kind.Settings)
     return "\n\n".join(parts)
 
 
@@ -106,6 +120,8 @@ def handler_defaults() -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "services": services,
+    "messages": messages,
+    "events": events,
     "settings": settings,
     "error_codes": error_codes,
     "close_codes": close_codes,
@@ -128,35 +144,71 @@ def _service(kind: type[Service]) -> str:
     parts = [f"## {kind.name}", _prose(kind)]
     facts = [("needs", kind.needs), ("uses", kind.uses)]
     lines = [f"- {word}: {', '.join(f'`{name}`' for name in names)}" for word, names in facts if names]
+    if kind.isolation != Isolation.INLINE or kind.instances > 1:
+        lines.append(f"- isolation: {kind.isolation}, instances: {kind.instances}, balance: {kind.balance}")
     lines.append(f"- restart: {kind.restart_policy}" + (", essential" if kind.essential else ""))
     lines += [
         f"- listens to `{each.subject}`: {_summary(getattr(kind, each.attribute))}" for each in subscribers_of(kind)
     ]
     lines += [f"- every {each.seconds:g} s: {_summary(getattr(kind, each.attribute))}" for each in timers_of(kind)]
     parts.append("\n".join(lines))
-    parts += [_handler(kind, handler) for handler in handlers_of(kind)]
+    rows = [
+        (f"[`{kind.name}.{handler.name}`](#{_handler_anchor(kind, handler)})", _markdown(handler.summary))
+        for handler in handlers_of(kind)
+    ]
+    parts.append(_table(("handler", ""), rows) if rows else "")
     return "\n\n".join(part for part in parts if part)
 
 
 def _handler(kind: type[Service], handler: Handler) -> str:
-    arrow = "items of" if handler.kind == "stream" else "gives"
-    taken = _link(handler.message) if handler.takes_message else "nothing"
-    deadline = "no deadline" if handler.deadline is None else f"deadline {handler.deadline:g} s"
+    text = _markdown(inspect.getdoc(getattr(kind, handler.attribute)) or "")
+    given = "nothing" if handler.result is type(None) else _link(handler.result)
+    parts = [f"({_handler_anchor(kind, handler)})=\n### {kind.name}.{handler.name}", text]
+    if not handler.takes_message:
+        parts.append("Takes nothing.")
+    elif _is_struct(handler.message):
+        parts += [f"Takes `{handler.message.__name__}`: {_prose(handler.message)}", _fields(handler.message)]
+    else:
+        parts.append(f"Takes {_link(handler.message)}.")
+    if handler.inputs is not None:
+        parts.append(f"Its reader may send {_link(handler.inputs)}.")
+    parts.append(f"{'Items of' if handler.kind == 'stream' else 'Gives'} {given}. {_limits(handler)}")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _limits(handler: Handler) -> str:
+    deadline = "No deadline" if handler.deadline is None else f"Deadline {handler.deadline:g} s"
     limits = f"{deadline}, {handler.concurrency} at a time, {handler.queue} waiting"
     if handler.kind == "stream":
         limits += f", credit {handler.credit}"
-    text = inspect.getdoc(getattr(kind, handler.attribute)) or ""
-    given = "nothing" if handler.result is type(None) else _link(handler.result)
-    head = f"`{kind.name}.{handler.name}`: takes {taken}, {arrow} {given}"
-    return f"### {kind.name}.{handler.name}\n\n{_markdown(text)}\n\n{head}. {limits[0].upper()}{limits[1:]}."
+    return f"{limits}, idempotent." if handler.idempotent else f"{limits}."
 
 
-def _messages(kinds: Iterable[type[Service]]) -> Iterator[type[msgspec.Struct]]:
+def _handler_anchor(kind: type[Service], handler: Handler) -> str:
+    return f"call-{kind.name}-{handler.name}".replace("_", "-")
+
+
+def _body(each: EventKind) -> str:
+    if inspect.isclass(each.body):
+        return _link(each.body)
+    optional = [(name.rstrip("?"), "?" if name.endswith("?") else "", kind) for name, kind in each.body.items()]
+    return ", ".join(f"`{name}`{mark} {_link(kind)}" for name, mark, kind in optional)
+
+
+def _types(kinds: Iterable[type[Service]]) -> Iterator[type[msgspec.Struct]]:
+    """All messages that others link to: results, items, inputs, bodies of events, and what is within these."""
     seen: set[Any] = set()
-    fresh = [each for kind in kinds for handler in handlers_of(kind) for each in (handler.message, handler.result)]
+    handlers = [handler for kind in kinds for handler in handlers_of(kind)]
+    fresh = [each for handler in handlers for each in (handler.result, handler.inputs)]
+    fresh += [each.body for each in EVENTS if inspect.isclass(each.body)]
+    for handler in handlers:
+        if _is_struct(handler.message):
+            fresh += [field.type for field in msgspec.structs.fields(handler.message)]
+        else:
+            fresh.append(handler.message)
     while fresh:
         kind = fresh.pop()
-        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
+        if _is_struct(kind):
             if kind in seen or kind is Nothing:
                 continue
             seen.add(kind)
@@ -164,24 +216,54 @@ def _messages(kinds: Iterable[type[Service]]) -> Iterator[type[msgspec.Struct]]:
             fresh += [field.type for field in msgspec.structs.fields(kind)]
         else:
             fresh += getattr(kind, "__args__", ())
+            fresh += [kind.__origin__] if hasattr(kind, "__metadata__") else []
 
 
 def _message(kind: type[msgspec.Struct]) -> str:
+    return "\n\n".join(
+        part for part in (f"({_anchor(kind)})=\n### {kind.__name__}", _prose(kind), _fields(kind)) if part
+    )
+
+
+def _fields(kind: type[msgspec.Struct]) -> str:
+    """The fields of a message; a column for what `msgspec.Meta` says of them, where it does of one."""
+    fields = msgspec.structs.fields(kind)
+    told = [_description(field.type) for field in fields]
+    head = ("field", "type", "default", "") if any(told) else ("field", "type", "default")
     rows = [
-        (f"`{field.encode_name}`" + ("" if field.required else "?"), _link(field.type), _default(field))
-        for field in msgspec.structs.fields(kind)
+        (f"`{field.encode_name}`" + ("" if field.required else "?"), _link(field.type), _default(field), text)
+        for field, text in zip(fields, told, strict=True)
     ]
-    head = f"({_anchor(kind)})=\n### {kind.__name__}\n\n{_prose(kind)}"
-    return head + ("\n\n" + _table(("field", "type", "default"), rows) if rows else "")
+    return _table(head, [row[: len(head)] for row in rows]) if rows else ""
+
+
+def _description(kind: Any) -> str:
+    return next((meta.description for meta in getattr(kind, "__metadata__", ()) if meta.description), "")
+
+
+def _section(name: str, kind: type[Message]) -> list[str]:
+    """The keys of one section of the configuration, and of the sections within it."""
+    parts = [f"### `[{name}]`", _prose(kind), _keys(kind)]
+    for field in msgspec.structs.fields(kind):
+        if _is_struct(field.type):
+            parts += _section(f"{name}.{field.encode_name}", field.type)
+    return parts
 
 
 def _keys(kind: type[Message], without: Iterable[str] = ()) -> str:
     rows = [
-        (f"`{field.encode_name}`", _link(field.type), _default(field))
+        (
+            f"`{field.encode_name}`",
+            *(("section", "") if _is_struct(field.type) else (_link(field.type), _default(field))),
+        )
         for field in msgspec.structs.fields(kind)
         if field.name not in without
     ]
     return _table(("key", "type", "default"), rows)
+
+
+def _is_struct(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, msgspec.Struct)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
@@ -201,10 +283,10 @@ def _link(kind: Any) -> str:
         return "anything"
     if kind in {None, type(None)}:
         return "none"
-    if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
+    if _is_struct(kind):
         return f"[{kind.__name__}](#{_anchor(kind)})"
     if inspect.isclass(kind) and issubclass(kind, Enum):
-        return " or ".join(f"`{member.value}`" for member in kind)
+        return " or ".join(f"`{member.value}`" if member.value != "" else '`""`' for member in kind)
     name = getattr(kind, "__name__", str(kind))
     arguments = [each for each in getattr(kind, "__args__", ()) if each is not Ellipsis]
     if hasattr(kind, "__metadata__"):

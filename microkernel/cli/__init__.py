@@ -15,12 +15,27 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from microkernel import __version__
-from microkernel.cli import boot, call, chat, describe, devices, doctor, kill, log, memory, models, ps, services
+from microkernel.cli import (
+    boot,
+    call,
+    chat,
+    describe,
+    devices,
+    doctor,
+    kill,
+    log,
+    memory,
+    models,
+    ps,
+    services,
+    token,
+    watch,
+)
 from microkernel.cli.output import error_line
 
 __all__ = ["main", "make_parser"]
 
-COMMANDS = (boot, chat, ps, kill, services, call, describe, models, devices, memory, log, doctor)
+COMMANDS = (boot, chat, ps, kill, services, call, describe, models, devices, memory, log, watch, token, doctor)
 
 SHORT_HELP = """\
 mk: the operating system for language models

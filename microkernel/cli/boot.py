@@ -208,7 +208,7 @@ class Node:
             return  # no gateway, or it is just being restarted and will tell again
         if address["url"] != self._url:
             self._url = address["url"]
-            kernel.root.write_node(address["url"])
+            kernel.root.write_node(address["url"], address.get("certificate"))
 
     def _hints(self, kernel: Kernel) -> list[str]:
         root = kernel.root

@@ -113,7 +113,7 @@ def _check_settings(config: Config, plugins: list[Plugin], settings: dict[str, A
     """Fills `settings` with those that are right; tells of the others."""
     wrong = []
     known = {plugin.name for plugin in plugins}
-    for name in config.services:
+    for name in dict.fromkeys((*config.services, *config.isolation)):
         if name not in known and name not in config.disable:
             detail = f"{config.source or 'settings'}: no service is named '{name}'"
             wrong.append(

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     where = find(args)
     # The client's loop has a thread of its own: the link stays alive while this one waits for the keyboard.
-    with connect_sync(where.url, root=where.root) as system:
+    with connect_sync(where.url, root=where.root, reconnect=False) as system:
         conversation = Conversation(system, args)
         _tell_if_loading(system)
         if text is None:

@@ -142,21 +142,24 @@ def check_folder(root: Path) -> list[Check]:
 
 
 def check_token(root: Path) -> Check:
-    """Whether the token of the environment will do, or the token's file is for its user's eyes only."""
+    """Whether the token of the environment will do, and token and key are for their user's eyes only."""
     if given := os.environ.get("MICROKERNEL_TOKEN"):
         try:
             checked_token(given)
         except PreconditionFailed as error:
             return failed("token", error)
-        return Check(name="token", ok=True, detail="MICROKERNEL_TOKEN")
-    path = root / "token"
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
-        return Check(name="token", ok=True, detail="none yet: the first boot makes one")
-    except OSError as error:
-        return failed("token", error)
-    return Check(name="token", ok=mode & 0o077 == 0, detail=f"{path}, mode {mode:04o}", remedy=f"chmod 600 {path}")
+    found = [Check(name="token", ok=True, detail="MICROKERNEL_TOKEN")] if given else []
+    for path in (root / "token.key",) if given else (root / "token", root / "token.key"):
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return failed("token", error)
+        detail, remedy = f"{path}, mode {mode:04o}", f"chmod 600 {path}"
+        found.append(Check(name="token", ok=mode & 0o077 == 0, detail=detail, remedy=remedy))
+    found.append(Check(name="token", ok=True, detail="none yet: the first boot makes one"))
+    return next((check for check in found if not check.ok), found[0])
 
 
 def check_port(host: str, port: int) -> Check:

@@ -66,6 +66,8 @@ async def _check_link(system: Asked) -> Check:
     status = plain(await system.call("kernel.status", deadline=10.0))
     took = 1000 * (time.perf_counter() - began)
     detail = f"{status['node']} version {status['version']}, pid {status['pid']}, a round trip takes {took:.1f} ms"
+    if status["loop_lag_max_ms"]:
+        detail += f", its loop was at most {status['loop_lag_max_ms']:.1f} ms late in the last minute"
     return Check(name="node", ok=True, detail=detail)
 
 

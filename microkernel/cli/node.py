@@ -71,13 +71,13 @@ def running_node(root: Path) -> dict[str, object] | None:
 
 
 def on_node(args: argparse.Namespace, work: Callable[[System], Awaitable[int]]) -> int:
-    """Connect, do `work`, disconnect; returns what `work` returns."""
+    """Connect, do `work`, disconnect; returns what `work` returns. A link that is lost ends the command."""
     where = find(args)
 
     async def run() -> int:
         from microkernel.wire.client import connect
 
-        async with connect(where.url, root=where.root) as system:
+        async with connect(where.url, root=where.root, reconnect=False) as system:
             return await work(system)
 
     return asyncio.run(run())

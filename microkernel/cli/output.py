@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+from microkernel.buffers import Array, array_to_json
 from microkernel.errors import MicrokernelError
+from microkernel.message import to_builtins
 from microkernel.wire.record import Record
 
 if TYPE_CHECKING:
@@ -60,8 +62,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, msgspec.Struct):
-        return plain(msgspec.to_builtins(value))
-    if isinstance(value, bytes):
+        return plain(to_builtins(value))
+    if isinstance(value, Array):
+        return plain(array_to_json(value))
+    if isinstance(value, bytes | memoryview):
         return msgspec.to_builtins(value)
     return value
 

@@ -1,4 +1,4 @@
-"""`mk services`: lists services; restarts, adds and removes them while the node runs."""
+"""`mk services`: lists services; restarts, adds, replaces and removes them while the node runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ COLUMNS = ("service", "state", "starts", "in-flight", "source", "why")
 def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
     """Put the command into the parser."""
     parser = commands.add_parser(
-        "services", help="list, restart, add, remove services", description=__doc__, parents=parents, allow_abbrev=False
+        "services",
+        help="list, restart, add, replace, remove services",
+        description=__doc__,
+        parents=parents,
+        allow_abbrev=False,
     )
     parser.set_defaults(run=run, action="list")
     actions = parser.add_subparsers(metavar="ACTION")
@@ -28,6 +32,7 @@ def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
         ("list", None, "all services and how they are (the default)"),
         ("restart", "NAME", "drain a service and those that need it, start them anew"),
         ("add", "FILE", "start the services of a Python file"),
+        ("replace", "FILE", "have the services of a Python file take over from those of the same names"),
         ("remove", "NAME", "stop a service for good"),
     ):
         sub = actions.add_parser(action, help=told, description=told, parents=parents, allow_abbrev=False)
@@ -56,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
 async def _services(system: System, args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.action == "restart":
         return [plain(await system.call("kernel.restart", name=args.what, deadline=120.0))]
-    if args.action == "add":
-        added: list[dict[str, Any]] = plain(await system.call("kernel.add", path=_path(args.what), deadline=120.0))
-        return added
+    if args.action in {"add", "replace"}:
+        called = f"kernel.{args.action}"
+        changed: list[dict[str, Any]] = plain(await system.call(called, path=_path(args.what), deadline=120.0))
+        return changed
     listed: list[dict[str, Any]] = plain(await system.call("kernel.services"))
     return listed
 

@@ -494,6 +494,64 @@ def test_the_log_can_be_read_and_followed(node: Node):
     assert (process.returncode, stderr) == (130, "")
 
 
+def watching(node: Node, *arguments: str) -> Any:
+    """`mk watch`, once it follows: what is kept comes first."""
+    command = [sys.executable, "-m", "microkernel", "watch", "service.>", "--since", "0", "--root", str(node.root)]
+    return started(
+        [*command, *arguments], env=environment(node.folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_events_can_be_followed_from_the_first_that_is_kept_until_there_are_enough(node: Node):
+    done = node.mk("watch", "service.kv.*", "--since", "0", "--count", "3")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = [shown.split(maxsplit=4) for shown in done.stdout.splitlines()]
+    assert [words[2:4] for words in told] == [
+        [f"service.kv.{state}", "name=kv"] for state in ("starting", "running", "ready")
+    ]
+    offsets = [int(words[0]) for words in told]
+    assert offsets == sorted(set(offsets))
+    later = json.loads(node.mk("watch", "service.kv.*", "--since", str(offsets[1]), "--count", "1", "--json").stdout)
+    assert later["offset"] == offsets[2]
+    assert later["subject"] == "service.kv.ready"
+    assert later["body"]["state"] == "ready"
+
+
+def test_ctrl_c_ends_a_watch_without_a_word(node: Node):
+    with watching(node) as process:
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (130, "")
+
+
+def test_a_watch_ends_with_its_node_and_says_so_in_one_line(tmp_path: Path):
+    with booted(tmp_path) as node, watching(node) as process:
+        assert process.stdout.readline()
+        node.process.terminate()
+        node.process.communicate()
+        stdout, stderr = process.communicate()
+    assert "the node was told to stop" in stdout
+    assert process.returncode == 1
+    assert stderr.startswith("error: the link to ")
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("kv.changed", "--since", "0"), "error: the events of kv.changed are not kept"),
+        (("service.>", "--since", "999999999"), "error: offset 999999999 is not of this epoch"),
+        (("no subject",), "error: 'no subject' is no subject"),
+    ],
+)
+def test_a_watch_that_cannot_be_is_one_line(node: Node, arguments: tuple[str, ...], told: str):
+    done = node.mk("watch", *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_reader_that_leaves_the_pipe_is_no_error(node: Node):
     follow = [sys.executable, "-m", "microkernel", "call", "kv.count", "to=100000", "--root", str(node.root)]
     with started(
@@ -700,3 +758,42 @@ def test_a_model_that_does_not_fit_in_memory_is_told_with_its_size(tmp_path: Pat
 def test_a_file_that_is_no_model_is_named(tmp_path: Path):
     path = write(tmp_path, "wrong.gguf", "this is not a model at all")
     assert "wrong.gguf" in boot_fails(tmp_path, "--model", path, config="")
+
+
+def test_a_token_is_made_handed_on_used_audited_and_revoked(node: Node):
+    def as_holder(token: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "microkernel", "--url", node.ready["url"], *arguments],
+            env={**environment(node.folder), "MICROKERNEL_TOKEN": token},
+            cwd=node.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    asked = ["--user", "ana", "--allow", "kv.*", "--allow", "kernel.describe", "--expires", "1h"]
+    made = node.mk("token", "create", *asked)
+    assert made.returncode == 0, made.stderr
+    token = made.stdout.strip()
+    number = made.stderr.split()[1].rstrip(",")
+    narrowed = node.mk("token", "narrow", "-", "--deny", "kv.put", text=token).stdout.strip()
+    assert as_holder(token, "call", "kv.put", "key=a", "value=1").returncode == 0
+    for holder, target in ((narrowed, "kv.put"), (token, "kernel.shutdown"), (token, "kernel.token_create")):
+        denied = as_holder(holder, "call", target)
+        assert denied.returncode == 1
+        assert f"has no right to call {target}" in denied.stderr
+    audit = node.mk("log", "--audit", "--user", "ana").stdout
+    assert [line.split()[2:4] for line in audit.splitlines()] == [["call", "ana"]] * 3
+    assert "kernel.shutdown: its rights do not cover it" in audit
+    assert node.mk("token", "revoke", number).stdout == f"revoked {number}\n"
+    for holder in (token, narrowed):
+        refused = as_holder(holder, "services")
+        assert refused.returncode == 1
+        assert "the token was revoked" in refused.stderr
+    assert [each["id"] for each in node.json("token", "revoked")] == [number]
+    log = node.mk("log", "--level", "debug", "-n", "4000").stdout
+    assert f"token {number} was made for ana" in log
+    for secret in (token, narrowed, node.ready["token"]):
+        assert secret not in log + audit + node.mk("log", "--audit").stdout
+    assert node.mk("token", "rotate").returncode == 0
+    assert node.json("token", "revoked") == []

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microkernel.buffers import Array
 from microkernel.cli.output import clean, duration, error_line, plain, plain_table, print_table, size
 from microkernel.errors import NotFound
 from microkernel.wire.record import Record
@@ -78,6 +79,7 @@ def test_a_result_is_plain_wherever_it_came_from():
     there = [Record({"x": 1, "tags": ["a"]})]
     assert plain(here) == plain(there) == [{"x": 1, "tags": ["a"]}]
     assert plain({"raw": b"ab"}) == {"raw": "YWI="}
+    assert plain([Array(b"ab")]) == [{"dtype": "uint8", "shape": [2], "data": "YWI="}]
     assert plain(Record({"keys": {"keys": 1}})) == {"keys": {"keys": 1}}
 
 
