@@ -33,18 +33,25 @@ add_module_names = False
 # `-n` makes every reference that leads nowhere an error. These lead out of this documentation on purpose.
 nitpick_ignore_regex = [
     (r"py:.*", r"(asyncio|collections\.abc|contextlib|contextvars|enum|logging|pathlib|threading|types|typing)\..*"),
-    (r"py:.*", r"(msgspec|_contextvars|abc)(\..*)?"),
+    (r"py:.*", r"(msgspec|_asyncio|_contextvars|abc|random)(\..*)?"),
     (r"py:(class|obj)", r"(.*\.)?(T|Function)"),
+    (r"py:class", r"microkernel\._?run\.Method"),  # in C or in Python; `Port.method` says what it is
 ]
 
 # Made by the kernel or the client and handed out: what their constructors take, and what they are inside, is nobody's.
 nitpick_ignore = [
+    ("py:class", "Address"),  # of the simulated network
+    ("py:class", "Opening"),  # of a stream
     ("py:class", "aiohttp.client_ws.ClientWebSocketResponse"),
+    ("py:class", "microkernel.backlog.Backlog"),
     ("py:class", "microkernel.config.Config"),
     ("py:class", "microkernel.events.Bus"),
     ("py:class", "microkernel.plugins.Plugin"),
     ("py:class", "microkernel.router.Router"),
+    ("py:class", "microkernel.monitors.Monitors"),
+    ("py:class", "microkernel.wire.inbox.Monitor"),
     ("py:class", "microkernel.wire.inbox.Stream"),
     ("py:class", "microkernel.wire.inbox.Subscription"),
     ("py:class", "microkernel.wire.sync_system.SyncStream"),
+    ("py:class", "microkernel.wire.trust.Trust"),
 ]
