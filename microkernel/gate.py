@@ -224,11 +224,12 @@ class Gate(Admission):
         """Wait for a slot; on return it is ours."""
         if self.closed is not None:
             raise _copy(self.closed, Closed)
-        if len(self.waiting) >= self._queue:
+        if len(self.waiting) >= self._queue and not self._displace(call.priority):
             raise Overloaded(
                 f"{self.target} has {self.in_flight} calls running and {self.queued} waiting, which is its limit",
                 service=self.service,
                 retry_after=1.0,
+                may_have_run=False,
             )
         task = task_of_loop(self.loop)
         if task is None:
@@ -256,6 +257,16 @@ class Gate(Admission):
             self._waits.pop(task, None)
             if bucket is not None:
                 self.deadlines.forget(bucket, waiter)
+
+    def _displace(self, priority: int) -> bool:
+        """Whether a waiter that is less urgent than `priority` gave up its place: the last of the least urgent ones."""
+        last = max(self.waiting, default=None)
+        if last is None or last.priority <= priority:
+            return False
+        last.abandon()
+        why = f"{self.target} has {self.queued + 1} calls waiting, which is its limit, and a more urgent one came"
+        last.interrupt(Overloaded(why, service=self.service, retry_after=1.0, may_have_run=False))
+        return True
 
     def _never_free(self, task: asyncio.Task[Any]) -> bool:
         """Whether each slot here is held by a task that waits, through others, for this one.
@@ -293,6 +304,10 @@ class _Waiter:
 
     def __lt__(self, other: _Waiter) -> bool:
         return self._order < other._order
+
+    @property
+    def priority(self) -> int:
+        return self._order[0]
 
     @property
     def has_slot(self) -> bool:

@@ -149,6 +149,31 @@ async def test_a_full_queue_is_told_with_a_time_to_come_back():
     await asyncio.gather(*tasks)
 
 
+async def test_an_urgent_call_takes_the_place_of_the_last_of_the_least_urgent_in_a_full_queue():
+    release, order = asyncio.Event(), []
+
+    async def handler(name):
+        order.append(name)
+        await release.wait()
+
+    door = Door(handler, queue=3)
+    calls = {"running": asyncio.create_task(door.call("running"))}
+    await turns()
+    for name, priority in (("usual 1", 5), ("late 1", 8), ("late 2", 8)):
+        calls[name] = asyncio.create_task(door.call(name, priority=priority))
+        await turns()
+    with pytest.raises(Overloaded, match="3 waiting"):
+        await door.call("as late", priority=8)
+    calls["urgent"] = asyncio.create_task(door.call("urgent", priority=0))
+    with pytest.raises(Overloaded, match="a more urgent one came") as displaced:
+        await calls.pop("late 2")
+    assert (displaced.value.may_have_run, displaced.value.retry_after) == (False, 1.0)
+    assert door.gate.queued == 3
+    release.set()
+    await asyncio.gather(*calls.values())
+    assert order == ["running", "urgent", "usual 1", "late 1"]
+
+
 async def test_a_waiter_that_gives_up_leaves_its_place_in_the_queue():
     release = asyncio.Event()
 
