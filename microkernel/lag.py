@@ -33,6 +33,7 @@ SAMPLES = 4096  # more than a minute of beats at the usual threshold
 DEPTH = 64  # frames of a stack that are noted
 HAND_OVER = 50e-6  # seconds: what it takes to wake a thread
 QUIET = 1.0  # seconds between two warnings
+LOUD = 0.2  # seconds from which on it is a warning
 STOP_TIMEOUT = 1.0  # seconds
 
 log = logging.getLogger("microkernel.kernel")
@@ -180,6 +181,9 @@ class Lag:
     def _log(self, blocked: LoopBlocked, block: Block) -> None:
         if block.starved:
             log.info("the node had no turn on the processor for %.2f s", blocked.seconds)
+            return
+        if blocked.seconds < LOUD:  # on `kernel.lag` and in `kernel.status`, but nothing to trouble a reader with
+            log.info("%s for %.2f s (%s)", _what(blocked), blocked.seconds, blocked.where)
             return
         now = time.monotonic()
         if now - self._told_at < QUIET:

@@ -187,7 +187,17 @@ async def test_a_thread_that_hogs_the_interpreter_is_named():
     assert blocked.where.endswith((f"test_lag.py:{first + 1}", f"test_lag.py:{first + 2}"))
 
 
-async def test_a_block_is_logged_as_a_warning_and_a_flood_of_them_is_counted(caplog):
+async def test_a_short_block_is_told_and_troubles_nobody_with_a_warning(caplog, monkeypatch):
+    monkeypatch.setattr("microkernel.lag.LOUD", 3600.0)
+    with caplog.at_level(logging.INFO, logger="microkernel.kernel"):
+        async with TestKernel(Blocking) as system:
+            await blocked_by(system, "blocking", lambda: system.call("blocking.sleep"))
+    levels = {record.levelname for record in caplog.records if "held the loop" in record.getMessage()}
+    assert levels == {"INFO"}
+
+
+async def test_a_block_is_logged_as_a_warning_and_a_flood_of_them_is_counted(caplog, monkeypatch):
+    monkeypatch.setattr("microkernel.lag.LOUD", 0.0)
     with caplog.at_level(logging.WARNING, logger="microkernel.kernel"):
         async with TestKernel(Blocking) as system:
             for _ in range(3):
