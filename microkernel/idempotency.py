@@ -12,7 +12,7 @@ import asyncio
 import copy
 import hashlib
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ __all__ = ["KEPT", "Name", "Outcome", "OutcomeTable", "Outcomes"]
 
 KEPT = 120.0  # seconds that an outcome is kept after its end
 NUMBER = 4096  # outcomes, those that are still to come included
+TRACES = 262_144  # of those that had to make room, 155 bytes each: 2,184 keys a second for 120 s
 BYTES = 64 * 2**20  # of all results together, as JSON
 LONGEST_KEY = 128  # characters
 _ATOMS = (str, int, float, bool, bytes, type(None))  # nobody can change these
@@ -77,12 +78,15 @@ class Outcome:
 class OutcomeTable:
     """All outcomes of a node, bounded in number, bytes and time. Sans-IO; times are monotonic, in seconds."""
 
-    def __init__(self, *, number: int = NUMBER, size: int = BYTES, kept: float = KEPT) -> None:
+    def __init__(self, *, number: int = NUMBER, size: int = BYTES, kept: float = KEPT, traces: int = TRACES) -> None:
         self._number = number
         self._size = size
+        self._most_traces = traces
         self._kept = kept
         self._running: dict[Name, Outcome] = {}
         self._ended: OrderedDict[Name, Outcome] = OrderedDict()  # in the order of their ends
+        self._full: deque[Outcome] = deque()  # of those, the ones with a result, in the same order
+        self._traces: OrderedDict[bytes, float] = OrderedDict()  # names that made room: when they ended, in that order
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -96,7 +100,8 @@ class OutcomeTable:
     def begin(self, name: Name, digest: bytes, now: float) -> tuple[Outcome, bool]:
         """The outcome under `name`, and whether it is a new one: then the call is to be run.
 
-        Raises `PreconditionFailed` when the key stands for another message, and `Overloaded` when too many run.
+        Raises `PreconditionFailed` when the key stands for another message, `Gone` when the call has run and its
+        outcome had to make room, and `Overloaded` when too many run, or have run in the last 120 s.
         """
         self._expire(now)
         known = self._running.get(name) or self._ended.get(name)
@@ -109,12 +114,10 @@ class OutcomeTable:
                     may_have_run=False,
                 )
             return known, False
+        if self._traces and _trace(name) in self._traces:
+            raise _gone(name)
         if len(self) >= self._number:
-            if not self._ended:
-                raise Overloaded(
-                    f"{len(self)} calls with an idempotency key are running", retry_after=1.0, may_have_run=False
-                )
-            self._drop(next(iter(self._ended.values())))
+            self._make_room(now)
         outcome = self._running[name] = Outcome(name, digest)
         return outcome, True
 
@@ -126,7 +129,7 @@ class OutcomeTable:
     def failed(self, outcome: Outcome, error: MicrokernelError, now: float) -> None:
         """The call has ended badly. An error that says that nothing has run is not kept, nor one that says: later."""
         outcome.error = error
-        if error.may_have_run is False or isinstance(error, Overloaded):
+        if error.may_have_run is False or _says_later(outcome.name, error):
             self.forget(outcome)
         else:
             self._end(outcome, now)
@@ -140,23 +143,37 @@ class OutcomeTable:
         del self._running[outcome.name]
         self._ended[outcome.name] = outcome
         self._bytes += outcome.size
-        for oldest in tuple(self._ended.values()):
-            if self._bytes <= self._size:
-                break
-            self._empty(oldest)
+        if outcome.size:
+            self._full.append(outcome)
+        while self._bytes > self._size:
+            self._empty(self._full.popleft())
 
     def _empty(self, outcome: Outcome) -> None:
         """Keep no more than that it has run: to run it again would be worse than to have no result."""
-        if outcome.size:
-            self._bytes -= outcome.size
-            outcome.value, outcome.size = None, 0
-            outcome.error = Gone(
-                f"the call of {outcome.name.target} under the key '{outcome.name.key}' has run, but its result "
-                "is not kept any more: too many others are",
-                may_have_run=True,
+        self._bytes -= outcome.size
+        outcome.value, outcome.size = None, 0
+        outcome.error = _gone(outcome.name)
+
+    def _make_room(self, now: float) -> None:
+        """Keep no more of the oldest than that it has run."""
+        if not self._ended:
+            raise Overloaded(
+                f"{len(self)} calls with an idempotency key are running", retry_after=1.0, may_have_run=False
             )
+        if len(self._traces) >= self._most_traces:
+            wait = next(iter(self._traces.values())) + self._kept - now
+            raise Overloaded(
+                f"{len(self._traces) + len(self)} calls with an idempotency key came within {self._kept:g} s",
+                retry_after=max(1.0, wait),
+                may_have_run=False,
+            )
+        oldest = next(iter(self._ended.values()))
+        self._drop(oldest)
+        self._traces[_trace(oldest.name)] = now if oldest.ended is None else oldest.ended
 
     def _expire(self, now: float) -> None:
+        while self._traces and next(iter(self._traces.values())) + self._kept <= now:
+            self._traces.popitem(last=False)
         while self._ended:
             oldest = next(iter(self._ended.values()))
             if oldest.ended is None or oldest.ended + self._kept > now:
@@ -166,6 +183,8 @@ class OutcomeTable:
     def _drop(self, outcome: Outcome) -> None:
         del self._ended[outcome.name]
         self._bytes -= outcome.size
+        if self._full and self._full[0] is outcome:
+            self._full.popleft()
 
 
 class Outcomes:
@@ -237,6 +256,26 @@ class Outcomes:
 
     def _broken(self, name: str, error: Exception) -> None:
         log.error("%s: %s", name, error, exc_info=error)
+
+
+def _says_later(name: Name, error: MicrokernelError) -> bool:
+    """Whether the service that is called wants to be asked later; what another one said to it tells that it ran."""
+    if not isinstance(error, Overloaded) or error.may_have_run:
+        return False
+    return error.service is None or error.service == name.target.partition(".")[0]
+
+
+def _gone(name: Name) -> Gone:
+    return Gone(
+        f"the call of {name.target} under the key '{name.key}' has run, but its result is not kept any more: "
+        "too many others are",
+        may_have_run=True,
+    )
+
+
+def _trace(name: Name) -> bytes:
+    """What is left of a name when its outcome has made room."""
+    return hashlib.blake2b(repr(tuple(name)).encode(), digest_size=16).digest()
 
 
 def copied(value: Any) -> Any:
