@@ -142,6 +142,8 @@ class Asked:
 class Caller:
     """One client: several calls at once, each made again while that is safe, over one session and then another."""
 
+    doubles = 0.1  # of the attempts under a key, how many are made twice at the same time
+
     def __init__(
         self,
         log: Logbook,
@@ -211,22 +213,21 @@ class Caller:
         asked.attempts += 1
         deadline = chance.choice((None, None, chance.uniform(0, self.slowest), chance.uniform(0, 10 * self.slowest)))
         patience = chance.choice((LONGEST, LONGEST, LONGEST, chance.uniform(0, self.slowest)))
-        twice = asked.key is not None and chance.random() < 0.1
+        twice = asked.key is not None and chance.random() < self.doubles
         calls = [self.ask(system, asked, deadline) for _ in range(1 + twice)]
-        errors = []
-        for end in await asyncio.gather(*(self.ended(asked, call, patience) for call in calls)):
-            if not isinstance(end, Exception):
-                self.settle(asked, end)
-                return
-            errors.append(end)
-        claimed = all(isinstance(error, MicrokernelError) and error.may_have_run is False for error in errors)
+        ends = await asyncio.gather(*(self.ended(asked, call, patience) for call in calls))
+        results = [end for end in ends if not isinstance(end, Exception)]
+        if results:
+            self.settle(asked, results)
+            return
+        claimed = all(isinstance(error, MicrokernelError) and error.may_have_run is False for error in ends)
         lied = claimed and not asked.may_have_run and log.runs[asked.do.id] > 0
         if lied and (self.strict or asked.key is None):
-            log.broken(f"attempt {asked.attempts} of {asked.do} ran, and its error says that it did not: {errors}")
+            log.broken(f"attempt {asked.attempts} of {asked.do} ran, and its error says that it did not: {ends}")
         asked.may_have_run = asked.may_have_run or not claimed or lied
         again = (self.asks_again and asked.key is not None) or not asked.may_have_run
         if not again or asked.attempts == 8:
-            if not asked.may_have_run:
+            if not asked.may_have_run and (self.strict or asked.key is None):
                 log.denied.add(asked.do.id)
                 log.calls.refused(asked.number)
             self.open.remove(asked)
@@ -253,9 +254,11 @@ class Caller:
         self.log.outcomes[type(end).__name__ if isinstance(end, Exception) else "result"] += 1
         return end
 
-    def settle(self, asked: Asked, result: Any) -> None:
+    def settle(self, asked: Asked, results: list[Any]) -> None:
         log, do = self.log, asked.do
         if log.runs[do.id] != 1:
             log.broken(f"call {do.id} has a result and ran {log.runs[do.id]} times")
-        log.calls.ended(asked.number, result)
+        if any(result != results[0] for result in results):
+            log.broken(f"call {do.id} has several results: {results}")
+        log.calls.ended(asked.number, results[0])
         self.open.remove(asked)

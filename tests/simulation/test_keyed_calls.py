@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Tally
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -13,7 +14,7 @@ from simulation.seeds import batches
 from simulation.test_links import TOKEN, URL, break_links, drawn_limits, everyone_gone, served
 
 from microkernel.idempotency import Name, Outcomes, OutcomeTable
-from microkernel.testing import Simulation, SimulationFailed, TestKernel, crash, explore
+from microkernel.testing import Simulation, SimulationFailed, TestKernel, crash, explore, simulate
 from microkernel.wire.client import connect
 from microkernel.wire.client_session import Forgotten
 from microkernel.wire.limits import Limits
@@ -49,11 +50,14 @@ async def node_restarts(simulation: Simulation) -> None:
             group.create_task(break_links(simulation), name="faults")
             await asyncio.sleep(chance.uniform(0, 2))
             simulation.note("the node goes")
+            if simulation.happens(0.7):  # as one that is killed: what it has begun is never answered
+                cut_all(simulation)
             await first.aclose()
             await system.kernel.shutdown("restart")
             await asyncio.sleep(chance.choice((0.0, 1.0)))
             simulation.system = later
             wire = await first.enter_async_context(served(simulation, limits, epoch="e2"))
+            simulation.network.refusing = False
             simulation.note("the node is back")
         await everyone_gone(simulation, wire)
     finish(simulation, log)
@@ -86,12 +90,18 @@ async def lose_sessions(simulation: Simulation) -> None:
     chance, network = simulation.chance, simulation.network
     for _ in range(chance.randint(0, 4)):
         await asyncio.sleep(chance.uniform(0, 1))
-        simulation.note("all cut", links=len(network.links))
-        network.refusing = True
-        for link in tuple(network.links.values()):
-            link.cut()
+        cut_all(simulation)
         await asyncio.sleep(chance.choice((0.0, 0.2, 2.0)))
         network.refusing = False
+
+
+def cut_all(simulation: Simulation) -> None:
+    """Cut all links, and let nobody in from now on."""
+    network = simulation.network
+    simulation.note("all cut", links=len(network.links))
+    network.refusing = True
+    for link in tuple(network.links.values()):
+        link.cut()
 
 
 async def restart_cells(simulation: Simulation) -> None:
@@ -121,6 +131,18 @@ def test_what_may_have_run_before_the_node_was_restarted_is_not_made_again(seeds
     assert explore(node_restarts, seeds) == len(seeds)
 
 
+def test_callers_get_results_and_have_to_ask_again():
+    """Without both, the rest here would prove nothing."""
+    totals: Tally[str] = Tally()
+    for seed in range(10):
+        line = simulate(keyed_calls, seed=seed).history.last(1000)
+        counts = next(each for each in line if " calls asked=" in each).split()[2:]
+        totals.update({name: int(count) for name, count in (each.split("=") for each in counts)})
+    assert totals["asked"] > 50
+    assert totals["result"] > totals["asked"] / 2
+    assert totals["again"] > totals["asked"] / 2
+
+
 async def without_keys(self: Outcomes, name: Name, message: Any, run: Any, expires: float | None) -> Any:
     """A defect: every call runs, whatever its key."""
     return await run()
@@ -135,6 +157,7 @@ def test_a_node_that_heeds_no_keys_is_found(monkeypatch):
 def test_a_node_that_heeds_no_keys_is_found_by_the_results_alone(monkeypatch):
     monkeypatch.setattr(Outcomes, "call", without_keys)
     monkeypatch.setattr(Logbook, "ran", lambda log, do: log.runs.update([do.id]) if not log.runs[do.id] else None)
+    monkeypatch.setattr(Caller, "doubles", 0.0)
     with pytest.raises(SimulationFailed, match="no order explains the results"):
         explore(keyed_calls, range(FOUND_WITHIN))
 

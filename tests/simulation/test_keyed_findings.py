@@ -11,11 +11,9 @@ from simulation.test_links import TOKEN, URL, served
 
 from microkernel import Service, handles
 from microkernel.errors import MicrokernelError, Overloaded, Unavailable
-from microkernel.testing import Simulation, TestKernel, crash, simulate
+from microkernel.testing import Simulation, TestKernel, simulate
 from microkernel.wire.client import connect
 from microkernel.wire.limits import Limits
-
-DAY = 86_400.0  # seconds
 
 
 @pytest.mark.xfail(strict=True, reason="the client allows 10 s from its last look at the clock to the call's arrival")
@@ -25,23 +23,26 @@ def test_a_call_that_is_made_again_and_then_rests_on_its_link_does_not_run_when_
 
     async def scenario(simulation: Simulation) -> None:
         network, log = simulation.network, Logbook(simulation.promises.broken)
-        async with simulation.boot(cells_of(log)), served(simulation, Limits()):
-            async with connect(URL, TOKEN, reconnect=True) as system:
-                link = network.any_link()
-                link.stall(there=False)
-                call = asyncio.create_task(ended(system, Do(1, "c0", "add", 1), key="k", deadline=300.0))
-                await asyncio.sleep(1.0)
-                link.cut()
-                network.refusing = True
-                await asyncio.sleep(100.0)
-                network.refusing = False
-                while not (network.links and system._session.is_open):
-                    await asyncio.sleep(0.0001)
-                link = network.any_link()
-                link.stall(back=False)
-                await asyncio.sleep(25.0)
-                link.flow()
-                await call
+        async with (
+            simulation.boot(cells_of(log)),
+            served(simulation, Limits()),
+            connect(URL, TOKEN, reconnect=True) as system,
+        ):
+            link = network.any_link()
+            link.stall(there=False)
+            call = asyncio.create_task(ended(system, Do(1, "c0", "add", 1), key="k", deadline=300.0))
+            await asyncio.sleep(1.0)
+            link.cut()
+            network.refusing = True
+            await asyncio.sleep(100.0)
+            network.refusing = False
+            while not (network.links and system._session.is_open):
+                await asyncio.sleep(0.0001)
+            link = network.any_link()
+            link.stall(back=False)
+            await asyncio.sleep(25.0)
+            link.flow()
+            await call
         runs.append(log.runs[1])
 
     simulate(scenario, seed=0)
@@ -55,22 +56,25 @@ def test_a_call_that_was_made_again_may_have_run_though_its_second_attempt_never
     async def scenario(simulation: Simulation) -> None:
         network, log = simulation.network, Logbook(simulation.promises.broken)
         limits = Limits(resume=0.2, heartbeat=1.0, rate=2.0, burst=20)
-        async with simulation.boot(cells_of(log)), served(simulation, limits):
-            async with connect(URL, TOKEN, reconnect=True) as system:
-                link = network.any_link()
-                link.stall(there=False)
-                calls = [Do(number, "c0", "add", 1) for number in range(14)]
-                ends = asyncio.gather(*(ended(system, do, key=f"k{do.id}", deadline=4.0) for do in calls))
-                await asyncio.sleep(2.5)
-                link.cut()
-                network.refusing = True
-                await asyncio.sleep(0.5)
-                network.refusing = False
-                errors = [end for end in await ends if isinstance(end, MicrokernelError)]
-                assert errors, "some are not sent again in time"
-                assert set(log.runs.values()) == {1}
-                if any(error.may_have_run is False for error in errors):
-                    log.broken("a call ran, and its error says that it did not")
+        async with (
+            simulation.boot(cells_of(log)),
+            served(simulation, limits),
+            connect(URL, TOKEN, reconnect=True) as system,
+        ):
+            link = network.any_link()
+            link.stall(there=False)
+            calls = [Do(number, "c0", "add", 1) for number in range(14)]
+            ends = asyncio.gather(*(ended(system, do, key=f"k{do.id}", deadline=4.0) for do in calls))
+            await asyncio.sleep(2.5)
+            link.cut()
+            network.refusing = True
+            await asyncio.sleep(0.5)
+            network.refusing = False
+            errors = [end for end in await ends if isinstance(end, MicrokernelError)]
+            assert errors, "some are not sent again in time"
+            assert set(log.runs.values()) == {1}
+            if any(error.may_have_run is False for error in errors):
+                log.broken("a call ran, and its error says that it did not")
 
     simulate(scenario, seed=0)
 
@@ -86,9 +90,14 @@ async def ended(system: Any, do: Do, *, key: str, deadline: float) -> Any:
 async def test_an_outcome_that_is_kept_is_given_while_its_service_does_not_answer():
     """Found over sockets: of a call that had run, a quarantined service said that it had not."""
     log = Logbook(pytest.fail)
-    async with TestKernel(cells_of(log)) as kernel:
+    kind = cells_of(log)
+    kind.restart_policy = "temporary"
+    async with TestKernel(kind) as kernel:
         first = await kernel.call("cells.wide", Do(1, "c0", "add", 5), idempotency_key="k")
-        await kernel.kernel.stop("cells")
+        instance = kernel.kernel.instance("cells")
+        assert instance is not None
+        instance.crash(Unavailable("it was made to crash", service="cells"))
+        await kernel.until("cells", "stopped", "failed", "quarantined")
         assert await kernel.call("cells.wide", Do(1, "c0", "add", 5), idempotency_key="k") == first
 
 
