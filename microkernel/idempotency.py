@@ -121,6 +121,11 @@ class OutcomeTable:
         outcome = self._running[name] = Outcome(name, digest)
         return outcome, True
 
+    def ended(self, name: Name, now: float) -> Outcome | None:
+        """The outcome under `name` of a call that has ended, while it is kept."""
+        self._expire(now)
+        return self._ended.get(name)
+
     def succeeded(self, outcome: Outcome, value: Any, size: int, now: float) -> None:
         """The call has ended well; `value` belongs to the table from here on, and takes `size` bytes."""
         outcome.value, outcome.size = value, size
@@ -219,6 +224,10 @@ class Outcomes:
                 raise Deadlock(f"{name.target} waits for itself under the key '{name.key}'", may_have_run=False)
             await self._wait(task, name, expires)
         return outcome.result()
+
+    def ended(self, name: Name) -> Outcome | None:
+        """What a call under `name` has ended with, while that is kept."""
+        return self._table.ended(name, self._clock.now())
 
     async def close(self) -> None:
         """End what runs."""

@@ -12,7 +12,7 @@ import msgspec
 from microkernel.arguments import arguments_of, decoder_of
 from microkernel.audit import Act
 from microkernel.capability import ALL, Rights
-from microkernel.errors import Denied, Invalid, MicrokernelError, Overloaded
+from microkernel.errors import Denied, Invalid, MicrokernelError, NotFound, Overloaded, Unavailable
 from microkernel.events import LIMIT, MAX_BYTES, PATIENCE, Overflow, Subscription
 from microkernel.gate import Closed, Gate
 from microkernel.idempotency import Name
@@ -302,7 +302,14 @@ class Port:
         while True:
             binding = self._bindings.get(to)
             if binding is None or binding.gate.closed is not None:
-                binding = self._bindings[to] = await self._bind(to, HandlerKind.CALL, expires)
+                try:
+                    binding = self._bindings[to] = await self._bind(to, HandlerKind.CALL, expires)
+                except (NotFound, Unavailable):
+                    # Nobody is there to answer, but the call may have been answered before.
+                    kept = None if key is None else self._router.outcomes.ended(self._name(to, key))
+                    if kept is None:
+                        raise
+                    return kept.result()
                 self._bind_method(to, binding)
             arguments = arguments_of(to, binding.handler, message, fields)
             if expires is None and priority is None and trace is None and key is None and _current.get() is None:
@@ -311,8 +318,7 @@ class Port:
                 call = self._make_call(to, binding.handler, expires, priority, key, trace)
             if key is not None:
                 once = functools.partial(self._carry, to, binding, arguments, call)
-                name = Name(self.user or self.caller, to, key)
-                return await self._router.outcomes.call(name, arguments, once, call.deadline)
+                return await self._router.outcomes.call(self._name(to, key), arguments, once, call.deadline)
             try:
                 gate = binding.gate.pick(arguments, call)
                 if call.trace is not None and self._router.spans.wants(call):
@@ -320,6 +326,10 @@ class Port:
                 return await gate.call(arguments, call)
             except Closed as closed:
                 expires = call.deadline or closed.expires
+
+    def _name(self, to: str, key: str) -> Name:
+        """What stands for the call under `key`."""
+        return Name(self.user or self.caller, to, key)
 
     def _bind_method(self, to: str, binding: Binding) -> None:
         handler = binding.handler

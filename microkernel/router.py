@@ -94,6 +94,7 @@ class Router:
                 f"{len(waiting)} calls wait for service '{name}', which is {entry.state}",
                 service=name,
                 retry_after=1.0,
+                may_have_run=False,
             )
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting[waiter] = None

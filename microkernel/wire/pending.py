@@ -29,7 +29,14 @@ log = logging.getLogger("microkernel.client")
 
 
 class AskAgain(Exception):
-    """The node knows nothing of the call: it can be made again."""
+    """The node knows nothing of the call, or has its outcome under a key: it can be made again.
+
+    `may_have_run` says whether it may have reached the node.
+    """
+
+    def __init__(self, *, may_have_run: bool = False) -> None:
+        super().__init__("the call can be made again")
+        self.may_have_run = may_have_run
 
 
 class _Asked(msgspec.Struct):
@@ -185,8 +192,9 @@ class Pending:
         for number, asked in calls.items():
             if asked.answer.done():
                 continue
-            if not forgotten.may_have_arrived(number) or (asked.key is not None and same_epoch):
-                asked.answer.set_exception(AskAgain())
+            arrived = forgotten.may_have_arrived(number)
+            if not arrived or (asked.key is not None and same_epoch):
+                asked.answer.set_exception(AskAgain(may_have_run=arrived))
             else:
                 asked.answer.set_exception(self._why_forgotten(same_epoch=same_epoch))
         for number, inbox in inboxes.items():

@@ -11,7 +11,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, overload
 
-from microkernel.errors import CallCancelled, DeadlineExceeded, Invalid, Overloaded, PreconditionFailed, Unavailable
+from microkernel.errors import (
+    CallCancelled,
+    DeadlineExceeded,
+    Invalid,
+    MicrokernelError,
+    Overloaded,
+    PreconditionFailed,
+    Unavailable,
+)
 from microkernel.trace import Trace
 from microkernel.wire import codec
 from microkernel.wire.body import Body
@@ -264,24 +272,30 @@ class System:
     ) -> Body:
         """`ends` is when the call's time is over, or without a `deadline` the time that it waits to be sent."""
         keeps_until = self._loop.time() + KEPT  # the node keeps the outcome under the key at least as long
+        may_have_run = False  # an attempt before this one
         while True:
-            await self._admit(ends)
-            if self._loop.time() > keeps_until and key is not None:
-                raise Unavailable(
-                    f"{to} cannot be made again: the node may not know the key any more", may_have_run=True
-                )
-            left = None if deadline is None else max(0.0, ends - self._loop.time())
-            number = self._session.call(to, body, deadline=left, priority=priority, key=key, trace=_header(trace))
-            self._connection.touch()
             try:
+                await self._admit(ends)
+                if self._loop.time() > keeps_until and key is not None:
+                    raise Unavailable(
+                        f"{to} cannot be made again: the node may not know the key any more", may_have_run=True
+                    )
+                left = None if deadline is None else max(0.0, ends - self._loop.time())
+                number = self._session.call(to, body, deadline=left, priority=priority, key=key, trace=_header(trace))
+                self._connection.touch()
                 return await self._pending.answer(number, key, left)
-            except AskAgain:
+            except AskAgain as again:
+                may_have_run = may_have_run or again.may_have_run
                 ends = max(ends, self._loop.time() + PATIENCE) if deadline is None else ends
             except TimeoutError as error:
                 service = to.partition(".")[0]
                 raise DeadlineExceeded(
                     f"{to} did not answer within {deadline:g} s", service=service, may_have_run=True
                 ) from error
+            except MicrokernelError as error:
+                if may_have_run and error.may_have_run is False:
+                    error.may_have_run = True  # what is true of this attempt is not of all
+                raise
 
     async def _wait_for_slot(self, deadline: float | None) -> None:
         try:

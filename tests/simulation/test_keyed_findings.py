@@ -49,7 +49,6 @@ def test_a_call_that_is_made_again_and_then_rests_on_its_link_does_not_run_when_
     assert runs == [1]
 
 
-@pytest.mark.xfail(strict=True, reason="the client speaks of its second attempt and forgets its first")
 def test_a_call_that_was_made_again_may_have_run_though_its_second_attempt_never_left():
     """Each had run; in the new session the client's own rate kept some from being sent again by their deadline."""
 
@@ -86,7 +85,6 @@ async def ended(system: Any, do: Do, *, key: str, deadline: float) -> Any:
         return error
 
 
-@pytest.mark.xfail(strict=True, reason="a service is looked up before the key is")
 async def test_an_outcome_that_is_kept_is_given_while_its_service_does_not_answer():
     """Found over sockets: of a call that had run, a quarantined service said that it had not."""
     log = Logbook(pytest.fail)
