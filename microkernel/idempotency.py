@@ -121,6 +121,11 @@ class OutcomeTable:
         outcome = self._running[name] = Outcome(name, digest)
         return outcome, True
 
+    def knows(self, name: Name, now: float) -> bool:
+        """Whether a call under `name` has begun in the last 120 s."""
+        self._expire(now)
+        return name in self._running or name in self._ended or _trace(name) in self._traces
+
     def ended(self, name: Name, now: float) -> Outcome | None:
         """The outcome under `name` of a call that has ended, while it is kept."""
         self._expire(now)
@@ -224,6 +229,18 @@ class Outcomes:
                 raise Deadlock(f"{name.target} waits for itself under the key '{name.key}'", may_have_run=False)
             await self._wait(task, name, expires)
         return outcome.result()
+
+    def check_age(self, name: Name, age: float) -> None:
+        """Refuse a call that was first sent `age` seconds ago, at most, and may have been forgotten since.
+
+        Raises `Gone`: it has run, or it has not, and nobody knows any more.
+        """
+        if age > KEPT and not self._table.knows(name, self._clock.now()):
+            raise Gone(
+                f"the call of {name.target} under the key '{name.key}' was first made {age:.0f} s ago: "
+                "whether it has run is not known any more",
+                may_have_run=True,
+            )
 
     def ended(self, name: Name) -> Outcome | None:
         """What a call under `name` has ended with, while that is kept."""

@@ -327,6 +327,13 @@ class Port:
             except Closed as closed:
                 expires = call.deadline or closed.expires
 
+    def check_age(self, to: str, key: str, age: float) -> None:
+        """Refuse a call under `key` that was first made `age` seconds ago and may have been forgotten since.
+
+        Raises `Gone`.
+        """
+        self._router.outcomes.check_age(self._name(to, key), age)
+
     def _name(self, to: str, key: str) -> Name:
         """What stands for the call under `key`."""
         return Name(self.user or self.caller, to, key)

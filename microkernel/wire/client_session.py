@@ -77,12 +77,17 @@ class ClientSession(Session):
         priority: int | None,
         key: str | None = None,
         trace: str | None = None,
+        age: float | None = None,
     ) -> int:
-        """Ask for a result; `deadline` is in seconds. Raises `TooBig` and `Invalid`, as do all that send."""
+        """Ask for a result; `deadline` is in seconds, and so is the `age` of a call that is made again.
+
+        Raises `TooBig` and `Invalid`, as do all that send.
+        """
         number = next(self._ids)
         milliseconds = None if deadline is None else max(0.0, deadline * 1000)
         body = _given(body)
-        self._send(codec.Call(number, to, body, milliseconds, priority, key, trace), to)
+        old = None if age is None else age * 1000
+        self._send(codec.Call(number, to, body, milliseconds, priority, key, trace, old), to)
         self.state.calls[number] = self.state.number
         return number
 

@@ -85,7 +85,10 @@ class Ready(Frame):
 
 
 class Call(Frame):
-    """A request; `deadline` is milliseconds left, `trace` a W3C traceparent."""
+    """A request; `deadline` is milliseconds left, `trace` a W3C traceparent.
+
+    `age` is for a call that is made again under its key: milliseconds since it was first sent.
+    """
 
     id: Id
     to: Name
@@ -94,6 +97,7 @@ class Call(Frame):
     priority: Priority | None = None
     key: Key | None = None
     trace: str | None = None
+    age: Milliseconds | None = None
 
     @property
     def is_plain(self) -> bool:

@@ -271,7 +271,8 @@ class System:
         trace: Trace | None,
     ) -> Body:
         """`ends` is when the call's time is over, or without a `deadline` the time that it waits to be sent."""
-        keeps_until = self._loop.time() + KEPT  # the node keeps the outcome under the key at least as long
+        began = self._loop.time()
+        keeps_until = began + KEPT  # the node keeps the outcome under the key at least as long
         may_have_run = False  # an attempt before this one
         while True:
             try:
@@ -281,7 +282,10 @@ class System:
                         f"{to} cannot be made again: the node may not know the key any more", may_have_run=True
                     )
                 left = None if deadline is None else max(0.0, ends - self._loop.time())
-                number = self._session.call(to, body, deadline=left, priority=priority, key=key, trace=_header(trace))
+                age = self._loop.time() - began if may_have_run else None
+                number = self._session.call(
+                    to, body, deadline=left, priority=priority, key=key, trace=_header(trace), age=age
+                )
                 self._connection.touch()
                 return await self._pending.answer(number, key, left)
             except AskAgain as again:

@@ -80,6 +80,7 @@ class Work:
         self._inputs: dict[int, Inputs[Any]] = {}
         self._idle: asyncio.Event | None = None  # somebody waits for all to have ended
         self._resumed = asyncio.Event()  # set when a link has come
+        self._began = asyncio.get_running_loop().time()
         self.direct: dict[type, Callable[[Any], None]] = {codec.Call: self._call, codec.Send: self._send}
 
     def attach(self, session: ServerSession, pump: Pump) -> None:
@@ -257,6 +258,10 @@ class Work:
             if message.is_plain and type(body) is msgspec.Raw:
                 result = await self._port.call_json(to, body)
             else:
+                if message.age is not None and message.key is not None:
+                    # The frame may have rested on its way, but no longer than there has been a session for it.
+                    rested = asyncio.get_running_loop().time() - self._began
+                    self._port.check_age(to, message.key, message.age / 1000 + rested)
                 result = await self._port.call(
                     to,
                     codec.given(body, what=to),

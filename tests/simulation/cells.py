@@ -152,19 +152,13 @@ class Caller:
         calls: int,
         slowest: float = 0.3,
         asks_again: bool = True,
-        strict: bool = False,
     ) -> None:
-        """`slowest` is how long a handler waits, in seconds; `asks_again` is for one epoch only.
-
-        Unless `strict`, a call under a key that the client has made again by itself may be said not to have run: see
-        `test_keyed_findings`.
-        """
+        """`slowest` is how long a handler waits, in seconds; `asks_again` is for one epoch only."""
         self.log = log
         self.chance = chance
         self.left = calls
         self.slowest = slowest
         self.asks_again = asks_again
-        self.strict = strict
         self.open: list[Asked] = []
         self._now = asyncio.get_running_loop().time
 
@@ -222,12 +216,12 @@ class Caller:
             return
         claimed = all(isinstance(error, MicrokernelError) and error.may_have_run is False for error in ends)
         lied = claimed and not asked.may_have_run and log.runs[asked.do.id] > 0
-        if lied and (self.strict or asked.key is None):
+        if lied:
             log.broken(f"attempt {asked.attempts} of {asked.do} ran, and its error says that it did not: {ends}")
         asked.may_have_run = asked.may_have_run or not claimed or lied
         again = (self.asks_again and asked.key is not None) or not asked.may_have_run
         if not again or asked.attempts == 8:
-            if not asked.may_have_run and (self.strict or asked.key is None):
+            if not asked.may_have_run:
                 log.denied.add(asked.do.id)
                 log.calls.refused(asked.number)
             self.open.remove(asked)

@@ -16,7 +16,6 @@ from microkernel.wire.client import connect
 from microkernel.wire.limits import Limits
 
 
-@pytest.mark.xfail(strict=True, reason="the client allows 10 s from its last look at the clock to the call's arrival")
 def test_a_call_that_is_made_again_and_then_rests_on_its_link_does_not_run_when_its_outcome_is_forgotten():
     """The first ran at 0 s, the second was sent at 103 s over a link that stalled, and arrived at 128 s."""
     runs = []
