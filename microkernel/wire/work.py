@@ -61,6 +61,13 @@ class _Listens(msgspec.Struct, gc=False):
     source: Subscription | Monitor
 
 
+class _Told(msgspec.Struct, gc=False):
+    """An event that is to be published."""
+
+    subject: str
+    body: Any
+
+
 class Work:
     """All that a client has started and that has not ended."""
 
@@ -155,21 +162,25 @@ class Work:
             self._crew.cancel(number)
 
     def _send(self, message: codec.Send) -> None:
+        self._put_one_way(message)
+
+    def _put_one_way(self, work: codec.Send | _Told) -> None:
         if len(self._sends) >= self.session.limits.inflight:
             self.session.complain(Overloaded(f"{len(self._sends)} one-way messages wait", retry_after=0.1))
             return
         number = next(self._numbers)
         self._sends.add(number)
-        self._crew.put(number, message)
+        self._crew.put(number, work)
 
     def _publish(self, message: codec.Publish) -> None:
         try:
             self._refuse_subject_of_node(message.subject)
             body: Any = codec.decode_body(message.body, what=message.subject)
             self._event_body(message.subject, body)  # what cannot be sent to subscribers is its publisher's to know
-            self._port.publish(message.subject, body)
         except MicrokernelError as error:
             self.session.complain(error)
+            return
+        self._put_one_way(_Told(message.subject, body))
 
     def _subscribe(self, message: codec.Subscribe) -> None:
         try:
@@ -229,7 +240,7 @@ class Work:
         """`work` was cancelled, whether or not it had begun."""
         if isinstance(work, _Listens):
             work.source.close()
-        elif isinstance(work, codec.Send):
+        elif isinstance(work, codec.Send | _Told):
             self._sends.discard(number)
         else:
             self._forget(number)
@@ -355,6 +366,17 @@ class Work:
         finally:
             self._sends.discard(number)
 
+    async def _tell(self, number: int, event: _Told) -> None:
+        # A client that publishes too much waits: it is not to cut the subscriptions of services.
+        try:
+            await self._port.deliver(event.subject, event.body)
+        except MicrokernelError as error:
+            await self._room(FULL)
+            self.session.complain(error)
+            self._pump.touch()
+        finally:
+            self._sends.discard(number)
+
     async def _forward(self, number: int, subscription: Subscription) -> None:
         async for event in subscription:
             if subscription.dropped:
@@ -404,6 +426,7 @@ class Work:
         codec.Send: _deliver,
         _Listens: _listen_to,
         _Opened: _run,
+        _Told: _tell,
         _Timed: _answer_in_time,
     }
 

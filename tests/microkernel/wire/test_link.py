@@ -726,3 +726,14 @@ async def test_a_one_way_message_that_waits_when_the_node_leaves_becomes_a_dead_
         letter = await anext(letters)
         assert letter.body["to"] == "maths.note"
         entry.state = ServiceState.READY
+
+
+async def test_a_client_that_publishes_too_much_waits_and_cuts_no_subscription_that_lets_publishers_wait() -> None:
+    async with node() as here:
+        subscription = here.kernel.kernel.port.subscribe("flood.*", limit=4, overflow="wait")
+        async with raw(here.url) as client:
+            events = [{"t": "publish", "subject": "flood.a", "body": number} for number in range(50)]
+            await client.say(*events, {"t": "ping", "ts": 1})
+            await client.hear("pong")
+            assert [(await anext(subscription)).body for _ in range(50)] == list(range(50))
+        await subscription.aclose()
