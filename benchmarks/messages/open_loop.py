@@ -18,7 +18,7 @@ __all__ = ["Arrivals", "quiet", "run_open_loop", "with_a_hog", "with_tensors"]
 
 DRAIN = 30.0  # seconds that the last answers may take
 SHARE = 0.5  # of what the same link carries in a closed loop
-DEPTH = 64
+DEPTH = 4  # more in flight share a frame, which calls that come by themselves do not
 CLOSED, OPEN = 0.4, 3.0  # seconds
 QUICK = 0.15
 

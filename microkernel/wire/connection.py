@@ -111,6 +111,11 @@ class Connection:
         if self._pump is not None:
             self._pump.touch()
 
+    def flush(self) -> None:
+        """Send what is ready now."""
+        if self._pump is not None:
+            self._pump.flush()
+
     async def room(self) -> None:
         """Return when a link is open and takes another message; raises when there will be none."""
         while True:

@@ -29,11 +29,20 @@ class Crew(Generic[W]):
     """Carries out work in the order in which it was put, one piece beside the others where they wait."""
 
     def __init__(
-        self, do: Callable[[int, W], Awaitable[None]], cancelled: Callable[[int, W], None], *, name: str
+        self,
+        do: Callable[[int, W], Awaitable[None]],
+        cancelled: Callable[[int, W], None],
+        *,
+        name: str,
+        rests: Callable[[], None] = lambda: None,
     ) -> None:
-        """`do(number, work)` must not raise. `cancelled` is told of work that `cancel` has ended."""
+        """`do(number, work)` must not raise. `cancelled` is told of work that `cancel` has ended.
+
+        `rests` is called when all work is done that does not wait, before the next frame is waited for.
+        """
         self._do = do
         self._tell_cancelled = cancelled
+        self._rests = rests
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[int, W]] = deque()
@@ -139,6 +148,7 @@ class Crew(Generic[W]):
                 number, work = waiting.popleft()
                 await self._carry_out(number, work, task)
             elif self._read is not None and self._reader is None:
+                self._rests()
                 await self._read_next(self._read, task)
             elif len(self._idle) < SPARE:
                 idle = self._loop.create_future()

@@ -88,6 +88,10 @@ class Pump:
         """The session has changed: at the end of this turn of the loop, what is ready is sent."""
         self._writer.touch()
 
+    def flush(self) -> None:
+        """Send what is ready now, when it is known that nothing more will come in this turn."""
+        self._writer.flush_if_due()
+
     def _look(self) -> None:
         """A turn is over in which the session has changed: wake it at the time when it wants to, or end it."""
         session = self._session

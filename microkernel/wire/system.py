@@ -155,6 +155,8 @@ class System:
                 number = session.call_plain(to, body)
                 answer = self._pending.expect(number)
                 self._connection.touch()
+                if session.calls == 1:  # of several, the others go together at the end of the turn
+                    self._connection.flush()
                 try:
                     result = await answer
                 except AskAgain:

@@ -79,7 +79,7 @@ class Work:
         self._pump = pump
         self._port = port.narrow(caller=caller, rights=who.rights, user=who.user, top_priority=who.top_priority)
         self._longest = max(1, session.limits.text - ENVELOPE)
-        self._crew: Crew[Any] = Crew(self._do, self._cancelled, name=f"wire {session.session}")
+        self._crew: Crew[Any] = Crew(self._do, self._cancelled, name=f"wire {session.session}", rests=self._flush)
         self._numbers = itertools.count(-1, -1)  # of work that has no id, or outlives it
         self._listening: dict[int, int] = {}  # subscriptions and monitors: id and number
         self._sends: set[int] = set()
@@ -95,6 +95,10 @@ class Work:
         self.session, self._pump = session, pump
         self._resumed.set()
         self._resumed = asyncio.Event()
+
+    def _flush(self) -> None:
+        """Send what is ready: nothing more will come before the next frame is read."""
+        self._pump.flush()
 
     def touch(self) -> None:
         """The session has changed."""

@@ -46,6 +46,11 @@ class Writer:
             self._is_due = True
             self._loop.call_soon(self.flush)
 
+    def flush_if_due(self) -> None:
+        """Do not wait for the end of the turn: a turn of the loop costs as much as to write a frame."""
+        if self._is_due:
+            self.flush()
+
     def flush(self) -> None:
         """Write all that is ready, as far as the other end takes it."""
         self._is_due = False
