@@ -59,12 +59,12 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("microkernel needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: pyproject.toml constraints.txt microkernel/_run.c microkernel/_arrivals.c | $(VENV)/bin/python
+$(VENV)/.runtime: pyproject.toml constraints.txt microkernel/_run.c microkernel/_arrivals.c microkernel/_coroutine.h | $(VENV)/bin/python
 	@echo "installing microkernel and its pinned dependencies into $(VENV) ..."
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.development: pyproject.toml constraints.txt microkernel/_run.c microkernel/_arrivals.c | $(VENV)/bin/python
+$(VENV)/.development: pyproject.toml constraints.txt microkernel/_run.c microkernel/_arrivals.c microkernel/_coroutine.h | $(VENV)/bin/python
 	@echo "installing what tests and checks need into $(VENV) ..."
 	@$(PIP) -e '.[test,check,docs,traces]'
 	@touch $@ $(VENV)/.runtime

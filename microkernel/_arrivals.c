@@ -4,16 +4,7 @@
    due, bytes are counted) is asked of Python: `first()`. An item is taken by the await, not by `__anext__()`: a reader
    that is cancelled in between has lost none. Python 3.11 and newer. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stddef.h>
-#include <structmember.h>
-
-#ifndef _Py_T_OBJECT /* older than 3.12 */
-#define _Py_T_OBJECT T_OBJECT
-#define Py_T_PYSSIZET T_PYSSIZET
-#define Py_T_BOOL T_BOOL
-#endif
+#include "_coroutine.h"
 
 static PyObject *s_popleft, *s_first, *s_throw, *s_close;
 
@@ -72,7 +63,7 @@ typedef struct {
     PyObject_HEAD
     Arrivals *arrivals; /* NULL once it was awaited */
     PyObject *first;    /* the coroutine that waits, if somebody else was quicker */
-    char entered;
+    unsigned char entered;
 } Ready;
 
 static PyTypeObject ReadyType;
@@ -135,16 +126,11 @@ Ready_dealloc(Ready *self)
 static int
 enter(Ready *self)
 {
-    if (self->entered) {
-        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
-        return -1;
-    }
-    if (self->arrivals == NULL && self->first == NULL) {
+    if (!self->entered && self->arrivals == NULL && self->first == NULL) {
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited item");
         return -1;
     }
-    self->entered = 1;
-    return 0;
+    return enter_coroutine(&self->entered);
 }
 
 static PySendResult
@@ -190,16 +176,7 @@ Ready_send_method(Ready *self, PyObject *arg)
 {
     PyObject *value;
     PySendResult how = Ready_send(self, arg, &value);
-    if (how != PYGEN_RETURN) {
-        return value; /* NULL with an error, or what was yielded */
-    }
-    PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, value);
-    Py_DECREF(value);
-    if (stop != NULL) {
-        PyErr_SetObject(PyExc_StopIteration, stop);
-        Py_DECREF(stop);
-    }
-    return NULL;
+    return sent(how, value);
 }
 
 static PyObject *
@@ -212,18 +189,9 @@ Ready_next(Ready *self)
 static PyObject *
 throw_outside(Ready *self, PyObject *const *args, Py_ssize_t count)
 {
-    PyObject *value = count > 1 && args[1] != Py_None ? args[1] : NULL;
-    if (PyExceptionClass_Check(args[0])) {
-        PyErr_SetObject(args[0], value);
+    if (set_thrown(args, count) == 0) {
+        Py_CLEAR(self->arrivals);
     }
-    else if (PyExceptionInstance_Check(args[0]) && value == NULL) {
-        PyErr_SetObject((PyObject *)Py_TYPE(args[0]), args[0]);
-    }
-    else {
-        PyErr_SetString(PyExc_TypeError, "throw() takes an exception, or its class and a value");
-        return NULL;
-    }
-    Py_CLEAR(self->arrivals);
     return NULL;
 }
 
@@ -242,11 +210,7 @@ throw_inside(Ready *self, PyObject *const *args, Py_ssize_t count)
 static PyObject *
 Ready_throw(Ready *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count < 1 || count > 3) {
-        PyErr_SetString(PyExc_TypeError, "throw() takes from 1 to 3 arguments");
-        return NULL;
-    }
-    if (enter(self) < 0) {
+    if (check_thrown(count) < 0 || enter(self) < 0) {
         return NULL;
     }
     PyObject *result = self->first == NULL ? throw_outside(self, args, count) : throw_inside(self, args, count);
@@ -346,8 +310,7 @@ static PyTypeObject ArrivalsType = {
 static int
 module_exec(PyObject *self)
 {
-    if (PyInterpreterState_Get() != PyInterpreterState_Main()) { /* its spare objects are the main one's */
-        PyErr_SetString(PyExc_ImportError, "the fast path serves the main interpreter only");
+    if (check_interpreter() < 0) {
         return -1;
     }
     Py_XSETREF(s_popleft, PyUnicode_InternFromString("popleft"));
@@ -362,9 +325,7 @@ module_exec(PyObject *self)
 
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
-#ifdef Py_mod_multiple_interpreters /* 3.12 */
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
+    MAIN_INTERPRETER_SLOT
     {0, NULL},
 };
 

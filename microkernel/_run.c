@@ -8,19 +8,9 @@
    last reference to what it is. So a run knows when somebody is inside, and what is called is held for as long.
    Python 3.11 and newer; public C API but for `_Py_NewReference`, which every list of spare objects needs. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stddef.h>
-#include <structmember.h>
-#include <time.h>
+#include "_coroutine.h"
 
-#ifndef Py_T_OBJECT_EX /* older than 3.12 */
-#define Py_T_OBJECT_EX T_OBJECT_EX
-#define Py_T_PYSSIZET T_PYSSIZET
-#define Py_T_BOOL T_BOOL
-#define Py_T_DOUBLE T_DOUBLE
-#define _Py_T_OBJECT T_OBJECT
-#endif
+#include <time.h>
 
 static PyObject *current_var;   /* the ContextVar of message.py */
 static PyObject *task_of_loop;  /* loop -> its running task */
@@ -612,23 +602,11 @@ step(Run *self, PyObject *arg, PyObject **result)
     return PYGEN_ERROR;
 }
 
-/* Nobody may drive it who is called from within: what is on the stack would be taken away. */
-static int
-enter(Run *self)
-{
-    if (self->entered) {
-        PyErr_SetString(PyExc_ValueError, "coroutine already executing");
-        return -1;
-    }
-    self->entered = 1;
-    return 0;
-}
-
 static PySendResult
 Run_send(Run *self, PyObject *arg, PyObject **result)
 {
     *result = NULL;
-    if (enter(self) < 0) {
+    if (enter_coroutine(&self->entered) < 0) {
         return PYGEN_ERROR;
     }
     PySendResult how = step(self, arg, result);
@@ -636,51 +614,18 @@ Run_send(Run *self, PyObject *arg, PyObject **result)
     return how;
 }
 
-/* `result` as the StopIteration that the methods of a coroutine end with; steals the reference. */
-static PyObject *
-stop_with(PyObject *result)
-{
-    PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
-    Py_DECREF(result);
-    if (stop != NULL) {
-        PyErr_SetObject(PyExc_StopIteration, stop);
-        Py_DECREF(stop);
-    }
-    return NULL;
-}
-
 static PyObject *
 Run_send_method(Run *self, PyObject *arg)
 {
     PyObject *result;
     PySendResult how = Run_send(self, arg, &result);
-    if (how == PYGEN_RETURN) {
-        return stop_with(result);
-    }
-    return result; /* NULL with an error, or what was yielded */
+    return sent(how, result);
 }
 
 static PyObject *
 Run_next(Run *self)
 {
     return Run_send_method(self, Py_None);
-}
-
-/* Set the exception that throw() was given; -1 if it was given none. */
-static int
-set_thrown(PyObject *const *args, Py_ssize_t count)
-{
-    PyObject *value = count > 1 && args[1] != Py_None ? args[1] : NULL;
-    if (PyExceptionClass_Check(args[0])) {
-        PyErr_SetObject(args[0], value);
-        return 0;
-    }
-    if (!PyExceptionInstance_Check(args[0]) || value != NULL) {
-        PyErr_SetString(PyExc_TypeError, "throw() takes an exception, or its class and a value");
-        return -1;
-    }
-    PyErr_SetObject((PyObject *)Py_TYPE(args[0]), args[0]);
-    return 0;
 }
 
 /* Nobody is inside to hear of what is thrown: it has not begun. */
@@ -741,11 +686,7 @@ throw_inside(Run *self, PyObject *const *args, Py_ssize_t count)
 static PyObject *
 Run_throw(Run *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count < 1 || count > 3) {
-        PyErr_SetString(PyExc_TypeError, "throw() takes from 1 to 3 arguments");
-        return NULL;
-    }
-    if (enter(self) < 0) {
+    if (check_thrown(count) < 0 || enter_coroutine(&self->entered) < 0) {
         return NULL;
     }
     PyObject *result = NULL;
@@ -785,7 +726,7 @@ close_run(Run *self)
 static PyObject *
 Run_close(Run *self, PyObject *Py_UNUSED(ignored))
 {
-    if (enter(self) < 0) {
+    if (enter_coroutine(&self->entered) < 0) {
         return NULL;
     }
     int failed = close_run(self);
@@ -1118,11 +1059,7 @@ name_all(void)
 static int
 module_exec(PyObject *self)
 {
-    if (PyInterpreterState_Get() != PyInterpreterState_Main()) { /* its ContextVar and its spare runs are the main one's */
-        PyErr_SetString(PyExc_ImportError, "the fast path serves the main interpreter only");
-        return -1;
-    }
-    if (name_all() < 0 || look_up(&current_var, "microkernel.message", "_current") < 0 ||
+    if (check_interpreter() < 0 || name_all() < 0 || look_up(&current_var, "microkernel.message", "_current") < 0 ||
         look_up(&task_of_loop, "microkernel.nursery", "task_of_loop") < 0) {
         return -1;
     }
@@ -1141,9 +1078,7 @@ module_exec(PyObject *self)
 
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
-#ifdef Py_mod_multiple_interpreters /* 3.12 */
-    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
-#endif
+    MAIN_INTERPRETER_SLOT
     {0, NULL},
 };
 
