@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -78,20 +78,12 @@ class Port:
     def may_publish(self, subject: str) -> bool:
         """Whether the rights that this port was narrowed by permit to publish on `subject`."""
         told = self._told.get(subject)
-        if told is None:
-            if len(self._told) >= MAX_KNOWN:
-                self._told.clear()
-            told = self._told[subject] = all(rights.permits_publish(subject) for rights in self._granted)
-        return told
+        return self._learn(self._told, subject, Rights.permits_publish) if told is None else told
 
     def may_hear(self, pattern: str) -> bool:
         """Whether the rights that this port was narrowed by permit to hear `pattern`, or one subject."""
         heard = self._heard.get(pattern)
-        if heard is None:
-            if len(self._heard) >= MAX_KNOWN:
-                self._heard.clear()
-            heard = self._heard[pattern] = all(rights.permits_subscribe(pattern) for rights in self._granted)
-        return heard
+        return self._learn(self._heard, pattern, Rights.permits_subscribe) if heard is None else heard
 
     def denied(self, act: Act, target: str, why: str, *, peer: str | None = None) -> None:
         """Have it audited that this port's holder was denied something; `peer` is the address it came from."""
@@ -212,8 +204,7 @@ class Port:
         """
         binding = self._bindings.get(to)
         if binding is None or binding.gate.closed is not None:
-            binding = self._bindings[to] = await self._bind(to, HandlerKind.CALL, None)
-            self._bind_method(to, binding)
+            binding = await self._bind_method(to, None)
         arguments = arguments_of(to, binding.handler, message, None)
         if priority is None and _current.get() is None:
             call = self._roots[to]
@@ -228,10 +219,7 @@ class Port:
         """A call without its caller: what has not begun when its service restarts waits, as other calls do."""
         while True:
             try:
-                gate = binding.gate.pick(arguments, call)
-                if call.trace is not None and self._router.spans.wants(call):
-                    return await self._router.spans.around(gate.call(arguments, call), to, call)
-                return await gate.call(arguments, call)
+                return await self._run(to, binding, arguments, call)
             except Closed:
                 binding = await self._router.bind(to, call.deadline)
                 arguments = arguments_of(to, binding.handler, arguments[0] if arguments else None, {})
@@ -268,9 +256,7 @@ class Port:
         ones come first, without a gap. Raises `Gone` when some are no longer kept, `PreconditionFailed` when such
         events are not kept at all, and `Overloaded` when the node has too many subscriptions.
         """
-        if self._granted and not self.may_hear(subject):
-            self.denied(Act.SUBSCRIBE, subject, "its rights do not cover it")
-            raise Denied(f"{self.caller} has no right to {subject}")
+        self._check_hear(subject)
         return self._router.bus.subscribe(
             subject, group=group, owner=self.user, limit=limit, max_bytes=max_bytes, overflow=overflow, since=since
         )
@@ -280,10 +266,7 @@ class Port:
 
         Raises `NotFound`, and `Denied` where the rights do not cover hearing of it.
         """
-        subject = f"service.{name}.*"
-        if self._granted and not self.may_hear(subject):
-            self.denied(Act.SUBSCRIBE, subject, "its rights do not cover it")
-            raise Denied(f"{self.caller} has no right to {subject}")
+        self._check_hear(f"service.{name}.*")
         self._router.registry.entry(name)
         return self._router.monitors.add(name, self._router.present(name))
 
@@ -303,14 +286,13 @@ class Port:
             binding = self._bindings.get(to)
             if binding is None or binding.gate.closed is not None:
                 try:
-                    binding = self._bindings[to] = await self._bind(to, HandlerKind.CALL, expires)
+                    binding = await self._bind_method(to, expires)
                 except (NotFound, Unavailable):
                     # Nobody is there to answer, but the call may have been answered before.
                     kept = None if key is None else self._router.outcomes.ended(self._name(to, key))
                     if kept is None:
                         raise
                     return kept.result()
-                self._bind_method(to, binding)
             arguments = arguments_of(to, binding.handler, message, fields)
             if expires is None and priority is None and trace is None and key is None and _current.get() is None:
                 call = self._roots[to]
@@ -320,10 +302,7 @@ class Port:
                 once = functools.partial(self._carry, to, binding, arguments, call)
                 return await self._router.outcomes.call(self._name(to, key), arguments, once, call.deadline)
             try:
-                gate = binding.gate.pick(arguments, call)
-                if call.trace is not None and self._router.spans.wants(call):
-                    return await self._router.spans.around(gate.call(arguments, call), to, call)
-                return await gate.call(arguments, call)
+                return await self._run(to, binding, arguments, call)
             except Closed as closed:
                 expires = call.deadline or closed.expires
 
@@ -338,13 +317,23 @@ class Port:
         """What stands for the call under `key`."""
         return Name(self.user or self.caller, to, key)
 
-    def _bind_method(self, to: str, binding: Binding) -> None:
+    def _run(self, to: str, binding: Binding, arguments: tuple[Any, ...], call: Call) -> Awaitable[Any]:
+        """The handler's work, to be awaited. Raises `Closed` where nobody is there to do it."""
+        work = binding.gate.pick(arguments, call).call(arguments, call)
+        if call.trace is not None and self._router.spans.wants(call):
+            return self._router.spans.around(work, to, call)
+        return work
+
+    async def _bind_method(self, to: str, expires: float | None) -> Binding:
+        """Wait for who answers `to`, and go on calling it the quick way."""
+        binding = self._bindings[to] = await self._bind(to, HandlerKind.CALL, expires)
         handler = binding.handler
         priority = max(PRIORITY, self._top_priority)
         root = Call(caller=self.caller, priority=priority, user=self.user, chain=(to,), limit=handler.deadline)
         self._roots[to] = root
         if isinstance(binding.gate, Gate):  # of several instances each call chooses one
             self.method(to).bind(binding.gate, handler.message if handler.takes_message else None, root)
+        return binding
 
     def _child(self, to: str, parent: Call) -> Call | None:
         """The call that is made while `parent` is answered; None if it may be traced, which is done the slow way."""
@@ -358,6 +347,25 @@ class Port:
             raise Invalid(f"a deadline is in seconds from now, not {deadline:g}", field="deadline")
         return self._router.clock.now() + min(deadline, MAX_DEADLINE)
 
+    def _learn(self, known: dict[str, bool], subject: str, permits: Callable[[Rights, str], bool]) -> bool:
+        if len(known) >= MAX_KNOWN:
+            known.clear()
+        known[subject] = answer = all(permits(rights, subject) for rights in self._granted)
+        return answer
+
+    def _check_call(self, to: str) -> None:
+        if not self.permits(to):
+            self.denied(Act.CALL, to, "its rights do not cover it")
+            raise Denied(
+                f"{self.caller} has no right to call {to}",
+                remedy="a service names what it calls in `needs` or `uses`; a token in its rights",
+            )
+
+    def _check_hear(self, subject: str) -> None:
+        if self._granted and not self.may_hear(subject):
+            self.denied(Act.SUBSCRIBE, subject, "its rights do not cover it")
+            raise Denied(f"{self.caller} has no right to {subject}")
+
     def _check_publish(self, subject: str) -> None:
         if not self._reserved and subject.startswith(RESERVED):
             self.denied(Act.PUBLISH, subject, "only the kernel tells of services and itself")
@@ -369,12 +377,7 @@ class Port:
             raise Denied(f"{self.caller} has no right to {subject}")
 
     async def _bind(self, to: str, kind: HandlerKind, expires: float | None) -> Binding:
-        if not self.permits(to):
-            self.denied(Act.CALL, to, "its rights do not cover it")
-            raise Denied(
-                f"{self.caller} has no right to call {to}",
-                remedy="a service names what it calls in `needs` or `uses`; a token in its rights",
-            )
+        self._check_call(to)
         parent = current_call()
         if parent is not None and parent.deadline is not None:
             expires = parent.deadline if expires is None else min(expires, parent.deadline)

@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from microkernel import Message, Service, current_call, every, handles, on, streams
+from microkernel.audit import Act
 from microkernel.buffers import Array
+from microkernel.capability import Rights
 from microkernel.errors import NotFound
 from microkernel.executor import Executor
 from microkernel.inputs import Inputs
@@ -303,6 +305,22 @@ class Store(Service):
     @handles
     async def ask_secret(self) -> str:
         return await self.call("secret.read")
+
+    @handles
+    async def on_behalf(self, message: dict[str, str]) -> str:
+        """What somebody with few rights may not do, done with a port that was narrowed to them."""
+        few = Rights(allow=("partner.who",), publish=("few.*",), subscribe=("few.*",))
+        port = self.port.narrow(caller="guest of store", rights=few, user="ana")
+        match message:
+            case {"call": to}:
+                return str(await port.call(to))
+            case {"monitor": name}:
+                return str(await anext(port.monitor(name)))
+            case {"hear": subject}:
+                return str(await anext(port.subscribe(subject)))
+            case _:
+                port.denied(Act.CONNECT, "the door", "its certificate is old", peer="10.0.0.7")
+                return "shown out"
 
     @handles(deadline=None)
     async def ask_hang(self) -> None:

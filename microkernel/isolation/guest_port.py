@@ -11,10 +11,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, cast
 
+import msgspec
+
 from microkernel.audit import Act
 from microkernel.backlog import Overflow, overflow_of
 from microkernel.capability import Rights
-from microkernel.errors import Denied, Invalid, MicrokernelError, Overloaded, PreconditionFailed
+from microkernel.errors import Invalid, MicrokernelError, Overloaded, PreconditionFailed
 from microkernel.events import Bus, Event, Subscription
 from microkernel.isolation.frames import Context, Item, Options, Publish, Send
 from microkernel.isolation.items import Items
@@ -27,11 +29,32 @@ from microkernel.service import CREDIT
 from microkernel.subjects import check_pattern, check_subject
 from microkernel.trace import Trace
 
-__all__ = ["DELIVER", "DENIED", "MONITOR", "SUBSCRIBE", "GuestBus", "GuestMonitor", "GuestPort", "GuestSubscription"]
+__all__ = [
+    "DELIVER",
+    "DENIED",
+    "MONITOR",
+    "SUBSCRIBE",
+    "GuestBus",
+    "GuestMonitor",
+    "GuestPort",
+    "GuestSubscription",
+    "Refusal",
+]
 
 # Addresses at the kernel's end of a link.
 SUBSCRIBE, DELIVER, MONITOR, DENIED = "@subscribe", "@deliver", "@monitor", "@denied"
 EVENTS = 64  # credit of a subscription; what waits beyond it waits in the bus, under its rule for slow readers
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """A denial to be audited; `caller` and `user` are those of a port that was narrowed, see `Port.denied`."""
+
+    act: Act
+    target: str
+    why: str
+    peer: str | None = None
+    caller: str | None = None
+    user: str | None = None
 
 
 class GuestPort(Port):
@@ -100,34 +123,30 @@ class GuestPort(Port):
         context = self._context()  # of whoever opens it, not of whoever reads it
 
         def opening() -> Items:
-            self._require(to)
+            self._check_call(to)
             body = self._link.packing.pack(_given(to, message, fields), f"the message to {to}")
             return self._link.open(to, body, CREDIT, context, options)
 
         return cast("Stream", _GuestStream(self._link, opening, to))
 
     def monitor(self, name: str) -> Monitor:
+        self._check_hear(f"service.{name}.*")
         body = self._link.packing.pack(name, f"the monitor of {name}")
         return cast("Monitor", GuestMonitor(self._link, name, body))
 
-    def denied(self, act: Act, target: str, why: str, *, peer: str | None = None) -> None:  # noqa: ARG002 - none here
-        self._link.post(Send(DENIED, self._link.packing.pack((act.value, target, why), "a denial")))
+    def denied(self, act: Act, target: str, why: str, *, peer: str | None = None) -> None:
+        holder, user = (self.caller, self.user) if self._is_narrow else (None, None)
+        refusal = Refusal(act, target, why, peer, holder, user)
+        self._link.post(Send(DENIED, self._link.packing.pack(refusal, "a denial")))
 
     async def _ask(self, to: str, message: Any, fields: dict[str, Any], options: Options) -> Any:
-        self._require(to)
+        self._check_call(to)
         link = self._link
         body = link.packing.pack(_given(to, message, fields), f"the message to {to}")
         if link.transport.is_full:
             await link.transport.room()
         result = await link.call(to, body, self._context(), options)
         return link.packing.unpack_named(result.body, result.kind, f"the result of {to}")
-
-    def _require(self, to: str) -> None:
-        if not self.permits(to):
-            raise Denied(
-                f"{self.caller} has no right to call {to}",
-                remedy="a service names what it calls in `needs` or `uses`; a token in its rights",
-            )
 
     def _options(self, *, priority: int | None = None, **options: Any) -> Options:
         if self._top_priority:

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from microkernel.audit import Act
 from microkernel.capability import ALL
 from microkernel.errors import MicrokernelError
 from microkernel.events import Event, Subscription
@@ -19,7 +18,7 @@ from microkernel.inputs import Inputs
 from microkernel.isolation import frames
 from microkernel.isolation.frames import Ask, Options
 from microkernel.isolation.guest import CRASHED, LOG, LogLine
-from microkernel.isolation.guest_port import DELIVER, DENIED, MONITOR, SUBSCRIBE
+from microkernel.isolation.guest_port import DELIVER, DENIED, MONITOR, SUBSCRIBE, Refusal
 from microkernel.isolation.kinds import kind_named
 from microkernel.isolation.link import Link
 from microkernel.isolation.packing import Packing
@@ -118,8 +117,9 @@ class HostPort:
             elif frame.to == LOG:
                 _log(self._packing.unpack(frame.body, LogLine, "a line of the log"))
             elif frame.to == DENIED:
-                act, target, why = self._packing.unpack(frame.body, tuple[Act, str, str], "a denial")
-                self._port.denied(act, target, why)
+                refusal = self._packing.unpack(frame.body, Refusal, "a denial")
+                port = self._narrowed(refusal.caller, refusal.user)
+                port.denied(refusal.act, refusal.target, refusal.why, peer=refusal.peer)
             elif frame.to == CRASHED:
                 error = self._packing.unpack(frame.body, Any, "a crash")
                 self._crashed(self._packing.unpack_error(error))
@@ -161,9 +161,11 @@ class HostPort:
     def _continue(self, frame: Ask | frames.Open, options: Options) -> Port:
         """Go on with the call that the service answers, in this task; the port is the service's, or one narrowed."""
         _current.set(None if frame.context is None else frame.context.call(self._router.clock.now()))
-        if options.caller is None:
-            return self._port
-        return self._port.narrow(caller=options.caller, rights=ALL, user=options.user)
+        return self._narrowed(options.caller, options.user)
+
+    def _narrowed(self, caller: str | None, user: str | None) -> Port:
+        """The port of whom the service acts for; its own where it acts for nobody. The guest held it to its rights."""
+        return self._port if caller is None else self._port.narrow(caller=caller, rights=ALL, user=user)
 
     def _declared(self, to: str) -> Any:
         """The type that `to` says it answers with; `Any` if it is gone by now."""

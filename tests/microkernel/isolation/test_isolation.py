@@ -364,6 +364,42 @@ async def test_a_denied_service_is_audited(isolation):
         assert (denial.who, denial.target) == ("store", "kernel.shutdown")
 
 
+async def test_a_call_beyond_the_rights_of_a_service_is_audited(isolation):
+    async with node(isolation) as system, system.subscribe("audit.denied") as denials:
+        with pytest.raises(Denied):
+            await system.call("store.ask_secret")
+        denial = (await anext(denials)).body
+        assert (denial.act, denial.who, denial.target) == ("call", "store", "secret.read")
+
+
+@pytest.mark.parametrize(
+    ("asked", "act", "target"),
+    [
+        ({"call": "partner.double"}, "call", "partner.double"),
+        ({"monitor": "partner"}, "subscribe", "service.partner.*"),
+        ({"hear": "partner.noted"}, "subscribe", "partner.noted"),
+    ],
+)
+async def test_a_narrowed_port_is_held_to_its_rights_and_audited_by_its_holder(isolation, asked, act, target):
+    async with node(isolation) as system, system.subscribe("audit.denied") as denials:
+        with pytest.raises(Denied, match="guest of store has no right to"):
+            await system.call("store.on_behalf", asked)
+        denial = (await anext(denials)).body
+        assert (denial.act, denial.target, denial.who, denial.user) == (act, target, "guest of store", "ana")
+
+
+async def test_a_denial_that_a_service_tells_of_names_the_address(isolation):
+    async with node(isolation) as system, system.subscribe("audit.denied") as denials:
+        assert await system.call("store.on_behalf", {"show": "out"}) == "shown out"
+        denial = (await anext(denials)).body
+        assert (denial.act, denial.target, denial.who, denial.peer) == (
+            "connect",
+            "the door",
+            "guest of store",
+            "10.0.0.7",
+        )
+
+
 async def test_a_service_delivers_when_there_is_room(isolation):
     async with node(isolation) as system:
         events = system.kernel.router.bus.subscribe("any.thing", limit=1, overflow="wait")
