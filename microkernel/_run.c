@@ -14,6 +14,7 @@
 
 static PyObject *current_var;   /* the ContextVar of message.py */
 static PyObject *task_of_loop;  /* loop -> its running task */
+static PyObject *rest_type;     /* what begin() gives for a coroutine that waits */
 static PyObject *s_slow, *s_release, *s_suspended, *s_failure, *s_over, *s_first, *s_ended, *s_turn, *s_throw, *s_close,
     *s_call_soon;
 
@@ -1024,6 +1025,26 @@ static PyTypeObject MethodType = {
     .tp_methods = Method_methods,
 };
 
+/* ---- begin: a coroutine is run up to its first wait; see begin.py ---- */
+
+static PyObject *
+begin_coroutine(PyObject *Py_UNUSED(module), PyObject *coroutine)
+{
+    PyObject *result;
+    PySendResult how = PyIter_Send(coroutine, Py_None, &result);
+    if (how != PYGEN_NEXT) {
+        return how == PYGEN_RETURN ? result : NULL;
+    }
+    PyObject *rest = PyObject_CallFunctionObjArgs(rest_type, coroutine, result, NULL);
+    Py_DECREF(result);
+    return rest;
+}
+
+static PyMethodDef module_methods[] = {
+    {"begin", begin_coroutine, METH_O, "Run a coroutine up to its first wait: its result, or the rest of it."},
+    {NULL},
+};
+
 static int
 look_up(PyObject **place, const char *module, const char *attribute)
 {
@@ -1060,7 +1081,8 @@ static int
 module_exec(PyObject *self)
 {
     if (check_interpreter() < 0 || name_all() < 0 || look_up(&current_var, "microkernel.message", "_current") < 0 ||
-        look_up(&task_of_loop, "microkernel.nursery", "task_of_loop") < 0) {
+        look_up(&task_of_loop, "microkernel.nursery", "task_of_loop") < 0 ||
+        look_up(&rest_type, "microkernel.begin", "Rest") < 0) {
         return -1;
     }
     if (!PyContextVar_CheckExact(current_var)) { /* what uses it does not look again */
@@ -1086,6 +1108,7 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "microkernel._run",
     .m_doc = "The fast path of a gated call in C; run.py is the reference.",
+    .m_methods = module_methods,
     .m_slots = module_slots,
 };
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,6 +32,14 @@ MAX_SENDS = 4096  # one-way messages on their way at a time
 MAX_DEADLINE = 86_400.0  # seconds; what takes longer than a day is no call
 RESERVED = ("service.", "kernel.", "audit.", "trace.")  # subjects that services act on, such as giving memory back
 MAX_KNOWN = 1024  # subjects of which a port remembers whether its holder may publish or hear them
+
+
+class _Plain(NamedTuple):
+    """A handler that takes JSON text without a further look."""
+
+    gate: Gate
+    decode: Callable[[msgspec.Raw], Any]
+    method: Method
 
 
 class Port:
@@ -61,6 +69,7 @@ class Port:
         self._told: dict[str, bool] = {}
         self._bindings: dict[str, Binding] = {}
         self._methods: dict[str, Method] = {}
+        self._plain: dict[str, _Plain] = {}
         self._roots: dict[str, Call] = {}  # the calls of those who answer none themselves, by handler
 
     def narrow(self, *, caller: str, rights: Rights, user: str | None = None, top_priority: int = 0) -> Port:
@@ -123,22 +132,14 @@ class Port:
 
     def call_json(self, to: str, message: msgspec.Raw) -> Coroutine[Any, Any, Any]:
         """`call` with JSON text and no options: the wire's way, with less to look at."""
-        binding = self._bindings.get(to)
-        if binding is None or type(binding.gate) is not Gate or binding.gate.closed is not None:
-            return self._call(to, message)
-        if _current.get() is not None or not binding.handler.takes_message:
+        plain = self._plain.get(to)
+        if plain is None or plain.gate.closed is not None:
             return self._call(to, message)
         try:
-            arguments = (decoder_of(binding.handler.message).decode(message),)
+            given = plain.decode(message)
         except (TypeError, msgspec.MsgspecError, MicrokernelError):
             return self._call(to, message)  # which says what is wrong
-        return self._call_given(to, binding.gate, arguments, message)
-
-    async def _call_given(self, to: str, gate: Gate, arguments: tuple[Any, ...], message: Any) -> Any:
-        try:
-            return await gate.call(arguments, self._roots[to])
-        except Closed:
-            return await self._call(to, message)
+        return plain.method(given)
 
     def method(self, to: str) -> Method:
         """The right to call `service.method`, bound once: `await method(message)` is the quickest call there is.
@@ -331,8 +332,12 @@ class Port:
         priority = max(PRIORITY, self._top_priority)
         root = Call(caller=self.caller, priority=priority, user=self.user, chain=(to,), limit=handler.deadline)
         self._roots[to] = root
+        self._plain.pop(to, None)
         if isinstance(binding.gate, Gate):  # of several instances each call chooses one
-            self.method(to).bind(binding.gate, handler.message if handler.takes_message else None, root)
+            method = self.method(to)
+            method.bind(binding.gate, handler.message if handler.takes_message else None, root)
+            if handler.takes_message:
+                self._plain[to] = _Plain(binding.gate, decoder_of(handler.message).decode, method)
         return binding
 
     def _child(self, to: str, parent: Call) -> Call | None:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
+from microkernel.begin import Rest, begin
 from microkernel.message import Call, _current
 from microkernel.nursery import task_of_loop
 
@@ -141,26 +142,17 @@ class Driven:
         self.tracker: Suspended | None = None
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        coroutine = self._coroutine
-        try:
-            pending = coroutine.send(None)
-        except StopIteration as done:
-            return done.value
+        begun = begin(self._coroutine)
+        if type(begun) is not Rest:
+            return begun
         self.tracker = self._track()
         try:
-            while True:
-                try:
-                    value = yield pending
-                except BaseException as error:  # noqa: BLE001 - the coroutine protocol: what is thrown goes in
-                    pending = coroutine.throw(error)
-                else:
-                    pending = coroutine.send(value)
-        except StopIteration as done:
-            self.tracker.ended()
-            return done.value
+            result = yield from begun.__await__()
         except GeneratorExit:
             self.tracker.ended()
             raise
+        self.tracker.ended()
+        return result
 
 
 class Pulls:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NoReturn
+from typing import NoReturn
 
 import msgspec
 
@@ -88,7 +88,7 @@ class ClientSession(Session):
         body = _given(body)
         old = None if age is None else age * 1000
         self._send(codec.Call(number, to, body, milliseconds, priority, key, trace, old), to)
-        self.state.calls[number] = self.state.number
+        self.state.calls[number] = self.outbox.number
         return number
 
     def call_plain(self, to: str, body: Body | None) -> int:
@@ -102,7 +102,7 @@ class ClientSession(Session):
         if len(message) > self._longest:
             raise self._too_big(to, len(message), self._longest, "a text frame")
         self._tell_text(message, number)
-        self.state.calls[number] = self.state.number
+        self.state.calls[number] = self.outbox.number
         return number
 
     def open(self, to: str, body: Body | None, *, credit: int, deadline: float | None, priority: int | None) -> int:
@@ -137,14 +137,14 @@ class ClientSession(Session):
         """Ask for events, of those after offset `since` first."""
         number = next(self._ids)
         self._send(codec.Subscribe(number, subject, group=group, since=since), max(subject, group or "", key=len))
-        self.state.subscriptions[number] = self.state.number
+        self.state.subscriptions[number] = self.outbox.number
         return number
 
     def monitor(self, service: str) -> int:
         """Ask when a service comes and goes."""
         number = next(self._ids)
         self._send(codec.Monitor(number, service), service)
-        self.state.subscriptions[number] = self.state.number
+        self.state.subscriptions[number] = self.outbox.number
         return number
 
     def room(self, number: int) -> int:
@@ -281,9 +281,9 @@ class ClientSession(Session):
         if self.state.replay is None:
             self.state.clear()
         elif self.ready is not None:
-            self.state.replay.never_left(self.outbox.waiting())
+            self._keep_unsent(self.state.replay)
 
-    _HANDLERS: ClassVar[dict[type, Callable[[ClientSession, Any], Action | None]]] = {
+    _HANDLERS = {
         codec.Ack: Session.acknowledged,
         codec.Auth: _misplaced,
         codec.Bye: _pass,

@@ -10,8 +10,7 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 
@@ -22,16 +21,14 @@ from microkernel.wire.client_session import ClientSession
 from microkernel.wire.codec import CloseCode
 from microkernel.wire.dial import dial
 from microkernel.wire.limits import BUSY, Limits
-from microkernel.wire.pump import Pump
-from microkernel.wire.session import Action, Close, ends_session
+from microkernel.wire.pump import Handlers, Pump
+from microkernel.wire.session import Close, ends_session
 from microkernel.wire.state import SessionState
 from microkernel.wire.trust import Trust
 
 __all__ = ["Connection", "Find", "comes_back"]
 
 _PASSING = frozenset({1001, 1005, 1006, 1011, 1012, 1013})  # RFC 6455 §7.4.1: away, none, lost, failed, restart, busy
-
-_ABOUT_THE_LINK = frozenset({codec.Ready, codec.Bye})
 
 Find = Callable[[], Awaitable["tuple[str, str, Trust | None]"]]
 
@@ -51,22 +48,20 @@ class Connection:
         find: Find,
         *,
         reconnect: bool,
-        carry_out: Callable[[Action], None],
         lost: Callable[[float], None],
         over: Callable[[], None],
     ) -> None:
         """`find` gives the address, the token, and whose certificate to believe, anew for each link.
 
-        `carry_out` gets what comes. `lost` is called when a link is lost and another is tried, with the seconds for
+        `lost` is called when a link is lost and another is tried, with the seconds for
         which the node keeps the session; `over` at the end, when nothing will come any more.
         """
         self.url = ""
         self._find = find
         self._reconnect = reconnect
-        self._on_action = carry_out
         self._on_lost = lost
         self._on_over = over
-        self.direct: Mapping[type, Callable[[Any], None]] = {}  # who gets some messages, by their type; set once
+        self.handlers: Handlers = {}  # for what comes; set before `start`
         self._loop = asyncio.get_running_loop()
         self._state = SessionState() if reconnect else None
         self._ids = itertools.count(1)
@@ -164,8 +159,8 @@ class Connection:
             self.url, token, trust = await self._find()
             async with dial(self.url, trust) as socket:
                 self.session = self._new_session(token)
-                self._pump = Pump(socket, self.session, self._carry_out, functools.partial(_break, socket))
-                self._pump.direct = self.direct
+                handlers: Handlers = {**self.handlers, codec.Ready: self._on_ready, codec.Bye: self._on_bye}
+                self._pump = Pump(socket, self.session, handlers, functools.partial(_break, socket))
                 if self._leaving:
                     self._pump.close(codec.NORMAL, "")
                 closed = await self._pump.run()
@@ -191,16 +186,15 @@ class Connection:
     def _new_session(self, token: str) -> ClientSession:
         return ClientSession(token=token, limits=Limits(), clock=self._loop.time, state=self._state, ids=self._ids)
 
-    def _carry_out(self, action: Action) -> None:
-        self._on_action(action)
-        if type(action) not in _ABOUT_THE_LINK:
-            return
-        if isinstance(action, codec.Ready):
-            self._backoff.reset()
-            self._why = None
-            self._changed.set()
-        elif isinstance(action, codec.Bye):
-            self._after = 0.0 if action.after is None else min(60.0, action.after / 1000)
+    def _on_ready(self, ready: codec.Ready) -> None:
+        self.handlers[codec.Ready](ready)
+        self._backoff.reset()
+        self._why = None
+        self._changed.set()
+
+    def _on_bye(self, bye: codec.Bye) -> None:
+        self._after = 0.0 if bye.after is None else min(60.0, bye.after / 1000)
+        log.info("the node at %s is about to leave: %s", self.url, bye.reason)
 
 
 def _break(socket: aiohttp.ClientWebSocketResponse) -> None:

@@ -9,13 +9,14 @@ pieces of work wait.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from microkernel.nursery import contained
 
-__all__ = ["Crew", "Read"]
+__all__ = ["Crew", "Do", "Read"]
 
 Read = Callable[[], Coroutine[Any, Any, bool]]
 """Waits for the next frame, puts its work, and says whether there is more to come."""
@@ -24,28 +25,29 @@ SPARE = 4  # tasks that wait for work; more than that end
 
 W = TypeVar("W")
 
+Do: TypeAlias = Callable[[int, W], "Awaitable[None] | None"]
+"""Carries out a piece of work with its number; what is left to be awaited, None where nothing is. Neither raises."""
+
 
 class Crew(Generic[W]):
     """Carries out work in the order in which it was put, one piece beside the others where they wait."""
 
     def __init__(
         self,
-        do: Callable[[int, W], Awaitable[None]],
         cancelled: Callable[[int, W], None],
         *,
         name: str,
         rests: Callable[[], None] = lambda: None,
     ) -> None:
-        """`do(number, work)` must not raise. `cancelled` is told of work that `cancel` has ended.
-
+        """`cancelled` is told of work that `cancel` has ended.
         `rests` is called when all work is done that does not wait, before the next frame is waited for.
         """
-        self._do = do
         self._tell_cancelled = cancelled
         self._rests = rests
         self._name = name
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[int, W]] = deque()
+        self._context = contextvars.copy_context()  # of every task: work that was begun must not lend them its own
+        self._waiting: deque[tuple[int, W, Do[W]]] = deque()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._cancelled: set[int] = set()
         self._members: dict[asyncio.Task[None], None] = {}
@@ -60,12 +62,12 @@ class Crew(Generic[W]):
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
 
-    def put(self, number: int, work: W) -> None:
-        """Have `work` carried out after what was put before; `number` is that of no other work here."""
-        self._waiting.append((number, work))
+    def put(self, number: int, work: W, do: Do[W]) -> None:
+        """Have `do` carry out `work` after what was put before; `number` is that of no other work here."""
+        self._waiting.append((number, work, do))
         if not self._looks:
             self._looks = True
-            self._loop.call_soon(self._look)
+            self._loop.call_soon(self._look, context=self._context)
 
     def cancel(self, number: int) -> None:
         """End work: it is not begun any more, or gets a `CancelledError`. What has ended stays so."""
@@ -78,7 +80,7 @@ class Crew(Generic[W]):
         for piece in self._waiting:
             if piece[0] == number:
                 self._waiting.remove(piece)
-                self._tell_cancelled(*piece)
+                self._tell_cancelled(number, piece[1])
                 return
 
     async def serve(self, read: Read) -> None:
@@ -100,7 +102,7 @@ class Crew(Generic[W]):
         """End all work, and return when it has ended; what has the numbers in `spare` is carried out before."""
         for piece in [piece for piece in self._waiting if piece[0] not in spare]:
             self._waiting.remove(piece)
-            self._tell_cancelled(*piece)
+            self._tell_cancelled(piece[0], piece[1])
         for number in [number for number in self._running if number not in spare]:
             self.cancel(number)
         while len(self):
@@ -142,11 +144,19 @@ class Crew(Generic[W]):
         """The life of one task."""
         task = asyncio.current_task()
         assert task is not None
-        waiting = self._waiting
+        waiting, running = self._waiting, self._running
         while True:
             if waiting:
-                number, work = waiting.popleft()
-                await self._carry_out(number, work, task)
+                number, work, do = waiting.popleft()
+                running[number] = task
+                try:
+                    rest = do(number, work)
+                    if rest is not None:
+                        await self._finish(number, work, rest, task)
+                finally:
+                    del running[number]
+                    if self._emptied is not None and not len(self) and not self._emptied.done():
+                        self._emptied.set_result(None)
             elif self._read is not None and self._reader is None:
                 self._rests()
                 await self._read_next(self._read, task)
@@ -181,21 +191,16 @@ class Crew(Generic[W]):
             else:
                 self._end.set_exception(error)
 
-    async def _carry_out(self, number: int, work: W, task: asyncio.Task[None]) -> None:
+    async def _finish(self, number: int, work: W, rest: Awaitable[None], task: asyncio.Task[None]) -> None:
         if not self._looks:
             self._looks = True
-            self._loop.call_soon(self._look)
-        self._running[number] = task
+            self._loop.call_soon(self._look, context=self._context)
         try:
-            await self._do(number, work)
+            await rest
         except asyncio.CancelledError:
             # Ours and nobody else's: the task goes on with other work.
             if self._closed or number not in self._cancelled or task.uncancel() > 0:
                 raise
             self._tell_cancelled(number, work)
         finally:
-            del self._running[number]
-            if self._cancelled:
-                self._cancelled.discard(number)
-            if self._emptied is not None and not len(self) and not self._emptied.done():
-                self._emptied.set_result(None)
+            self._cancelled.discard(number)

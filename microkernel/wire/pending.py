@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
@@ -21,7 +21,6 @@ from microkernel.wire.body import Body
 from microkernel.wire.client_session import Forgotten
 from microkernel.wire.connection import Connection
 from microkernel.wire.inbox import Inbox
-from microkernel.wire.session import Action
 
 __all__ = ["AskAgain", "Pending"]
 
@@ -60,8 +59,10 @@ class _Listening(msgspec.Struct):
 class Pending:
     """All that is open at a client's end of a session."""
 
-    def __init__(self, connection: Connection, left: Callable[[], None]) -> None:
-        """`left` is called when something ends from here, and the session has to tell."""
+    def __init__(
+        self, connection: Connection, *, greeted: Callable[[codec.Hello], None], left: Callable[[], None]
+    ) -> None:
+        """`greeted` hears of each link's limits; `left` is called when something ends from here that is to be told."""
         self._connection = connection
         self._left = left
         self._loop = asyncio.get_running_loop()
@@ -72,11 +73,18 @@ class Pending:
         self._ping_numbers = itertools.count(1)
         self._epoch = ""
         self._expiry: asyncio.TimerHandle | None = None
-        # Each of these comes more often than all others together.
-        connection.direct = {
+        connection.handlers = {
+            codec.Credit: self._on_credit,
+            codec.Down: self._on_change,
+            codec.End: self._on_end,
+            codec.Error: self._on_error,
             codec.Event: self._on_event,
+            codec.Hello: greeted,
             codec.Item: self._on_item,
+            codec.Pong: self._on_pong,
+            codec.Ready: self._on_ready,
             codec.Result: self._on_result,
+            codec.Up: self._on_change,
         }
 
     async def answer(self, number: int, key: str | None, deadline: float | None) -> Body:
@@ -127,10 +135,6 @@ class Pending:
         inbox = self._inbox(number, self._unsubscribe)
         self._listening[number] = _Listening(inbox, service, is_monitor=True)
         return inbox
-
-    def carry_out(self, action: Action) -> None:
-        """Hand on what has come."""
-        self._ACTIONS[type(action)](self, action)
 
     def lost(self, resume: float) -> None:
         """A link was lost; another is tried, and the session is kept by the node for `resume` seconds."""
@@ -282,23 +286,6 @@ class Pending:
     def _on_pong(self, pong: codec.Pong) -> None:
         if (waiter := self._pongs.pop(pong.ts, None)) is not None and not waiter.done():
             waiter.set_result(None)
-
-    def _on_bye(self, bye: codec.Bye) -> None:
-        log.info("the node at %s is about to leave: %s", self._connection.url, bye.reason)
-
-    _ACTIONS: ClassVar[dict[type, Callable[[Pending, Any], None]]] = {
-        codec.Bye: _on_bye,
-        codec.Credit: _on_credit,
-        codec.Down: _on_change,
-        codec.End: _on_end,
-        codec.Error: _on_error,
-        codec.Event: _on_event,
-        codec.Item: _on_item,
-        codec.Pong: _on_pong,
-        codec.Ready: _on_ready,
-        codec.Result: _on_result,
-        codec.Up: _on_change,
-    }
 
 
 def _lost_events(listening: _Listening, why: str) -> Gone:

@@ -11,11 +11,14 @@ from aiohttp import web
 
 from microkernel.wire.codec import LOST, CloseCode, reason_text
 from microkernel.wire.crew import Read
-from microkernel.wire.limits import Parts
+from microkernel.wire.outbox import Parts
 from microkernel.wire.session import Action, Close, Session
 from microkernel.wire.writer import Writer
 
-__all__ = ["Pump", "SendParts"]
+__all__ = ["Handlers", "Pump", "SendParts"]
+
+Handlers: TypeAlias = Mapping[type, Callable[[Any], None]]
+"""Who carries out what a session has answered, but `Close`, by the type of the action."""
 
 SendParts: TypeAlias = Callable[[Iterable[bytes | memoryview]], Awaitable[None]]
 
@@ -33,20 +36,19 @@ class Pump:
         self,
         socket: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
         session: Session,
-        carry_out: Callable[[Action], None],
+        handlers: Handlers,
         abort: Callable[[], None],
         *,
         reads_below: float | None = None,
     ) -> None:
-        """`carry_out` gets every action but `Close`, and may be replaced; `abort` breaks the connection off.
+        """`handlers` are for the actions, by their type, and may be replaced; `abort` breaks the connection off.
 
         With `reads_below`, nothing is read while more than that share of the buffer waits to go out. One end of a
         link at most may have it: two would wait for each other.
         """
         self._socket = socket
         self._session = session
-        self.carry_out = carry_out
-        self.direct: Mapping[type, Callable[[Any], None]] = {}  # who gets some actions, by their type
+        self.handlers = handlers
         self.send_binary: SendParts = self._send_joined  # there may be a quicker way
         self._abort = abort
         self._reads_below = reads_below
@@ -54,6 +56,8 @@ class Pump:
         self._writer = Writer(
             session.outbox, self._send, turn=self._look, written=self._wake_waiters, failed=self._write_failed
         )
+        self.flush = self._writer.flush_if_due  # the same at once, when it is known that nothing more will come in it
+        self.touch = self._writer.touch  # the session has changed: what is ready is sent as this turn of the loop ends
         self._failure: Exception | None = None
         self.serve: Callable[[Read], Awaitable[None]] | None = None  # from when on others carry out what is read
         self._was_open = False
@@ -83,14 +87,6 @@ class Pump:
             self._wake_waiters()
             await self._writer.close()
             await _end(reader)
-
-    def touch(self) -> None:
-        """The session has changed: at the end of this turn of the loop, what is ready is sent."""
-        self._writer.touch()
-
-    def flush(self) -> None:
-        """Send what is ready now, when it is known that nothing more will come in this turn."""
-        self._writer.flush_if_due()
 
     def _look(self) -> None:
         """A turn is over in which the session has changed: wake it at the time when it wants to, or end it."""
@@ -127,7 +123,7 @@ class Pump:
     async def _read_frame(self) -> bool:
         """Receive one frame and have it carried out; False at the end."""
         session = self._session
-        while not (session.takes_frames and session.outbox.is_slack) and self._must_wait():
+        while not (session.takes_frames and session.outbox.has_room) and self._must_wait():
             await self._change()
         message = await self._socket.receive()
         if message.type is aiohttp.WSMsgType.TEXT:
@@ -177,13 +173,11 @@ class Pump:
 
     def perform(self, actions: list[Action]) -> None:
         """Carry out what the session has answered."""
-        direct = self.direct
+        handlers = self.handlers
         for action in actions:
-            handle = direct.get(type(action))
-            if handle is not None:
-                handle(action)
-            elif type(action) is not Close:
-                self.carry_out(action)
+            kind = type(action)
+            if kind is not Close:
+                handlers[kind](action)
         self._wake_waiters()  # an `ack` makes room too
         self.touch()
 

@@ -282,7 +282,7 @@ class _Link:
         self._server = server
         self._work: Work | None = None
         self._greeting: asyncio.Task[None] | None = None
-        self._pump = Pump(socket, session, self._carry_out, abort, reads_below=FULL)
+        self._pump = Pump(socket, session, {Authenticate: self._authenticate}, abort, reads_below=FULL)
 
     async def run(self) -> None:
         """Return when the link has ended, and what it alone has started as well."""
@@ -322,8 +322,7 @@ class _Link:
         if self._work is not None:
             await self._work.drained()
 
-    def _carry_out(self, action: Action) -> None:
-        assert isinstance(action, Authenticate)  # all that there is before the session is open
+    def _authenticate(self, action: Authenticate) -> None:
         self._greeting = asyncio.create_task(self._greet(action), name="wire greeting")
 
     async def _greet(self, action: Authenticate) -> None:
@@ -333,8 +332,7 @@ class _Link:
         try:
             if isinstance(found, Identity):
                 self._work, actions = self._server.begin(self._session, self._pump, found, action.resume)
-                self._pump.carry_out, self._pump.serve = self._work.carry_out, self._work.serve
-                self._pump.direct = self._work.direct
+                self._pump.handlers, self._pump.serve = self._work.handlers, self._work.serve
             else:
                 actions = self._session.refused(found)
             self._pump.perform(actions)

@@ -9,7 +9,7 @@ keeps them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, NoReturn
+from typing import NoReturn
 
 import msgspec
 
@@ -26,7 +26,7 @@ from microkernel.monitors import Change, Up
 from microkernel.rates import Rates
 from microkernel.wire import codec
 from microkernel.wire.admission import Admission
-from microkernel.wire.body import Body
+from microkernel.wire.body import Body, Bulk
 from microkernel.wire.codec import CloseCode, Known, ProtocolError, Unknown
 from microkernel.wire.limits import Limits
 from microkernel.wire.session import Action, Authenticate, Session
@@ -102,7 +102,7 @@ class ServerSession(Session):
             if wish is not None and limits.resume > 0:
                 self.state.replay = Replay(limits.buffer, limits.messages)
         self.state.identity = identity
-        self._admission.token_rates = identity.rates
+        self._admission.count_for(identity.rates)
         self._expires = None if expires_in is None else self._clock() + expires_in
         self._opened(limits.heartbeat)
         self._put(
@@ -149,7 +149,8 @@ class ServerSession(Session):
 
     def hand_over(self) -> None:
         """Another link goes on with this session: end this one, and leave the state to it."""
-        self._keep_late()
+        if self.state.replay is not None:
+            self._keep_unsent(self.state.replay)
         self.state = SessionState(self.session)
         self.close(CloseCode.TAKEN_OVER, "the session goes on over another link")
         self.outbox.clear()
@@ -162,16 +163,16 @@ class ServerSession(Session):
         """How many items the reader of a stream can take; 0 when there is no such stream."""
         return self.state.streams.get(number, 0)
 
-    def result(self, number: int, body: Body) -> None:
-        """A call has ended well. Nothing happens if it had ended before."""
+    def result(self, number: int, body: Body | bytes) -> None:
+        """A call has ended well, with a body or its text. Nothing happens if it had ended before."""
         if self.state.calls.pop(number, None) is None:
             return
-        if type(body) is msgspec.Raw:
-            self._tell_text(b'{"t":"result","id":%d,"body":%b}' % (number, body), number)
-        else:
+        if isinstance(body, Bulk):
             self._tell(codec.Result(number, body))
+        else:
+            self._tell_text(b'{"t":"result","id":%d,"body":%b}' % (number, body), number)
 
-    def item(self, number: int, body: Body) -> int:
+    def item(self, number: int, body: Body | bytes) -> int:
         """A stream has an item; the reader has credit for it, or the stream has ended. How many more it can take."""
         streams = self.state.streams
         credit = streams.get(number)
@@ -180,10 +181,10 @@ class ServerSession(Session):
         if credit < 1:
             raise ValueError(f"stream {number} has no credit left")
         left = streams[number] = credit - 1
-        if type(body) is msgspec.Raw:
-            self._tell_text(b'{"t":"item","id":%d,"body":%b}' % (number, body), number)
-        else:
+        if isinstance(body, Bulk):
             self._tell(codec.Item(number, body))
+        else:
+            self._tell_text(b'{"t":"item","id":%d,"body":%b}' % (number, body), number)
         return left
 
     def event(self, number: int, subject: str, offset: int, body: Body) -> None:
@@ -261,9 +262,6 @@ class ServerSession(Session):
     def _receive(self, message: Known | Unknown) -> Action | None:
         if not self.is_open:
             return self._greet(message)
-        handle = self._HANDLERS.get(type(message))
-        if handle is not None:
-            return handle(self, message)
         assert isinstance(message, Unknown)
         self._answer_unknown(message)
         return None
@@ -376,7 +374,7 @@ class ServerSession(Session):
             self._fail(number, error)
         return error is not None
 
-    _HANDLERS: ClassVar[dict[type, Callable[[ServerSession, Any], Action | None]]] = {
+    _HANDLERS = {
         codec.Ack: Session.acknowledged,
         codec.Auth: _misplaced,
         codec.Bye: _bye,

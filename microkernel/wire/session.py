@@ -8,8 +8,8 @@ over another link is in the `state`, which outlives the link. Time comes from th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
@@ -19,8 +19,9 @@ from microkernel.wire.binary import Packed
 from microkernel.wire.body import HoldsBuffers
 from microkernel.wire.chunks import Assembly
 from microkernel.wire.codec import CloseCode, Frame, Known, ProtocolError, Unknown
-from microkernel.wire.limits import REPLAYED, Limits, Outbox
-from microkernel.wire.state import SessionState
+from microkernel.wire.limits import Limits
+from microkernel.wire.outbox import REPLAYED, Control, Outbox
+from microkernel.wire.state import Replay, SessionState
 
 __all__ = ["Action", "Authenticate", "Close", "Session", "ends_session"]
 
@@ -54,10 +55,12 @@ def ends_session(code: int) -> bool:
 class Session(ABC):
     """One end of a link."""
 
+    _HANDLERS: ClassVar[Mapping[type, Callable[[Any, Any], Action | None]]]  # of an open link's messages
+
     def __init__(self, limits: Limits, clock: Callable[[], float], state: SessionState) -> None:
         self.limits = limits
         self.state = state
-        self.outbox = Outbox(limits, self._went_late)
+        self.outbox = Outbox(limits, self._went_late, clock)
         self.binary = 0  # bytes of the longest message with buffers that the other end takes
         self._assembly = Assembly(text=limits.text, limit=limits.binary)
         self.closed: Close | None = None
@@ -149,14 +152,13 @@ class Session(ABC):
     @property
     def fill(self) -> float:
         """How full the fuller is of what waits to go out and what waits to be acknowledged; 1.0 is full."""
-        replay = self.state.replay
-        return self.outbox.fill if replay is None else max(self.outbox.fill, replay.fill)
+        replay, outbox = self.state.replay, self.outbox
+        return outbox.fill if replay is None else max(outbox.fill, replay.fill(*outbox.in_order))
 
     @property
     def has_room(self) -> bool:
         """Whether it is plain that more may be put: a quick look, for which `fill` is too dear."""
-        replay = self.state.replay
-        return self.outbox.is_slack and (replay is None or replay.is_slack)
+        return self.outbox.has_room
 
     def _keep_state(self) -> None:
         """What is open goes on without a link, unless the way that it ended has ended the session too."""
@@ -165,21 +167,21 @@ class Session(ABC):
         if replay is None or not self.state.session or ends_session(code):
             self.state.clear()
         else:
-            replay.never_left([*self.outbox.waiting(), *self._keep_late()])
+            self._keep_unsent(replay)
 
-    def _keep_late(self) -> list[bytes | Packed]:
-        """What was to go out late is kept like the rest, now that it does not go out over this link."""
-        late = self.outbox.late()
-        if self.state.replay is not None:
-            for message in late:
-                self.state.replay.put(message)
-        return late
+    def _keep_unsent(self, replay: Replay) -> None:
+        """What was to go out is kept like the rest, now that it does not go out over this link."""
+        replay.link_gone()
+        for message in (*self.outbox.waiting(), *self.outbox.late()):
+            replay.put(message)
 
     def _carry(self, messages: Iterable[Known | Unknown], actions: list[Action]) -> None:
-        state, unnumbered = self.state, codec.UNNUMBERED
+        state, handlers, unnumbered = self.state, self._HANDLERS, codec.UNNUMBERED
         for message in messages:
-            action = self._receive(message)
-            if type(message) not in unnumbered:
+            kind = type(message)
+            handle = handlers.get(kind) if self.is_open else None
+            action = self._receive(message) if handle is None else handle(self, message)
+            if kind not in unnumbered:
                 state.received += 1
             if action is not None:
                 actions.append(action)
@@ -190,8 +192,9 @@ class Session(ABC):
         """Tell the other end what it need not keep any longer, once that is worth a message."""
         state = self.state
         if state.replay is not None and self.is_open:
-            if state.replay.is_overfull:
-                raise ProtocolError(f"slow reader: {state.replay.complaint()}", CloseCode.SLOW_READER)
+            if not self.outbox.has_room and state.replay.is_overfull(*self.outbox.in_order):
+                complaint = state.replay.complaint(*self.outbox.in_order)
+                raise ProtocolError(f"slow reader: {complaint}", CloseCode.SLOW_READER)
             if state.owes_ack(size):
                 self._put(codec.Ack(state.ack()))
 
@@ -207,14 +210,17 @@ class Session(ABC):
 
     @abstractmethod
     def _receive(self, message: Known | Unknown) -> Action | None:
-        """What is to be done about one message; raises `ProtocolError`."""
+        """What is to be done about a message before the link is open, or one of an unknown type.
+
+        Raises `ProtocolError`, as do the `_HANDLERS`.
+        """
 
     def _received_frame(self, count: int) -> None:  # noqa: B027 - only one end counts
         """A frame with `count` messages has come."""
 
     def _put(self, frame: Frame) -> None:
         """Send what is about this link."""
-        self.outbox.put(codec.encode(frame), self._clock())
+        self.outbox.put(Control(codec.encode(frame)))
 
     def _takes_binary(self, size: int) -> None:
         """The other end takes messages with buffers of `size` bytes."""
@@ -235,25 +241,23 @@ class Session(ABC):
         if (type(message) is Packed or self.outbox.followers) and self.is_open:
             # What has no id, events that are published and one-way messages, stays in order among itself.
             lane = getattr(frame, "id", ONE_WAY)
-            if lane is not None and self.outbox.put_late(message, lane, self._clock()):
+            if lane is not None and self.outbox.put_late(message, lane):
                 return  # it counts when it goes out
-        self._keep_and_send(message)
+        self._put_in_order(message)
 
     def _tell_text(self, message: bytes, lane: int) -> None:
         """`_tell` for a message that is text already, as most are."""
         if self.is_open and not self.outbox.followers:
-            replay = self.state.replay
-            if replay is not None:
-                replay.put(message)
-            self.outbox.put(message, self._clock())
-        elif not (self.is_open and self.outbox.put_late(message, lane, self._clock())):
-            self._keep_and_send(message)
+            self.outbox.put(message)
+        elif not (self.is_open and self.outbox.put_late(message, lane)):
+            self._put_in_order(message)
 
-    def _keep_and_send(self, message: bytes | Packed) -> None:
-        if self.state.replay is not None:
-            self.state.replay.put(message)
+    def _put_in_order(self, message: bytes | Packed) -> None:
         if self.is_open:
-            self.outbox.put(message, self._clock())
+            self.outbox.put(message)
+        elif self.state.replay is not None:
+            self.state.replay.put(message)
+            self.outbox.slack = 0  # it counts what goes through it
 
     def _replay(self) -> None:
         """Send again what the other end has not seen."""
@@ -261,16 +265,16 @@ class Session(ABC):
         if replay is not None:
             for message in replay.take_all():
                 # Behind a long message all the rest is kept in order: which of it is about the same is not known.
-                if not self.outbox.put_late(message, REPLAYED, self._clock()):
-                    self._keep_and_send(message)
+                if not self.outbox.put_late(message, REPLAYED):
+                    self._put_in_order(message)
 
     def _went_late(self, message: Packed | None, followers: list[bytes | Packed], lane: int) -> None:
         """A long message has gone out, or was dropped: it counts from here on, and what waited behind it goes on."""
         if message is not None and self.state.replay is not None:
-            self.state.replay.put_sent(message, self.outbox.waiting())
+            self.state.replay.put(message)
         for follower in followers:
-            if not self.outbox.put_late(follower, lane, self._clock()):
-                self._keep_and_send(follower)
+            if not self.outbox.put_late(follower, lane):
+                self._put_in_order(follower)
 
     def _fail(self, number: int | None, error: MicrokernelError) -> None:
         self._tell(codec.error_frame(number, error))
@@ -286,6 +290,7 @@ class Session(ABC):
 
     def _opened(self, heartbeat: float) -> None:
         self.is_open = True
+        self.outbox.replay = self.state.replay
         self._heartbeat = heartbeat
         self._next_ping = self._clock() + heartbeat
 

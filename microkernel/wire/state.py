@@ -9,7 +9,6 @@ and nothing comes twice, as with the session state of MQTT 5 (OASIS 2019, §4.1)
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
 
 from microkernel.capability import Identity
 from microkernel.wire.binary import Packed
@@ -23,10 +22,14 @@ ACK_BYTES = 256 * 1024
 
 
 class Replay:
-    """Messages that were sent, or are to be, until the other end says that it has seen them."""
+    """Messages that have gone out, by frames, until the other end says that it has seen them.
+
+    While there is no link, those are kept as well that are to go out over the next one.
+    """
 
     __slots__ = (
-        "_bytes", "_kept", "_long_bytes", "_unsent", "ack_bytes", "ack_messages", "acknowledged", "buffer", "messages",
+        "_frames", "_left", "_long_bytes", "ack_bytes", "ack_messages", "acknowledged", "buffer", "messages", "sent",
+        "size",
     )  # fmt: skip
 
     def __init__(self, buffer: int, messages: int) -> None:
@@ -36,67 +39,68 @@ class Replay:
         self.ack_messages = min(ACK_MESSAGES, max(1, messages // 8))  # after so many the other end is told
         self.ack_bytes = min(ACK_BYTES, buffer // 8)
         self.acknowledged = 0
-        self._kept: deque[bytes | Packed] = deque()
-        self._bytes = 0
+        self.sent = 0  # messages so far: also the number of the last one
+        self.size = 0  # bytes that are kept
+        self._frames: deque[tuple[list[bytes | Packed], int]] = deque()  # each with its bytes
         self._long_bytes = 0  # of those, the ones that take more than a frame
-        self._unsent = 0
+        self._left = 0  # the number of the last message that may have left over a link which is gone
 
     @property
-    def sent(self) -> int:
-        """Messages so far: also the number of the last one."""
-        return self.acknowledged + len(self._kept)
+    def count(self) -> int:
+        """Messages that are kept."""
+        return self.sent - self.acknowledged
 
-    @property
-    def fill(self) -> float:
-        """The fuller of the two limits: 1.0 is full. Long messages come free up to twice the buffer.
+    def fill(self, size: int, count: int) -> float:
+        """The fuller of the two limits, with `count` messages more of `size` bytes: 1.0 is full.
 
-        Each is acknowledged as soon as it has come; until then others need not wait for it.
+        Long messages come free up to twice the buffer: each is acknowledged as soon as it has come; until then others
+        need not wait for it.
         """
-        short = self._bytes - self._long_bytes
-        counted = short + max(0, self._long_bytes - 2 * self.buffer) if self._long_bytes else short
-        return max(counted / self.buffer, len(self._kept) / self.messages)
+        size += self.size - self._long_bytes
+        if self._long_bytes:
+            size += max(0, self._long_bytes - 2 * self.buffer)
+        return max(size / self.buffer, (self.count + count) / self.messages)
 
-    @property
-    def is_slack(self) -> bool:
-        """Whether less than half of what may be kept is."""
-        return 2 * self._bytes < self.buffer and 2 * len(self._kept) < self.messages
-
-    @property
-    def is_overfull(self) -> bool:
-        """Whether so much is kept that the other end cannot be waited for."""
+    def is_overfull(self, size: int, count: int) -> bool:
+        """Whether with `count` messages more of `size` bytes the other end cannot be waited for."""
         # A single long message may be longer than the buffer.
-        return self._bytes - self._long_bytes > OVERFULL * self.buffer or len(self._kept) > OVERFULL * self.messages
+        short = self.size - self._long_bytes + size
+        return short > OVERFULL * self.buffer or self.count + count > OVERFULL * self.messages
 
-    def complaint(self) -> str:
-        """How much is kept, for whoever does not acknowledge it."""
-        if self._bytes > self.buffer:
-            return f"{mebibytes(self._bytes)} not acknowledged"
-        return f"{len(self._kept)} messages not acknowledged"
+    def complaint(self, size: int, count: int) -> str:
+        """How much is kept with those, for whoever does not acknowledge it."""
+        if self.size + size > self.buffer:
+            return f"{mebibytes(self.size + size)} not acknowledged"
+        return f"{self.count + count} messages not acknowledged"
+
+    def keep(self, messages: list[bytes | Packed], size: int) -> None:
+        """Keep the messages of one frame, which have `size` bytes together."""
+        self._frames.append((messages, size))
+        self.sent += len(messages)
+        self.size += size
+        if type(messages[0]) is Packed:
+            self._count_long(messages, 1)
 
     def put(self, message: bytes | Packed) -> None:
         """Keep one message."""
-        self._kept.append(message)
-        if type(message) is bytes:
-            self._bytes += len(message)
-        else:
-            self._count(message, 1)
-
-    def put_sent(self, message: Packed, waiting: Collection[bytes | Packed]) -> None:
-        """Keep a long message that others overtook: it counts before those that are `waiting` to be sent."""
-        identities = {id(other) for other in waiting}
-        place = len(self._kept)
-        while place and id(self._kept[place - 1]) in identities:
-            place -= 1
-        self._kept.insert(place, message)
-        self._count(message, 1)
+        self.keep([message], len(message))
 
     def acknowledge(self, seen: int) -> None:
         """The other end has seen the first `seen` messages. Raises `ProtocolError` if there were never so many."""
         if seen > self.sent:
             raise ProtocolError(f"{seen} messages are acknowledged, of {self.sent}")
-        for _ in range(seen - self.acknowledged):
-            self._count(self._kept.popleft(), -1)
-        self.acknowledged = max(seen, self.acknowledged)
+        while self.acknowledged < seen:
+            messages, size = self._frames.popleft()
+            new = seen - self.acknowledged
+            if new < len(messages):
+                messages, rest = messages[:new], messages[new:]
+                left = sum(map(len, rest))
+                self._frames.appendleft((rest, left))
+                size -= left
+            self.acknowledged += len(messages)
+            self.size -= size
+            if self._long_bytes:
+                self._count_long(messages, -1)
 
     def can_resume(self, seen: int) -> bool:
         """Whether all messages after the first `seen` are here."""
@@ -104,32 +108,28 @@ class Replay:
 
     def kept(self) -> list[bytes | Packed]:
         """What the other end has not acknowledged, in order."""
-        return list(self._kept)
+        return [message for messages, _ in self._frames for message in messages]
 
     def take_all(self) -> list[bytes | Packed]:
         """What the other end has not acknowledged, in order: it is to be sent and kept anew."""
-        kept = list(self._kept)
-        self._kept.clear()
-        self._bytes = self._long_bytes = self._unsent = 0
+        kept = self.kept()
+        self._frames.clear()
+        self.sent = self.acknowledged
+        self.size = self._long_bytes = 0
         return kept
 
-    def never_left(self, waiting: Collection[bytes | Packed]) -> None:
-        """The link is gone, and `waiting` is what it had not begun to write."""
-        identities = {id(message) for message in waiting}
-        self._unsent = 0
-        for message in reversed(self._kept):
-            if id(message) not in identities:
-                break
-            self._unsent += 1
+    def link_gone(self) -> None:
+        """What is kept so far may have left; what is put from here on has not."""
+        self._left = self.sent
 
     def may_have_arrived(self, number: int) -> bool:
         """Whether message `number` may have reached the other end before the link was lost."""
-        return number <= self.sent - self._unsent
+        return number <= self._left
 
-    def _count(self, message: bytes | Packed, sign: int) -> None:
-        self._bytes += sign * len(message)
-        if type(message) is Packed and message.is_long:
-            self._long_bytes += sign * message.size
+    def _count_long(self, messages: list[bytes | Packed], sign: int) -> None:
+        for message in messages:
+            if type(message) is Packed and message.is_long:
+                self._long_bytes += sign * message.size
 
 
 class SessionState:
@@ -155,11 +155,6 @@ class SessionState:
     def in_flight(self) -> int:
         """Calls and streams that have not ended."""
         return len(self.calls) + len(self.streams)
-
-    @property
-    def number(self) -> int:
-        """The number of the message sent last; 0 where none is kept."""
-        return 0 if self.replay is None else self.replay.sent
 
     def is_open(self, number: int) -> bool:
         """Whether id `number` names something that has not ended."""

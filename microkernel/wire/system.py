@@ -29,7 +29,6 @@ from microkernel.wire.inbox import Inbox, Monitor, Stream, Subscription
 from microkernel.wire.limits import Bucket
 from microkernel.wire.pending import AskAgain, Pending
 from microkernel.wire.record import as_record
-from microkernel.wire.session import Action
 from microkernel.wire.slots import Slots
 from microkernel.wire.trust import Trust
 
@@ -71,10 +70,8 @@ class System:
     def __init__(self, find: Find, *, reconnect: bool = False) -> None:
         """Made by `connect`."""
         self._loop = asyncio.get_running_loop()
-        self._connection = Connection(
-            find, reconnect=reconnect, carry_out=self._carry_out, lost=self._lost, over=self._over
-        )
-        self._pending = Pending(self._connection, self._connection.touch)
+        self._connection = Connection(find, reconnect=reconnect, lost=self._lost, over=self._over)
+        self._pending = Pending(self._connection, greeted=self._keep_to, left=self._connection.touch)
         self._bucket = Bucket(1.0, 1, 0.0)
         self._prepaid = 0  # messages that the bucket has given already
         self._slots = Slots(1)
@@ -361,13 +358,8 @@ class System:
         limit = self._session.limits.text if hello is None else hello.max.text
         return codec.body_of(value, what=f"the message to {to}", limit=limit, binary=self._session.binary)
 
-    def _carry_out(self, action: Action) -> None:
-        if type(action) is codec.Hello:
-            self._keep_to(action.max)
-        else:
-            self._pending.carry_out(action)
-
-    def _keep_to(self, limits: codec.MaxSizes) -> None:
+    def _keep_to(self, hello: codec.Hello) -> None:
+        limits = hello.max
         # Half the burst and nine tenths of the rate: what leaves here evenly may arrive there in a heap.
         self._bucket = Bucket(limits.rate * 0.9, max(1, limits.burst // 2), self._loop.time())
         self._prepaid = 0

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable
 from contextlib import aclosing
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 
 from microkernel.audit import Act
+from microkernel.begin import Rest, begin
 from microkernel.capability import Identity
 from microkernel.errors import CallCancelled, DeadlineExceeded, Denied, MicrokernelError, Overloaded, from_exception
 from microkernel.events import Event, Subscription
@@ -26,11 +27,10 @@ from microkernel.port import Port, Stream
 from microkernel.trace import Trace, parse_traceparent
 from microkernel.wire import codec
 from microkernel.wire.body import Body
-from microkernel.wire.crew import Crew, Read
+from microkernel.wire.crew import Crew, Do, Read
 from microkernel.wire.limits import BUSY, FULL
-from microkernel.wire.pump import Pump
+from microkernel.wire.pump import Handlers, Pump
 from microkernel.wire.server_session import ServerSession
-from microkernel.wire.session import Action
 
 __all__ = ["Work"]
 
@@ -79,7 +79,7 @@ class Work:
         self._pump = pump
         self._port = port.narrow(caller=caller, rights=who.rights, user=who.user, top_priority=who.top_priority)
         self._longest = max(1, session.limits.text - ENVELOPE)
-        self._crew: Crew[Any] = Crew(self._do, self._cancelled, name=f"wire {session.session}", rests=self._flush)
+        self._crew: Crew[Any] = Crew(self._cancelled, name=f"wire {session.session}", rests=self._flush)
         self._numbers = itertools.count(-1, -1)  # of work that has no id, or outlives it
         self._listening: dict[int, int] = {}  # subscriptions and monitors: id and number
         self._sends: set[int] = set()
@@ -88,7 +88,19 @@ class Work:
         self._idle: asyncio.Event | None = None  # somebody waits for all to have ended
         self._resumed = asyncio.Event()  # set when a link has come
         self._began = asyncio.get_running_loop().time()
-        self.direct: dict[type, Callable[[Any], None]] = {codec.Call: self._call, codec.Send: self._send}
+        self.handlers: Handlers = {
+            codec.Call: self._call,
+            codec.Cancel: self._cancel,
+            codec.Credit: self._more_credit,
+            codec.End: self._input_end,
+            codec.Item: self._input,
+            codec.Monitor: self._monitor,
+            codec.Open: self._open,
+            codec.Publish: self._publish,
+            codec.Send: self._send,
+            codec.Subscribe: self._subscribe,
+            codec.Unsubscribe: self._unsubscribe,
+        }
 
     def attach(self, session: ServerSession, pump: Pump) -> None:
         """Go on over another link."""
@@ -124,16 +136,14 @@ class Work:
         for number in tuple(self._sends):
             self._crew.cancel(number)
 
-    def carry_out(self, action: Action) -> None:
-        """Begin, change or end something, as an admitted message says."""
-        self._ACTIONS[type(action)](self, action)
+    # What admitted messages say
 
     def _call(self, message: codec.Call) -> None:
         if message.deadline is None:
-            self._crew.put(message.id, message)
+            self._crew.put(message.id, message, self._answer)
         else:
             ends = asyncio.get_running_loop().time() + message.deadline / 1000
-            self._crew.put(message.id, _Timed(message.to, message, ends))
+            self._crew.put(message.id, _Timed(message.to, message, ends), self._answer_in_time)
 
     def _open(self, message: codec.Open) -> None:
         number, to = message.id, message.to
@@ -152,7 +162,7 @@ class Work:
             stream.inputs.on_room = functools.partial(self._grant, number)
             self._inputs[number] = stream.inputs
         self._credit[number] = asyncio.Event()
-        self._crew.put(number, _Opened(number, to, stream))
+        self._crew.put(number, _Opened(number, to, stream), self._run)
 
     def _more_credit(self, message: codec.Credit) -> None:
         if (wake := self._credit.get(message.id)) is not None:
@@ -166,15 +176,15 @@ class Work:
             self._crew.cancel(number)
 
     def _send(self, message: codec.Send) -> None:
-        self._put_one_way(message)
+        self._put_one_way(message, self._deliver)
 
-    def _put_one_way(self, work: codec.Send | _Told) -> None:
+    def _put_one_way(self, work: Any, do: Do[Any]) -> None:
         if len(self._sends) >= self.session.limits.inflight:
             self.session.complain(Overloaded(f"{len(self._sends)} one-way messages wait", retry_after=0.1))
             return
         number = next(self._numbers)
         self._sends.add(number)
-        self._crew.put(number, work)
+        self._crew.put(number, work, do)
 
     def _publish(self, message: codec.Publish) -> None:
         try:
@@ -184,7 +194,7 @@ class Work:
         except MicrokernelError as error:
             self.session.complain(error)
             return
-        self._put_one_way(_Told(message.subject, body))
+        self._put_one_way(_Told(message.subject, body), self._tell)
 
     def _subscribe(self, message: codec.Subscribe) -> None:
         try:
@@ -205,7 +215,7 @@ class Work:
     def _listen(self, number: int, source: Subscription | Monitor) -> None:
         # The id is free as soon as the client has unsubscribed, and this may take a moment longer.
         self._listening[number] = place = next(self._numbers)
-        self._crew.put(place, _Listens(number, source))
+        self._crew.put(place, _Listens(number, source), self._listen_to)
 
     def _input(self, message: codec.Item) -> None:
         inputs = self._inputs.get(message.id)
@@ -237,9 +247,6 @@ class Work:
 
     # What the crew does
 
-    def _do(self, number: int, work: Any) -> Coroutine[Any, Any, None]:
-        return self._WORK[type(work)](self, number, work)
-
     def _cancelled(self, number: int, work: Any) -> None:
         """`work` was cancelled, whether or not it had begun."""
         if isinstance(work, _Listens):
@@ -262,38 +269,57 @@ class Work:
             self._idle.set()
             self._idle = None
 
-    async def _answer_in_time(self, number: int, work: _Timed) -> None:
-        await self._answer(number, work.call, work.ends)
-
-    async def _answer(self, number: int, message: codec.Call, ends: float | None = None) -> None:
+    def _answer(self, number: int, message: codec.Call) -> Awaitable[None] | None:
+        """Answer a call without a deadline; most are plain, and wait for nothing."""
         to, body = message.to, message.body
+        if not (message.is_plain and type(body) is msgspec.Raw and self.session.has_room):
+            return self._finish(number, to, self._ask(message))
         try:
-            if not self.session.has_room:  # what it gives could only wait, and 256 of 1 MiB would at once
-                await self._room(FULL)
-            if message.is_plain and type(body) is msgspec.Raw:
-                result = await self._port.call_json(to, body)
-            else:
-                if message.age is not None and message.key is not None:
-                    # The frame may have rested on its way, but no longer than there has been a session for it.
-                    rested = asyncio.get_running_loop().time() - self._began
-                    self._port.check_age(to, message.key, message.age / 1000 + rested)
-                result = await self._port.call(
-                    to,
-                    codec.given(body, what=to),
-                    deadline=None if ends is None else _left(ends, to),
-                    priority=message.priority,
-                    idempotency_key=message.key,
-                    trace=_trace(message.trace),
-                )
-            session = self.session
-            if not session.has_room:
-                await self._room(FULL)
-                session = self.session
-            body = codec.body_of(result, what=f"the result of {to}", limit=self._longest, binary=session.binary)
-            session.result(number, body)
+            result = begin(self._port.call_json(to, body))
+            if type(result) is Rest:
+                return self._finish(number, to, result)
+            self._put_result(number, to, result)  # there was room a moment ago
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
+            return self._fail(number, to, error)
+        return None
+
+    def _answer_in_time(self, number: int, work: _Timed) -> Awaitable[None]:
+        return self._finish(number, work.to, self._ask(work.call, work.ends))
+
+    async def _ask(self, message: codec.Call, ends: float | None = None) -> Any:
+        to = message.to
+        if not self.session.has_room:  # what it gives could only wait, and 256 of 1 MiB would at once
             await self._room(FULL)
-            self.session.fail(number, from_exception(error, service=to.partition(".")[0]))
+        if message.age is not None and message.key is not None:
+            # The frame may have rested on its way, but no longer than there has been a session for it.
+            rested = asyncio.get_running_loop().time() - self._began
+            self._port.check_age(to, message.key, message.age / 1000 + rested)
+        return await self._port.call(
+            to,
+            codec.given(message.body, what=to),
+            deadline=None if ends is None else _left(ends, to),
+            priority=message.priority,
+            idempotency_key=message.key,
+            trace=_trace(message.trace),
+        )
+
+    async def _finish(self, number: int, to: str, answer: Awaitable[Any]) -> None:
+        try:
+            result = await answer
+            if not self.session.has_room:
+                await self._room(FULL)
+            self._put_result(number, to, result)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
+            await self._fail(number, to, error)
+
+    def _put_result(self, number: int, to: str, result: Any) -> None:
+        body = codec.text_of(result, self._longest)
+        self.session.result(number, self._body(result, f"the result of {to}") if body is None else body)
+        self._changed()
+
+    async def _fail(self, number: int, to: str, error: Exception) -> None:
+        await self._room(FULL)
+        self.session.fail(number, from_exception(error, service=to.partition(".")[0]))
         self._changed()
 
     async def _run(self, number: int, work: _Opened) -> None:
@@ -411,28 +437,6 @@ class Work:
 
     def _body(self, value: Any, what: str) -> Body:
         return codec.body_of(value, what=what, limit=self._longest, binary=self.session.binary)
-
-    _ACTIONS: ClassVar[dict[type, Callable[[Work, Any], None]]] = {
-        codec.Call: _call,
-        codec.Cancel: _cancel,
-        codec.Credit: _more_credit,
-        codec.End: _input_end,
-        codec.Item: _input,
-        codec.Monitor: _monitor,
-        codec.Open: _open,
-        codec.Publish: _publish,
-        codec.Send: _send,
-        codec.Subscribe: _subscribe,
-        codec.Unsubscribe: _unsubscribe,
-    }
-    _WORK: ClassVar[dict[type, Callable[[Work, int, Any], Coroutine[Any, Any, None]]]] = {
-        codec.Call: _answer,
-        codec.Send: _deliver,
-        _Listens: _listen_to,
-        _Opened: _run,
-        _Told: _tell,
-        _Timed: _answer_in_time,
-    }
 
 
 def _left(ends: float, to: str) -> float:

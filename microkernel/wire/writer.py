@@ -7,10 +7,11 @@ only one that has to wait for the other end to read is finished in a task.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from microkernel.wire.limits import Outbox
+from microkernel.begin import Rest, begin
+from microkernel.wire.outbox import Outbox
 
 __all__ = ["Writer"]
 
@@ -44,10 +45,10 @@ class Writer:
         """Something may have been put."""
         if not self._is_due:
             self._is_due = True
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self.flush_if_due)
 
     def flush_if_due(self) -> None:
-        """Do not wait for the end of the turn: a turn of the loop costs as much as to write a frame."""
+        """The turn ends, or nothing more comes in it: a turn of the loop costs as much as to write a frame."""
         if self._is_due:
             self.flush()
 
@@ -62,15 +63,12 @@ class Writer:
         outbox = self._outbox
         try:
             while (frame := outbox.take()) is not None:
-                sending = self._send(frame)
-                try:
-                    pending = sending.send(None)
-                except StopIteration:
-                    self._went_out()
-                    continue
-                self._waits = self._loop.create_task(self._finish(sending, pending), name="wire writer")
-                self._waits.add_done_callback(self._finished)
-                return
+                rest = begin(self._send(frame))
+                if rest is not None:
+                    self._waits = self._loop.create_task(self._finish(rest), name="wire writer")
+                    self._waits.add_done_callback(self._finished)
+                    return
+                self._went_out()
         except Exception as error:  # noqa: BLE001 - judged by whoever runs the link
             self._fail(error)
 
@@ -92,8 +90,8 @@ class Writer:
             self._waits.cancel()
             await asyncio.wait([self._waits])
 
-    async def _finish(self, sending: Coroutine[Any, Any, None], pending: Any) -> None:
-        await _Begun(sending, pending)
+    async def _finish(self, rest: Rest[None]) -> None:
+        await rest
         self._went_out()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
@@ -107,33 +105,10 @@ class Writer:
             self.flush()
 
     def _went_out(self) -> None:
-        self._outbox.written(self._loop.time())
+        self._outbox.written()
         self._written()
 
     def _fail(self, error: Exception) -> None:
         if not self._closed:
             self._closed = True
             self._failed(error)
-
-
-class _Begun:
-    """A coroutine that has run up to its first wait, for `pending`."""
-
-    __slots__ = ("_coroutine", "_pending")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None], pending: Any) -> None:
-        self._coroutine = coroutine
-        self._pending = pending
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        coroutine, pending = self._coroutine, self._pending
-        try:
-            while True:
-                try:
-                    value = yield pending
-                except BaseException as error:  # noqa: BLE001 - the coroutine protocol: what is thrown goes in
-                    pending = coroutine.throw(error)
-                else:
-                    pending = coroutine.send(value)
-        except StopIteration:
-            return

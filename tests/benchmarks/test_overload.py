@@ -16,7 +16,8 @@ from benchmarks.overload.culprits import REASON
 from benchmarks.overload.node import ENDED
 from benchmarks.overload.story import Story, render_figures
 from benchmarks.overload.websocket import WebSocket
-from microkernel.wire.limits import Limits, Outbox
+from microkernel.wire.limits import Limits
+from microkernel.wire.outbox import Outbox
 
 
 async def test_the_client_reads_frames_of_every_length_and_the_close_frame():
@@ -80,9 +81,9 @@ def test_a_story_says_what_was_found_and_which_goals_were_met():
 
 
 def test_what_a_node_says_of_a_slow_reader_is_what_the_benchmark_looks_for():
-    outbox = Outbox(Limits(messages=4, buffer=2**20), lambda *_: None)
+    outbox = Outbox(Limits(messages=4, buffer=2**20), lambda *_: None, lambda: 0.0)
     for size in (2, 2**19, 2**19):
-        outbox.put(bytes(size), 0.0)
+        outbox.put(bytes(size))
         if outbox.cut_at is not None:
             assert REASON.fullmatch(outbox.complaint(5.0))
     assert outbox.cut_at is not None

@@ -58,7 +58,7 @@ class Link:
             data = frame
             actions = target.received(data.decode())
         self.now += 0.01  # as slow a link as makes each part a short one
-        source.outbox.written(self.now)
+        source.outbox.written()
         for action in actions:
             if isinstance(action, Authenticate):
                 actions = [*actions, *self.server.authenticated(Identity("ana", Rights()))]
@@ -349,12 +349,12 @@ def _reconnect(link: Link) -> None:
     link.at_client, link.at_server = [], []
     frame = link.client.outbox.take()
     assert isinstance(frame, bytes)
-    link.client.outbox.written(link.now)
+    link.client.outbox.written()
     link.server.received(frame.decode())
     link.server.authenticated(Identity("ana", Rights()), server_state)
     hello = link.server.outbox.take()
     assert isinstance(hello, bytes)
-    link.server.outbox.written(link.now)
+    link.server.outbox.written()
     link.at_client += link.client.received(hello.decode())
 
 
@@ -365,7 +365,7 @@ def test_long_frames_are_no_longer_than_the_longest() -> None:
     link.client.outbox._part_bytes = LONGEST_FRAME
     while (frame := link.client.outbox.take()) is not None:
         longest = max(longest, sum(map(len, frame)) if isinstance(frame, list) else 0)
-        link.client.outbox.written(link.now)  # at once
+        link.client.outbox.written()  # at once
     assert longest == LONGEST_FRAME
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 
 import pytest
 
+from microkernel.begin import Rest, begin
 from microkernel.wire.crew import SPARE, Crew
 
 
@@ -28,17 +30,14 @@ class Feed:
         if frame is None:
             return False
         for work in frame:
-            self.crew.put(work, work)
+            self.crew.put(work, work, self.do)
         return True
 
 
 async def start(do):
     feed = Feed()
-
-    async def work(number, _):
-        await do(number)
-
-    feed.crew = Crew(work, lambda number, _: feed.cancelled.append(number), name="crew")
+    feed.do = lambda number, _: do(number)
+    feed.crew = Crew(lambda number, _: feed.cancelled.append(number), name="crew")
     return feed, asyncio.create_task(feed.crew.serve(feed.read))
 
 
@@ -66,6 +65,54 @@ async def test_work_that_never_waits_is_done_in_order_by_the_one_task_that_read_
         await turns()
     assert done == list(range(50))
     assert len(tasks) == 1
+    await finish(feed, running)
+
+
+async def test_work_that_leaves_nothing_to_await_is_done_in_its_turn():
+    release, done = asyncio.Event(), []
+
+    async def wait(work):
+        await release.wait()
+        done.append(work)
+
+    def do(work):
+        if work % 2:
+            return wait(work)
+        done.append(work)
+        return None
+
+    feed, running = await start(do)
+    feed.frames.put_nowait(range(6))
+    await turns()
+    assert done == [0, 2, 4]
+    assert len(feed.crew) == 3
+    release.set()
+    await turns()
+    assert done == [0, 2, 4, 1, 3, 5]
+    await finish(feed, running)
+
+
+async def test_work_that_was_begun_and_waits_lends_its_context_to_no_other():
+    variable, release, seen = contextvars.ContextVar("variable", default="unset"), asyncio.Event(), []
+
+    async def first():
+        variable.set("first")
+        await release.wait()
+
+    async def other():
+        seen.append(variable.get())
+
+    def do(work):
+        if work == 0:  # so that the next piece is begun when nothing has just been put
+            return release.wait()
+        rest = begin(first() if work == 1 else other())
+        return rest if isinstance(rest, Rest) else None
+
+    feed, running = await start(do)
+    feed.frames.put_nowait([0, 1, 2])
+    await turns()
+    assert seen == ["unset"]
+    release.set()
     await finish(feed, running)
 
 
@@ -172,10 +219,7 @@ async def test_an_error_of_the_reader_is_raised_where_it_is_served():
     async def read():
         raise ConnectionResetError("gone")
 
-    async def do(number, work):
-        pass
-
-    crew = Crew(do, lambda *_: None, name="crew")
+    crew = Crew(lambda *_: None, name="crew")
     with pytest.raises(ConnectionResetError, match="gone"):
         await crew.serve(read)
     await crew.close()
@@ -211,7 +255,7 @@ async def test_work_that_is_put_from_outside_is_carried_out_although_the_reader_
 
     feed, running = await start(do)
     await turns()
-    feed.crew.put(7, 7)
+    feed.crew.put(7, 7, feed.do)
     await turns()
     assert done == [7]
     await finish(feed, running)

@@ -11,24 +11,29 @@ import pytest
 from microkernel.wire import binary
 from microkernel.wire.binary import FRAME_BYTES, LONGEST_FRAME, Packed
 from microkernel.wire.chunks import Assembly
-from microkernel.wire.limits import Limits, Outbox
+from microkernel.wire.limits import Limits
+from microkernel.wire.outbox import Control, Outbox
+from microkernel.wire.state import Replay
 
 
 class Box:
     """An outbox whose late messages go on as a session has them go on."""
 
     def __init__(self, **limits: int) -> None:
-        self.outbox = Outbox(Limits(**limits), self._went_late)
+        self.now = 0.0
+        self.outbox = Outbox(Limits(**limits), self._went_late, lambda: self.now)
         self.outbox.limit_long(2**24)
         self.went: list[Packed | None] = []
 
     def put(self, message: bytes | Packed, lane: int, now: float = 0.0) -> None:
-        if not self.outbox.put_late(message, lane, now):
-            self.outbox.put(message, now)
+        self.now = max(now, self.now)
+        if not self.outbox.put_late(message, lane):
+            self.outbox.put(message)
 
     def take(self, now: float = 0.0) -> bytes | None:
         frame = self.outbox.take()
-        self.outbox.written(now)
+        self.now = max(now, self.now)
+        self.outbox.written()
         return b"".join(frame) if isinstance(frame, list) else frame
 
     def _went_late(self, message: Packed | None, followers: list[bytes | Packed], lane: int) -> None:
@@ -106,7 +111,7 @@ def test_pending_counts_go_down_as_parts_go_out() -> None:
     frame = box.outbox.take()
     assert isinstance(frame, list)
     assert box.outbox.pending_bytes == whole  # what is taken is not written yet
-    box.outbox.written(1.0)
+    box.outbox.written()
     assert box.outbox.pending_bytes == whole - FRAME_BYTES
 
 
@@ -116,7 +121,7 @@ def test_one_frame_is_taken_at_a_time() -> None:
     box.put(short(2, 1), 2)
     assert box.outbox.take() is not None
     assert box.outbox.take() is None
-    box.outbox.written(0.0)
+    box.outbox.written()
     assert box.outbox.take() is not None
 
 
@@ -166,3 +171,39 @@ def test_a_frame_that_is_being_written_counts_as_pending_however_small_the_buffe
     for _ in range(3):
         box.put(b"1", 0, now=1.0)
     assert box.outbox.cut_at == 6.0
+
+
+def test_what_goes_out_is_kept_by_frames_but_for_what_is_about_the_link() -> None:
+    box = Box()
+    replay = box.outbox.replay = Replay(2**20, 100)
+    for message in (b"1", Control(b"2"), b"3", binary.pack(b"4", []), b"5"):
+        box.outbox.put(message)
+    assert (replay.sent, box.outbox.number) == (0, 3)  # the packed one may yet be overtaken: it is not counted
+    assert [box.take() for _ in range(4)] == [b"[1,2,3]", b"".join(binary.pack(b"4", []).parts), b"5", None]
+    assert [message if isinstance(message, bytes) else "packed" for message in replay.kept()] == [
+        b"1",
+        b"3",
+        "packed",
+        b"5",
+    ]
+    assert (replay.sent, box.outbox.number) == (4, 4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_there_is_room_just_while_less_than_half_waits_or_is_kept(seed: int) -> None:
+    chance = random.Random(seed)
+    box = Box(messages=64, buffer=2**16)
+    replay = box.outbox.replay = Replay(2**16, 64)
+    for _ in range(2000):
+        if (step := chance.random()) < 0.6:
+            box.outbox.put(bytes(chance.choice((1, 100, 3000))))
+        elif step < 0.8:
+            box.take()
+        elif replay.count:
+            replay.acknowledge(replay.acknowledged + chance.randint(1, replay.count))
+        size, count = box.outbox.in_order
+        used = replay.fill(size, count)
+        if box.outbox.has_room:
+            assert used < 0.5
+        else:  # each message counts for its share of the bytes as well
+            assert used >= 0.25

@@ -61,7 +61,7 @@ class World:
         """Whatever is ready leaves both ends, and may still be lost."""
         for session, wire in ((self.client, self.to_server), (self.server, self.to_client)):
             while (frame := session.outbox.take()) is not None:
-                session.outbox.written(0.0)
+                session.outbox.written()
                 wire.append(frame)
 
     def deliver(self, *, to_server: bool) -> None:

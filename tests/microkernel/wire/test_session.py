@@ -77,7 +77,7 @@ class Server:
         while (frame := self.session.outbox.take()) is not None:
             decoded = json.loads(frame)
             messages += decoded if isinstance(decoded, list) else [decoded]
-            self.session.outbox.written(self.clock())
+            self.session.outbox.written()
         return messages
 
     def later(self, seconds: float) -> list[Any]:
@@ -483,7 +483,7 @@ def test_what_is_being_written_counts_as_pending() -> None:
     assert server.session.outbox.take() is not None
     assert server.session.outbox.fill == 1.0
     assert server.session.outbox.take() is None
-    server.session.outbox.written(server.clock())
+    server.session.outbox.written()
     assert server.session.outbox.fill == 0.0
 
 
@@ -493,7 +493,7 @@ def test_all_that_is_ready_goes_out_as_one_array_up_to_a_good_size() -> None:
     frame = server.session.outbox.take()
     assert frame is not None
     assert [message["ts"] for message in json.loads(frame)] == list(range(100))
-    server.session.outbox.written(server.clock())
+    server.session.outbox.written()
     server.say(*({"t": "call", "id": number, "to": "a.b"} for number in range(3)))
     for number in range(3):
         server.session.result(number, codec.body_of("x" * 100_000, what="body", limit=2**20))
@@ -634,7 +634,7 @@ def exchange(session: ClientSession, server: Server) -> tuple[list[Any], list[An
             while (frame := source.outbox.take()) is not None:
                 hear = server.hear if target is server.session else target.received
                 actions.extend(hear(frame.decode()))
-                source.outbox.written(0.0)
+                source.outbox.written()
                 moved = True
     return for_client, for_server
 
