@@ -9,7 +9,7 @@ from typing import NoReturn
 import msgspec
 
 from microkernel.errors import Invalid, TooBig
-from microkernel.wire import codec
+from microkernel.wire import binary, codec
 from microkernel.wire.binary import Packed
 from microkernel.wire.body import Body, Bulk
 from microkernel.wire.codec import CloseCode, Frame, Known, ProtocolError, Unknown
@@ -20,19 +20,20 @@ from microkernel.wire.state import Replay, SessionState
 __all__ = ["ClientSession", "Forgotten"]
 
 MOST_NAMES = 1024  # addresses that are remembered as JSON
+_OPENING = codec.Call | codec.Monitor | codec.Open | codec.Subscribe
 
 
 class Forgotten:
     """What was open in a session that the server has not kept: those ids are free, and nothing of them will come."""
 
-    def __init__(self, state: SessionState) -> None:
-        self._opened = {**state.calls, **state.subscriptions}
-        self._replay = state.replay
+    def __init__(self, state: SessionState, limits: Limits) -> None:
+        unsent = [] if state.replay is None else state.replay.never_left()
+        messages = [_message_of(encoded, limits) for encoded in unsent]
+        self._never_left = {message.id for message in messages if isinstance(message, _OPENING)}
 
     def may_have_arrived(self, number: int) -> bool:
         """Whether what opened `number` may have reached the server."""
-        opened = self._opened.get(number)
-        return opened is None or self._replay is None or self._replay.may_have_arrived(opened)
+        return number not in self._never_left
 
 
 class ClientSession(Session):
@@ -71,7 +72,7 @@ class ClientSession(Session):
     def call(
         self,
         to: str,
-        body: Body | None,
+        body: Body | bytes | None,
         *,
         deadline: float | None,
         priority: int | None,
@@ -88,12 +89,12 @@ class ClientSession(Session):
         body = _given(body)
         old = None if age is None else age * 1000
         self._send(codec.Call(number, to, body, milliseconds, priority, key, trace, old), to)
-        self.state.calls[number] = self.outbox.number
+        self.state.calls.add(number)
         return number
 
-    def call_plain(self, to: str, body: Body | None) -> int:
-        """`call` without options, as most are."""
-        text = _given(body)
+    def call_plain(self, to: str, body: Body | bytes | None) -> int:
+        """`call` without options, as most are; a body may also be given as its text."""
+        text = codec.EMPTY if body is None else body
         if isinstance(text, Bulk):
             return self.call(to, text, deadline=None, priority=None)
         name = self._names.get(to) or self._name(to)
@@ -101,11 +102,16 @@ class ClientSession(Session):
         message = b'{"t":"call","id":%d,"to":%b,"body":%b}' % (number, name, text)
         if len(message) > self._longest:
             raise self._too_big(to, len(message), self._longest, "a text frame")
-        self._tell_text(message, number)
-        self.state.calls[number] = self.outbox.number
+        if self.is_open and not self.outbox.followers:
+            self.outbox.put(message)
+        else:
+            self._tell_text(message, number)
+        self.state.calls.add(number)
         return number
 
-    def open(self, to: str, body: Body | None, *, credit: int, deadline: float | None, priority: int | None) -> int:
+    def open(
+        self, to: str, body: Body | bytes | None, *, credit: int, deadline: float | None, priority: int | None
+    ) -> int:
         """Ask for a stream, and be ready for `credit` items."""
         number = next(self._ids)
         milliseconds = None if deadline is None else max(0.0, deadline * 1000)
@@ -125,11 +131,11 @@ class ClientSession(Session):
             self.outbox.drop(number)
             self._tell(codec.Cancel(number, why))
 
-    def send(self, to: str, body: Body | None, *, priority: int | None) -> None:
+    def send(self, to: str, body: Body | bytes | None, *, priority: int | None) -> None:
         """Send one way."""
         self._send(codec.Send(to, _given(body), priority=priority), to)
 
-    def publish(self, subject: str, body: Body | None) -> None:
+    def publish(self, subject: str, body: Body | bytes | None) -> None:
         """Send an event."""
         self._send(codec.Publish(subject, _given(body)), subject)
 
@@ -137,26 +143,26 @@ class ClientSession(Session):
         """Ask for events, of those after offset `since` first."""
         number = next(self._ids)
         self._send(codec.Subscribe(number, subject, group=group, since=since), max(subject, group or "", key=len))
-        self.state.subscriptions[number] = self.outbox.number
+        self.state.subscriptions.add(number)
         return number
 
     def monitor(self, service: str) -> int:
         """Ask when a service comes and goes."""
         number = next(self._ids)
         self._send(codec.Monitor(number, service), service)
-        self.state.subscriptions[number] = self.outbox.number
+        self.state.subscriptions.add(number)
         return number
 
     def room(self, number: int) -> int:
         """How many items the handler of a stream takes now; 0 when there is no such stream."""
         return self.state.inputs.get(number, 0)
 
-    def item(self, number: int, body: Body) -> None:
+    def item(self, number: int, body: Body | bytes | None) -> None:
         """Send an item into a stream whose handler has `room`."""
         inputs = self.state.inputs
         if inputs.get(number, 0) < 1:
             raise ValueError(f"stream {number} takes no item now")
-        self._send(codec.Item(number, body), f"stream {number}")
+        self._send(codec.Item(number, _given(body)), f"stream {number}")
         inputs[number] -= 1
 
     def finish(self, number: int) -> None:
@@ -167,7 +173,8 @@ class ClientSession(Session):
 
     def unsubscribe(self, number: int) -> None:
         """A subscription ends here and now; the server is told."""
-        if self.state.subscriptions.pop(number, None) is not None:
+        if number in self.state.subscriptions:
+            self.state.subscriptions.remove(number)
             self._tell(codec.Unsubscribe(number))
 
     def send_ping(self, ts: float) -> None:
@@ -230,7 +237,7 @@ class ClientSession(Session):
             state.replay.acknowledge(message.seen)
             state.ack()
         else:
-            self.forgotten = Forgotten(state) if old else None
+            self.forgotten = Forgotten(state, self.limits) if old else None
             keeps = self._resumes and self.hello.resume > 0
             state.begin(message.session, Replay(self.hello.max.buffer, self.hello.max.messages) if keeps else None)
         self._opened(self.hello.heartbeat)
@@ -238,7 +245,11 @@ class ClientSession(Session):
         return message
 
     def _result(self, message: codec.Result) -> Action | None:
-        return message if self.state.calls.pop(message.id, None) is not None else None
+        calls = self.state.calls
+        if message.id not in calls:
+            return None
+        calls.remove(message.id)
+        return message
 
     def _error(self, message: codec.Error) -> Action | None:
         return message if message.id is None or self.state.finish(message.id) else None
@@ -310,5 +321,11 @@ class ClientSession(Session):
     }
 
 
-def _given(body: Body | None) -> Body:
-    return codec.EMPTY if body is None else body
+def _given(body: Body | bytes | None) -> Body:
+    return codec.EMPTY if body is None else msgspec.Raw(body) if isinstance(body, bytes) else body
+
+
+def _message_of(encoded: bytes | Packed, limits: Limits) -> Known | Unknown:
+    if isinstance(encoded, Packed):
+        return binary.message_of(encoded.joined(), text=limits.text, limit=encoded.size)
+    return codec.decode_one(encoded)

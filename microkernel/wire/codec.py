@@ -16,7 +16,17 @@ import msgspec
 from microkernel.buffers import decode_custom
 from microkernel.errors import Code, ErrorReport, Invalid, MicrokernelError, TooBig
 from microkernel.message import convert
-from microkernel.wire.body import Body, Bulk, HoldsBuffers, bulk_of, encode_inline, encode_plain, refuse, value_of
+from microkernel.wire.body import (
+    LONG_BYTES,
+    Body,
+    Bulk,
+    HoldsBuffers,
+    bulk_of,
+    encode_inline,
+    encode_plain,
+    refuse,
+    value_of,
+)
 from microkernel.wire.messages import (
     EMPTY,
     LARGEST_INTEGER,
@@ -189,10 +199,10 @@ def body_of(value: Any, *, what: str, limit: int, binary: int = 0) -> Body:
 def text_of(value: Any, limit: int) -> bytes | None:
     """`value` as JSON, for the most part what `body_of` says; None where it takes a closer look."""
     try:
-        text = encode_plain(value)
+        text = _encoder.encode(value)
     except (HoldsBuffers, TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         return None
-    return text if len(text) <= limit else None
+    return text if len(text) <= limit and len(text) < LONG_BYTES else None
 
 
 def decode_body(body: Body, kind: type[T] | Any = Any, *, what: str = "message") -> T:

@@ -75,6 +75,7 @@ class Connection:
         self._why: MicrokernelError | None = None  # the last link was lost, or not to be had
         self.is_over = False
         self.session = self._new_session("")
+        self.touch = self.flush = _nothing  # those of the pump, while there is one
 
     async def start(self) -> None:
         """Open the first link; raises why there is none."""
@@ -100,16 +101,6 @@ class Connection:
             raise
         if not self._task.cancelled():
             self._task.result()  # a defect is not hidden
-
-    def touch(self) -> None:
-        """The session has changed."""
-        if self._pump is not None:
-            self._pump.touch()
-
-    def flush(self) -> None:
-        """Send what is ready now."""
-        if self._pump is not None:
-            self._pump.flush()
 
     async def room(self) -> None:
         """Return when a link is open and takes another message; raises when there will be none."""
@@ -160,7 +151,8 @@ class Connection:
             async with dial(self.url, trust) as socket:
                 self.session = self._new_session(token)
                 handlers: Handlers = {**self.handlers, codec.Ready: self._on_ready, codec.Bye: self._on_bye}
-                self._pump = Pump(socket, self.session, handlers, functools.partial(_break, socket))
+                self._pump = pump = Pump(socket, self.session, handlers, functools.partial(_break, socket))
+                self.touch, self.flush = pump.touch, pump.flush
                 if self._leaving:
                     self._pump.close(codec.NORMAL, "")
                 closed = await self._pump.run()
@@ -170,6 +162,7 @@ class Connection:
             return not first
         finally:
             self._pump = None
+            self.touch = self.flush = _nothing
         was_open, hello = self.session.ready is not None, self.session.hello
         self._kept = 0.0 if hello is None or ends_session(closed.code) else hello.resume
         self._judge(closed)
@@ -195,6 +188,10 @@ class Connection:
     def _on_bye(self, bye: codec.Bye) -> None:
         self._after = 0.0 if bye.after is None else min(60.0, bye.after / 1000)
         log.info("the node at %s is about to leave: %s", self.url, bye.reason)
+
+
+def _nothing() -> None:
+    """There is no link that would have to be told."""
 
 
 def _break(socket: aiohttp.ClientWebSocketResponse) -> None:

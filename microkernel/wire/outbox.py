@@ -42,7 +42,7 @@ class Outbox:
         self._limits = limits
         self._each = limits.buffer // limits.messages + 1  # bytes that a message counts for beside its own
         self._clock = clock
-        self._waiting: deque[bytes | Packed] = deque()
+        self.queue: deque[bytes | Packed] = deque()  # what goes out in order
         self._uncommon = 0  # of those, the ones that are no text, or not numbered
         self._bytes = 0
         self._taken_bytes = 0  # of the frame that is being written: still pending, the reader has not taken it
@@ -63,25 +63,20 @@ class Outbox:
         self._part_bytes = FRAME_BYTES  # what goes out in a moment, by the last part that did
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._long) + len(self._aborts)
+        return len(self.queue) + len(self._long) + len(self._aborts)
 
     def waiting(self) -> list[bytes | Packed]:
         """What no frame has been made of yet, goes out in order, and is to be kept."""
         return [
             message
-            for message in self._waiting
+            for message in self.queue
             if type(message) is bytes or (type(message) is Packed and not message.is_long)
         ]
 
     @property
     def in_order(self) -> tuple[int, int]:
         """Bytes and messages that wait to go out in order, and are to be kept then."""
-        return self._bytes, len(self._waiting) - (len(self._late) - self._begun)
-
-    @property
-    def number(self) -> int:
-        """The number that the message put last will have at most, if what waits goes out in order."""
-        return 0 if self.replay is None else self.replay.sent + len(self._waiting) - self._uncommon
+        return self._bytes, len(self.queue) - (len(self._late) - self._begun)
 
     def late(self) -> list[bytes | Packed]:
         """What goes out late: the long messages that have not gone out whole, each with its followers."""
@@ -95,11 +90,11 @@ class Outbox:
     @property
     def pending_messages(self) -> int:
         """Messages that are not written yet."""
-        return len(self._waiting) + self._taken_messages + self._following + self._begun
+        return len(self.queue) + self._taken_messages + self._following + self._begun
 
     def put(self, message: bytes | Packed) -> None:
         """Add one message; it never waits and is never refused: producers ask `has_room` or `fill` first."""
-        self._waiting.append(message)
+        self.queue.append(message)
         size = len(message)
         self._bytes += size
         self.slack -= size + self._each
@@ -119,7 +114,7 @@ class Outbox:
             self.followers[lane] = []
             self._late[lane] = message
             self._late_bytes += message.size
-            self._waiting.append(message)  # it begins when what was put before it has gone
+            self.queue.append(message)  # it begins when what was put before it has gone
             self._uncommon += 1
         else:
             return False
@@ -136,7 +131,7 @@ class Outbox:
         if self._is_taken:
             return None
         if not self.followers and not self._aborts:  # nothing long is under way, as usual
-            if not self._waiting:
+            if not self.queue:
                 return None
             self._is_taken = True
             return self._take_waiting()
@@ -144,7 +139,7 @@ class Outbox:
             self._is_taken = True
             return [self._aborts.popleft()]
         self._begin_long()
-        if self._waiting and not (self._is_turn_of_long and len(self._long)):
+        if self.queue and not (self._is_turn_of_long and len(self._long)):
             self._is_turn_of_long = self._is_taken = True
             return self._take_waiting()
         if len(self._long):
@@ -158,8 +153,8 @@ class Outbox:
         if followers is None:
             return False
         message = self._late.pop(lane)
-        if message in self._waiting:
-            self._waiting.remove(message)
+        if message in self.queue:
+            self.queue.remove(message)
             self._uncommon -= 1
             self._late_bytes -= message.size
         else:
@@ -188,7 +183,7 @@ class Outbox:
 
     def clear(self) -> None:
         """Forget everything: the link is gone."""
-        self._waiting.clear()
+        self.queue.clear()
         self._long.clear()
         self.followers.clear()
         self._late.clear()
@@ -245,7 +240,7 @@ class Outbox:
         if self.followers:
             self.slack = 0
             return 0
-        size, count = self._bytes, len(self._waiting)
+        size, count = self._bytes, len(self.queue)
         if self.replay is None:
             size, count = size + self._taken_bytes, count + self._taken_messages
         else:  # which keeps what was taken
@@ -268,20 +263,20 @@ class Outbox:
 
     def _begin_long(self) -> None:
         """Have the long messages whose turn it is go out in parts: what was put before them has gone."""
-        while self._waiting and type(message := self._waiting[0]) is Packed and message.is_long:
-            self._waiting.popleft()
+        while self.queue and type(message := self.queue[0]) is Packed and message.is_long:
+            self.queue.popleft()
             self._uncommon -= 1
             self._begun += 1
             self._long.add(message, next(lane for lane, late in self._late.items() if late is message))
 
     def _take_waiting(self) -> bytes | Parts:
-        waiting = self._waiting
+        queue = self.queue
         longest = min(FRAME_BYTES, self._limits.text - 2)
         messages: list[Any]
         kept: list[Any]
-        if not self._uncommon and self._bytes + len(waiting) <= longest:  # all of it, as usual
-            messages, size = list(waiting), self._bytes
-            waiting.clear()
+        if not self._uncommon and self._bytes + len(queue) <= longest:  # all of it, as usual
+            messages, size = list(queue), self._bytes
+            queue.clear()
             kept = messages
         else:
             messages, size = self._first_few(longest)
@@ -297,24 +292,24 @@ class Outbox:
 
     def _first_few(self, longest: int) -> tuple[list[Any], int]:
         """What the next frame is made of: one packed message, or texts of so many bytes."""
-        waiting = self._waiting
-        messages: list[Any] = [waiting.popleft()]
+        queue = self.queue
+        messages: list[Any] = [queue.popleft()]
         size = len(messages[0])
         if type(messages[0]) is Packed:
             self._uncommon -= 1
             return messages, size
         self._uncommon -= type(messages[0]) is Control
-        while waiting and type(message := waiting[0]) is not Packed:
+        while queue and type(message := queue[0]) is not Packed:
             if size + len(message) + len(messages) > longest:
                 break
-            messages.append(waiting.popleft())
+            messages.append(queue.popleft())
             size += len(message)
             self._uncommon -= type(message) is Control
         return messages, size
 
     def _take_part(self) -> Parts:
         before = self._long.bytes_left
-        frame, ended = self._long.next_frame(FRAME_BYTES if self._waiting else self._part_bytes)
+        frame, ended = self._long.next_frame(FRAME_BYTES if self.queue else self._part_bytes)
         self._is_part_taken, self._taken_at = True, self._clock()
         self._taken_bytes = sum(map(len, frame))
         self._late_bytes -= before - self._long.bytes_left

@@ -38,13 +38,6 @@ class AskAgain(Exception):
         self.may_have_run = may_have_run
 
 
-class _Asked(msgspec.Struct):
-    """A call that waits for its answer."""
-
-    answer: asyncio.Future[Body]
-    key: str | None
-
-
 class _Listening(msgspec.Struct):
     """A subscription, or a monitor, that stands; `offset` is that of the last event, None before the first."""
 
@@ -59,14 +52,12 @@ class _Listening(msgspec.Struct):
 class Pending:
     """All that is open at a client's end of a session."""
 
-    def __init__(
-        self, connection: Connection, *, greeted: Callable[[codec.Hello], None], left: Callable[[], None]
-    ) -> None:
-        """`greeted` hears of each link's limits; `left` is called when something ends from here that is to be told."""
+    def __init__(self, connection: Connection, greeted: Callable[[codec.Hello], None]) -> None:
+        """`greeted` hears of each link's limits."""
         self._connection = connection
-        self._left = left
         self._loop = asyncio.get_running_loop()
-        self._calls: dict[int, _Asked] = {}
+        self._calls: dict[int, asyncio.Future[Body]] = {}
+        self._keys: dict[int, str] = {}  # of calls
         self._inboxes: dict[int, Inbox] = {}
         self._listening: dict[int, _Listening] = {}
         self._pongs: dict[float, asyncio.Future[None]] = {}
@@ -89,32 +80,34 @@ class Pending:
 
     async def answer(self, number: int, key: str | None, deadline: float | None) -> Body:
         """The result of call `number`. Raises its error, `TimeoutError` after `deadline` seconds, and `AskAgain`."""
-        answer: asyncio.Future[Body] = self._loop.create_future()
-        self._calls[number] = _Asked(answer, key)
+        answer = self.expect(number)
+        if key is not None:
+            self._keys[number] = key
         try:
             async with asyncio.timeout(deadline):
                 return await answer
         finally:
-            self.settle(number)
+            self.leave(number)
+            self._keys.pop(number, None)
 
     def expect(self, number: int) -> asyncio.Future[Body]:
-        """The result of call `number`, which has no key; `settle` when it is not waited for any more."""
+        """The result of call `number`, which has no key; `leave` when it is not waited for any more."""
         answer: asyncio.Future[Body] = self._loop.create_future()
-        self._calls[number] = _Asked(answer, None)
+        self._calls[number] = answer
         return answer
 
-    def settle(self, number: int) -> None:
-        """Nobody waits for call `number` any more."""
+    def leave(self, number: int) -> None:
+        """Nobody waits for call `number` any more; nothing happens if it has ended."""
         if self._calls.pop(number, None) is not None:
             self._connection.session.cancel(number)
-            self._left()
+            self._connection.touch()
 
     async def pong(self) -> None:
         """Return when the server has received all that was sent before. Raises `AskAgain`."""
         number = float(next(self._ping_numbers))
         self._pongs[number] = pong = self._loop.create_future()
         self._connection.session.send_ping(number)
-        self._left()
+        self._connection.touch()
         try:
             await pong
         finally:
@@ -149,8 +142,8 @@ class Pending:
     def end_all(self, why: Callable[[], MicrokernelError]) -> None:
         """Nothing will come any more."""
         self._stop_expiry()
-        waiting: list[asyncio.Future[Any]] = [each.answer for each in self._calls.values()]
-        for future in [*waiting, *self._pongs.values()]:
+        waiting: list[asyncio.Future[Any]] = [*self._calls.values(), *self._pongs.values()]
+        for future in waiting:
             if not future.done():
                 future.set_exception(why())
         for inbox in list(self._inboxes.values()):
@@ -164,7 +157,7 @@ class Pending:
         def left(why: str | None) -> None:
             if self._inboxes.pop(inbox.number, None) is not None:
                 leave(inbox.number, why)  # its number by now
-                self._left()
+                self._connection.touch()
 
         inbox = self._inboxes[number] = Inbox(number, self._loop, left)
         return inbox
@@ -180,9 +173,9 @@ class Pending:
 
     def _expired(self) -> None:
         """The node has not kept the session by now."""
-        for asked in list(self._calls.values()):
-            if asked.key is None and not asked.answer.done():
-                asked.answer.set_exception(self._connection.why_lost(may_have_run=True))
+        for number, answer in list(self._calls.items()):
+            if number not in self._keys and not answer.done():
+                answer.set_exception(self._connection.why_lost(may_have_run=True))
         for number, inbox in list(self._inboxes.items()):
             if number not in self._listening:
                 del self._inboxes[number]
@@ -193,14 +186,14 @@ class Pending:
         """The session is a new one: what can be asked again is, the rest ends."""
         calls, inboxes, self._calls, self._inboxes = self._calls, self._inboxes, {}, {}
         listening, self._listening = self._listening, {}
-        for number, asked in calls.items():
-            if asked.answer.done():
+        for number, answer in calls.items():
+            if answer.done():
                 continue
             arrived = forgotten.may_have_arrived(number)
-            if not arrived or (asked.key is not None and same_epoch):
-                asked.answer.set_exception(AskAgain(may_have_run=arrived))
+            if not arrived or (number in self._keys and same_epoch):
+                answer.set_exception(AskAgain(may_have_run=arrived))
             else:
-                asked.answer.set_exception(self._why_forgotten(same_epoch=same_epoch))
+                answer.set_exception(self._why_forgotten(same_epoch=same_epoch))
         for number, inbox in inboxes.items():
             if number not in listening:
                 inbox.end(self._why_forgotten(same_epoch=same_epoch))
@@ -244,17 +237,17 @@ class Pending:
             self._begin_anew(forgotten, same_epoch=same_epoch)
 
     def _on_result(self, result: codec.Result) -> None:
-        asked = self._calls.pop(result.id, None)
-        if asked is not None and not asked.answer.done():
-            asked.answer.set_result(result.body)
+        answer = self._calls.pop(result.id, None)
+        if answer is not None and not answer.done():
+            answer.set_result(result.body)
 
     def _on_error(self, frame: codec.Error) -> None:
         error = from_report(codec.report_of(frame))
         if frame.id is None:
             log.warning("a one-way message was not carried out, or an event not sent: %s", error)
-        elif (asked := self._calls.pop(frame.id, None)) is not None:
-            if not asked.answer.done():
-                asked.answer.set_exception(error)
+        elif (answer := self._calls.pop(frame.id, None)) is not None:
+            if not answer.done():
+                answer.set_exception(error)
         elif (inbox := self._inboxes.pop(frame.id, None)) is not None:
             listening = self._listening.pop(frame.id, None)
             if listening is not None and listening.is_again and isinstance(error, PreconditionFailed | Unimplemented):

@@ -165,8 +165,10 @@ class ServerSession(Session):
 
     def result(self, number: int, body: Body | bytes) -> None:
         """A call has ended well, with a body or its text. Nothing happens if it had ended before."""
-        if self.state.calls.pop(number, None) is None:
+        calls = self.state.calls
+        if number not in calls:
             return
+        calls.remove(number)
         if isinstance(body, Bulk):
             self._tell(codec.Result(number, body))
         else:
@@ -284,7 +286,7 @@ class ServerSession(Session):
         has_room = len(state.calls) + len(state.streams) < self.limits.inflight
         if not (is_free and has_room and self._admission.is_clear) and self._is_refused(number):
             return None
-        state.calls[number] = 0
+        state.calls.add(number)
         return message
 
     def _open(self, message: codec.Open) -> Action | None:
@@ -296,7 +298,7 @@ class ServerSession(Session):
     def _subscribe(self, message: codec.Subscribe | codec.Monitor) -> Action | None:
         if self._is_refused(message.id, subscribes=True):
             return None
-        self.state.subscriptions[message.id] = 0
+        self.state.subscriptions.add(message.id)
         return message
 
     def _one_way(self, message: codec.Send | codec.Publish) -> Action | None:

@@ -41,7 +41,8 @@ class Slots:
     def free(self) -> None:
         """Give a slot back."""
         self._taken -= 1
-        self._pass_on()
+        if self._waiting:
+            self._pass_on()
 
     def resize(self, limit: int) -> None:
         """From now on so many; those that are taken stay so."""

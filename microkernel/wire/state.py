@@ -43,7 +43,7 @@ class Replay:
         self.size = 0  # bytes that are kept
         self._frames: deque[tuple[list[bytes | Packed], int]] = deque()  # each with its bytes
         self._long_bytes = 0  # of those, the ones that take more than a frame
-        self._left = 0  # the number of the last message that may have left over a link which is gone
+        self._left = 0  # the number of the last message that has begun to leave over a link which is gone
 
     @property
     def count(self) -> int:
@@ -122,9 +122,9 @@ class Replay:
         """What is kept so far may have left; what is put from here on has not."""
         self._left = self.sent
 
-    def may_have_arrived(self, number: int) -> bool:
-        """Whether message `number` may have reached the other end before the link was lost."""
-        return number <= self._left
+    def never_left(self) -> list[bytes | Packed]:
+        """What is kept and surely has not reached the other end."""
+        return self.kept()[max(0, self._left - self.acknowledged) :]
 
     def _count_long(self, messages: list[bytes | Packed], sign: int) -> None:
         for message in messages:
@@ -143,10 +143,10 @@ class SessionState:
         self.session = session
         self.identity: Identity | None = None
         self.replay = replay
-        self.calls: dict[int, int] = {}  # id: number of the message that opened it
+        self.calls: set[int] = set()  # ids
         self.streams: dict[int, int] = {}  # id: items that the reader still takes
         self.inputs: dict[int, int] = {}  # id of a stream: items that its handler still takes
-        self.subscriptions: dict[int, int] = {}
+        self.subscriptions: set[int] = set()
         self.received = 0  # messages of the other end that count
         self.acked = 0  # of those, how many it knows of
         self._bytes = 0
@@ -162,10 +162,14 @@ class SessionState:
 
     def finish(self, number: int) -> bool:
         """Whatever id `number` names has ended; False if there was nothing."""
-        if self.calls.pop(number, None) is not None:
+        if number in self.calls:
+            self.calls.remove(number)
+            return True
+        if number in self.subscriptions:
+            self.subscriptions.remove(number)
             return True
         self.inputs.pop(number, None)
-        return self.streams.pop(number, None) is not None or self.subscriptions.pop(number, None) is not None
+        return self.streams.pop(number, None) is not None
 
     def owes_ack(self, size: int) -> bool:
         """Whether it is time for an `ack`, now that a frame of `size` bytes has come."""

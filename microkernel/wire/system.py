@@ -71,10 +71,11 @@ class System:
         """Made by `connect`."""
         self._loop = asyncio.get_running_loop()
         self._connection = Connection(find, reconnect=reconnect, lost=self._lost, over=self._over)
-        self._pending = Pending(self._connection, greeted=self._keep_to, left=self._connection.touch)
+        self._pending = Pending(self._connection, self._keep_to)
         self._bucket = Bucket(1.0, 1, 0.0)
         self._prepaid = 0  # messages that the bucket has given already
         self._slots = Slots(1)
+        self._longest = self._session.limits.text  # bytes of a text frame that the node takes
 
     async def start(self) -> None:
         """Greet the server."""
@@ -152,14 +153,15 @@ class System:
                 number = session.call_plain(to, body)
                 answer = self._pending.expect(number)
                 self._connection.touch()
-                if session.calls == 1:  # of several, the others go together at the end of the turn
+                if len(session.state.calls) == 1:  # of several, the others go together at the end of the turn
                     self._connection.flush()
                 try:
                     result = await answer
                 except AskAgain:
                     result = await self._ask(to, body, None, self._loop.time() + PATIENCE, None, None, None)
-                finally:
-                    self._pending.settle(number)
+                except BaseException:
+                    self._pending.leave(number)
+                    raise
             else:
                 until = self._loop.time() + PATIENCE if ends is None else ends
                 result = await self._ask(to, body, deadline, until, priority, idempotency_key, trace)
@@ -209,7 +211,7 @@ class System:
                     continue
                 await self._admit()
                 if self._session.room(inbox.number):
-                    self._session.item(inbox.number, codec.EMPTY if encoded is None else encoded)
+                    self._session.item(inbox.number, encoded)
                     self._connection.touch()
                     return
 
@@ -262,7 +264,7 @@ class System:
     async def _ask(
         self,
         to: str,
-        body: Body | None,
+        body: Body | bytes | None,
         deadline: float | None,
         ends: float,
         priority: int | None,
@@ -310,7 +312,7 @@ class System:
     def _is_admitted(self) -> bool:
         """Whether the link takes another message at once, which is counted then."""
         session = self._connection.session
-        if not session.is_open or not session.has_room:
+        if not session.is_open or not (session.outbox.slack or session.has_room):
             return False
         if self._prepaid:
             self._prepaid -= 1
@@ -348,20 +350,23 @@ class System:
             except AskAgain:
                 continue
 
-    def _body(self, to: str, message: Any, fields: dict[str, Any]) -> Body | None:
+    def _body(self, to: str, message: Any, fields: dict[str, Any]) -> Body | bytes | None:
+        """The body, for the most part as its text; None where there is none."""
         if message is not None and fields:
             raise Invalid(f"{to} was given a message and the fields {', '.join(fields)}: give one or the other")
         value = fields or None if message is None else message
         if value is None:
             return None
-        hello = self._session.hello
-        limit = self._session.limits.text if hello is None else hello.max.text
-        return codec.body_of(value, what=f"the message to {to}", limit=limit, binary=self._session.binary)
+        text = codec.text_of(value, self._longest)
+        if text is not None:
+            return text
+        return codec.body_of(value, what=f"the message to {to}", limit=self._longest, binary=self._session.binary)
 
     def _keep_to(self, hello: codec.Hello) -> None:
         limits = hello.max
         # Half the burst and nine tenths of the rate: what leaves here evenly may arrive there in a heap.
         self._bucket = Bucket(limits.rate * 0.9, max(1, limits.burst // 2), self._loop.time())
+        self._longest = limits.text
         self._prepaid = 0
         self._slots.resize(limits.inflight)
 
@@ -373,6 +378,7 @@ class System:
 
 
 def _shape(body: Body, kind: Any, what: str) -> Any:
+    """A body as a `kind`, None for a record; `what` of it is said where it does not fit."""
     if kind is None:
         return as_record(codec.decode_body(body, Any, what=what))
     return codec.decode_body(body, kind, what=what)

@@ -1,7 +1,7 @@
 """Writes what a session has ready, at the end of the turn of the loop in which it was put. Hot: once a frame.
 
-All that is put during one turn goes out as one frame. There is no task for it: a frame is written as the turn ends, and
-only one that has to wait for the other end to read is finished in a task.
+What is put during one turn goes out as one frame, or as several where it is much. There is no task for it: a frame is
+written as the turn ends, and only one that has to wait for the other end to read is finished in a task.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from microkernel.begin import Rest, begin
 from microkernel.wire.outbox import Outbox
 
 __all__ = ["Writer"]
+
+BATCH = 32  # messages that do not wait for more of this turn: the other end begins with them while this one goes on
 
 
 class Writer:
@@ -32,6 +34,7 @@ class Writer:
         failed: Callable[[Exception], None],
     ) -> None:
         self._outbox = outbox
+        self._queue = outbox.queue
         self._send = send
         self._turn = turn
         self._written = written
@@ -46,6 +49,9 @@ class Writer:
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self.flush_if_due)
+        elif len(self._queue) >= BATCH and self._waits is None:
+            self.flush()
+            self._is_due = True  # what is called as the turn ends still is
 
     def flush_if_due(self) -> None:
         """The turn ends, or nothing more comes in it: a turn of the loop costs as much as to write a frame."""
