@@ -41,9 +41,9 @@ class Admission:
     def frame(self, count: int) -> None:
         """A frame with `count` messages has come. Raises `ProtocolError` for a flood."""
         # An empty frame costs as much as a message.
-        self._bucket.take(max(1, count), self._clock())
+        self._bucket.take(count or 1, self._clock())
         self._look()
-        if self._bucket.is_abused:
+        if not self.is_clear and self._bucket.is_abused:
             raise ProtocolError(
                 f"too many messages: {self._bucket.overdrawn:.0f} more than {self._bucket.rate:g} a second "
                 f"with bursts of {self._bucket.burst}",

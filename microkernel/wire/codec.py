@@ -126,7 +126,8 @@ def decode(text: str) -> list[Known | Unknown]:
     """The messages of one text frame, in order; raises `ProtocolError` that names the place and the field."""
     try:
         if text.lstrip()[:1] == "[":
-            return list(_many.decode(text))
+            many: list[Known | Unknown] = _many.decode(text)  # type: ignore[assignment] # a list of fewer types
+            return many
         return [_one.decode(text)]
     except msgspec.ValidationError:  # the slow path: something in the frame is unknown or wrong
         parts = split(text)

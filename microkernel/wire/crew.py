@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from microkernel.nursery import contained
+from microkernel.nursery import contained, task_of_loop
 
 __all__ = ["Crew", "Do", "Read"]
 
@@ -38,12 +38,16 @@ class Crew(Generic[W]):
         *,
         name: str,
         rests: Callable[[], None] = lambda: None,
+        waits: Callable[[], None] = lambda: None,
     ) -> None:
         """`cancelled` is told of work that `cancel` has ended.
-        `rests` is called when all work is done that does not wait, before the next frame is waited for.
+
+        `rests` is called when all work is done that does not wait, before the next frame is waited for; `waits` before
+        a piece of work is.
         """
         self._tell_cancelled = cancelled
         self._rests = rests
+        self._waits = waits
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()  # of every task: work that was begun must not lend them its own
@@ -65,7 +69,8 @@ class Crew(Generic[W]):
     def put(self, number: int, work: W, do: Do[W]) -> None:
         """Have `do` carry out `work` after what was put before; `number` is that of no other work here."""
         self._waiting.append((number, work, do))
-        if not self._looks:
+        # Who has read it carries it out; it may also come from elsewhere, while the reader waits.
+        if not self._looks and (self._reader is None or task_of_loop(self._loop) is not self._reader):
             self._looks = True
             self._loop.call_soon(self._look, context=self._context)
 
@@ -195,6 +200,7 @@ class Crew(Generic[W]):
         if not self._looks:
             self._looks = True
             self._loop.call_soon(self._look, context=self._context)
+        self._waits()
         try:
             await rest
         except asyncio.CancelledError:

@@ -69,8 +69,10 @@ class Bucket:
 
     def take(self, count: int, now: float) -> None:
         """Take `count` tokens, whether they are there or not."""
-        self._level = min(self.burst, self._level + max(0.0, now - self._filled) * self.rate) - count
-        self._filled = now
+        if now > self._filled:
+            self._level = min(self.burst, self._level + (now - self._filled) * self.rate)
+            self._filled = now
+        self._level -= count
 
     @property
     def is_covered(self) -> bool:

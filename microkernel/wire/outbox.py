@@ -49,7 +49,7 @@ class Outbox:
         self._taken_messages = 0
         self._is_taken = self._is_part_taken = False
         self._busy_bytes, self._busy_messages = BUSY * limits.buffer, BUSY * limits.messages
-        self._busy_since: float | None = None  # producers wait; or when the last frame went out meanwhile
+        self.busy_since: float | None = None  # producers wait; or when the last frame went out meanwhile
         self._full_since: float | None = None
         self._long = LongMessages()
         self.followers: dict[int, list[bytes | Packed]] = {}  # of each long message, by lane; empty: nothing is late
@@ -63,7 +63,7 @@ class Outbox:
         self._part_bytes = FRAME_BYTES  # what goes out in a moment, by the last part that did
 
     def __len__(self) -> int:
-        return len(self.queue) + len(self._long) + len(self._aborts)
+        return len(self.queue) + len(self._aborts) + (len(self._long) if self.followers else 0)
 
     def waiting(self) -> list[bytes | Packed]:
         """What no frame has been made of yet, goes out in order, and is to be kept."""
@@ -131,16 +131,13 @@ class Outbox:
         if self._is_taken:
             return None
         if not self.followers and not self._aborts:  # nothing long is under way, as usual
-            if not self.queue:
-                return None
-            self._is_taken = True
-            return self._take_waiting()
+            return self._take_waiting() if self.queue else None
         if self._aborts:
             self._is_taken = True
             return [self._aborts.popleft()]
         self._begin_long()
         if self.queue and not (self._is_turn_of_long and len(self._long)):
-            self._is_turn_of_long = self._is_taken = True
+            self._is_turn_of_long = True
             return self._take_waiting()
         if len(self._long):
             self._is_turn_of_long, self._is_taken = False, True
@@ -174,11 +171,11 @@ class Outbox:
             self._is_part_taken = False
             if self._full_since is not None:
                 self._full_since = now  # who takes a part in time is not slow
-        if self._busy_since is not None:
-            self._busy_since = self._clock()
+        if self.busy_since is not None:
+            self.busy_since = self._clock()
         self._taken_bytes = self._taken_messages = 0
         self._is_taken = False
-        if self._busy_since is not None or self._full_since is not None or self.followers:
+        if self.busy_since is not None or self._full_since is not None or self.followers:
             self._judge()
 
     def clear(self) -> None:
@@ -191,7 +188,7 @@ class Outbox:
         self._late_bytes = self._begun = self._uncommon = 0
         self._bytes = self._taken_bytes = self._taken_messages = self._following = self._following_bytes = 0
         self._is_taken = self._is_part_taken = False
-        self._busy_since = self._full_since = None
+        self.busy_since = self._full_since = None
 
     def limit_long(self, size: int) -> None:
         """The other end takes long messages of `size` bytes together at a time."""
@@ -222,16 +219,16 @@ class Outbox:
     def cut_at(self) -> float | None:
         """When the reader is to be cut if nothing changes; None while nobody waits for it."""
         if self._full_since is None:
-            return None if self._busy_since is None else self._busy_since + self._limits.slow_after
+            return None if self.busy_since is None else self.busy_since + self._limits.slow_after
         return self._full_since + (0.0 if self.backlog > OVERFULL else self._limits.slow_after)
 
     def complaint(self, now: float) -> str:
         """What the slow reader is told; producers wait for it, or the buffer is over its limit."""
-        assert self._busy_since is not None
+        assert self.busy_since is not None
         limit = self._busy_bytes if self._full_since is None else self._limits.buffer
         what = mebibytes(self.pending_bytes) if self.pending_bytes > limit else f"{self.pending_messages} messages"
         if self._full_since is None:
-            return f"slow reader: {what} pending, none taken for {now - self._busy_since:.1f} s"
+            return f"slow reader: {what} pending, none taken for {now - self.busy_since:.1f} s"
         return f"slow reader: {what} pending for {now - self._full_since:.1f} s"
 
     def _look(self) -> int:
@@ -252,10 +249,10 @@ class Outbox:
     def _judge(self) -> None:
         size, count = self.pending_bytes, self.pending_messages
         if size <= self._busy_bytes and count <= self._busy_messages:
-            self._busy_since = self._full_since = None
+            self.busy_since = self._full_since = None
             return
-        if self._busy_since is None:
-            self._busy_since = self._clock()
+        if self.busy_since is None:
+            self.busy_since = self._clock()
         if size <= self._limits.buffer and count <= self._limits.messages:
             self._full_since = None
         elif self._full_since is None:
@@ -271,6 +268,7 @@ class Outbox:
 
     def _take_waiting(self) -> bytes | Parts:
         queue = self.queue
+        self._is_taken = True
         longest = min(FRAME_BYTES, self._limits.text - 2)
         messages: list[Any]
         kept: list[Any]

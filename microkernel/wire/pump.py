@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -54,10 +54,15 @@ class Pump:
         self._reads_below = reads_below
         self._loop = asyncio.get_running_loop()
         self._writer = Writer(
-            session.outbox, self._send, turn=self._look, written=self._wake_waiters, failed=self._write_failed
+            session.outbox,
+            send_text=socket.send_frame,
+            send_parts=self._send_parts,
+            turn=self._look,
+            written=self._wake_waiters,
+            failed=self._write_failed,
         )
-        self.flush = self._writer.flush_if_due  # the same at once, when it is known that nothing more will come in it
-        self.touch = self._writer.touch  # the session has changed: what is ready is sent as this turn of the loop ends
+        # The session has changed: send what is ready as this turn of the loop ends, or now, or now if it is much.
+        self.touch, self.flush, self.flush_if_much = self._writer.touch, self._writer.flush, self._writer.flush_if_much
         self._failure: Exception | None = None
         self.serve: Callable[[Read], Awaitable[None]] | None = None  # from when on others carry out what is read
         self._was_open = False
@@ -92,7 +97,7 @@ class Pump:
         """A turn is over in which the session has changed: wake it at the time when it wants to, or end it."""
         session = self._session
         if session.closed is None:
-            if self._timer is not None and session.is_open is self._was_open and session.outbox.cut_at is None:
+            if self._timer is not None and session.is_open is self._was_open and session.outbox.busy_since is None:
                 return  # what is due comes later with time, but for these
             self._was_open = session.is_open
             due = session.due()
@@ -123,7 +128,7 @@ class Pump:
     async def _read_frame(self) -> bool:
         """Receive one frame and have it carried out; False at the end."""
         session = self._session
-        while not (session.takes_frames and session.outbox.has_room) and self._must_wait():
+        while not (session.takes_frames and (session.outbox.slack or session.outbox.has_room)) and self._must_wait():
             await self._change()
         message = await self._socket.receive()
         if message.type is aiohttp.WSMsgType.TEXT:
@@ -153,11 +158,6 @@ class Pump:
         self._waiters.append(waiter)
         await waiter
 
-    def _send(self, frame: bytes | Parts) -> Coroutine[Any, Any, None]:
-        if isinstance(frame, bytes):
-            return self._socket.send_frame(frame, aiohttp.WSMsgType.TEXT)
-        return self._send_parts(frame)
-
     async def _send_parts(self, parts: Parts) -> None:
         await self.send_binary(parts)
         # A socket that takes all at once would let this go on alone, and others have something to say.
@@ -178,12 +178,16 @@ class Pump:
             kind = type(action)
             if kind is not Close:
                 handlers[kind](action)
-        self._wake_waiters()  # an `ack` makes room too
-        self.touch()
+        if self._waiters:
+            self._wake_waiters()  # an `ack` makes room too
+        session = self._session
+        if session.outbox or session.closed is not None or session.is_open is not self._was_open:
+            self.touch()
 
     def _tick(self) -> None:
         self._timer = None
         self.perform(self._session.tick())
+        self.touch()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -191,8 +195,6 @@ class Pump:
             self._timer = None
 
     def _wake_waiters(self) -> None:
-        if not self._waiters:
-            return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

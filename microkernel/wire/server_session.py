@@ -172,7 +172,11 @@ class ServerSession(Session):
         if isinstance(body, Bulk):
             self._tell(codec.Result(number, body))
         else:
-            self._tell_text(b'{"t":"result","id":%d,"body":%b}' % (number, body), number)
+            message = b'{"t":"result","id":%d,"body":%b}' % (number, body)
+            if self.is_open and not self.outbox.followers:
+                self.outbox.put(message)
+            else:
+                self._tell_text(message, number)
 
     def item(self, number: int, body: Body | bytes) -> int:
         """A stream has an item; the reader has credit for it, or the stream has ended. How many more it can take."""

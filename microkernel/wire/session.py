@@ -158,7 +158,7 @@ class Session(ABC):
     @property
     def has_room(self) -> bool:
         """Whether it is plain that more may be put: a quick look, for which `fill` is too dear."""
-        return self.outbox.has_room
+        return self.outbox.slack > 0 or self.outbox.has_room
 
     def _keep_state(self) -> None:
         """What is open goes on without a link, unless the way that it ended has ended the session too."""
@@ -192,7 +192,7 @@ class Session(ABC):
         """Tell the other end what it need not keep any longer, once that is worth a message."""
         state = self.state
         if state.replay is not None and self.is_open:
-            if not self.outbox.has_room and state.replay.is_overfull(*self.outbox.in_order):
+            if not (self.outbox.slack or self.outbox.has_room) and state.replay.is_overfull(*self.outbox.in_order):
                 complaint = state.replay.complaint(*self.outbox.in_order)
                 raise ProtocolError(f"slow reader: {complaint}", CloseCode.SLOW_READER)
             if state.owes_ack(size):

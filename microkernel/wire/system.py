@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, overload
 
+import msgspec
+
+from microkernel.arguments import decoder_of
 from microkernel.errors import (
     CallCancelled,
     DeadlineExceeded,
@@ -152,9 +155,10 @@ class System:
                 session = self._connection.session
                 number = session.call_plain(to, body)
                 answer = self._pending.expect(number)
-                self._connection.touch()
-                if len(session.state.calls) == 1:  # of several, the others go together at the end of the turn
+                if len(session.state.calls) == 1:
                     self._connection.flush()
+                else:  # of several, the others go together at the end of the turn
+                    self._connection.touch()
                 try:
                     result = await answer
                 except AskAgain:
@@ -167,7 +171,7 @@ class System:
                 result = await self._ask(to, body, deadline, until, priority, idempotency_key, trace)
         finally:
             slots.free()
-        return _shape(result, result_type, f"the result of {to}")
+        return _shape(result, result_type, "the result of", to)
 
     def stream(
         self,
@@ -219,7 +223,7 @@ class System:
             self._session.finish(inbox.number)
             self._connection.touch()
 
-        return Stream(opening, more, put, finish, lambda item: _shape(item, result_type, f"an item of {to}"), credit)
+        return Stream(opening, more, put, finish, lambda item: _shape(item, result_type, "an item of", to), credit)
 
     async def send(self, to: str, message: Any = None, /, *, priority: int | None = None, **fields: Any) -> None:
         """Send one way: nobody waits for a result; what goes wrong is logged."""
@@ -377,11 +381,14 @@ class System:
         self._pending.end_all(self._connection.why_lost)
 
 
-def _shape(body: Body, kind: Any, what: str) -> Any:
-    """A body as a `kind`, None for a record; `what` of it is said where it does not fit."""
+def _shape(body: Body, kind: Any, what: str, of: str) -> Any:
+    """A body as a `kind`, None for a record; `what` and `of` are said where it does not fit."""
     if kind is None:
-        return as_record(codec.decode_body(body, Any, what=what))
-    return codec.decode_body(body, kind, what=what)
+        return as_record(codec.decode_body(body, Any, what=f"{what} {of}"))
+    try:
+        return decoder_of(kind).decode(body)  # type: ignore[arg-type] # a `Bulk` is a TypeError
+    except (msgspec.MsgspecError, TypeError, Invalid, RecursionError, UnicodeError):
+        return codec.decode_body(body, kind, what=f"{what} {of}")
 
 
 def _header(trace: Trace | None) -> str | None:

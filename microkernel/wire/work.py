@@ -79,7 +79,8 @@ class Work:
         self._pump = pump
         self._port = port.narrow(caller=caller, rights=who.rights, user=who.user, top_priority=who.top_priority)
         self._longest = max(1, session.limits.text - ENVELOPE)
-        self._crew: Crew[Any] = Crew(self._cancelled, name=f"wire {session.session}", rests=self._flush)
+        name = f"wire {session.session}"
+        self._crew: Crew[Any] = Crew(self._cancelled, name=name, rests=self._flush, waits=self.touch)
         self._numbers = itertools.count(-1, -1)  # of work that has no id, or outlives it
         self._listening: dict[int, int] = {}  # subscriptions and monitors: id and number
         self._sends: set[int] = set()
@@ -279,6 +280,7 @@ class Work:
             if type(result) is Rest:
                 return self._finish(number, to, result)
             self._put_result(number, to, result)  # there was room a moment ago
+            self._pump.flush_if_much()  # the rest of it when the crew rests, or waits
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
             return self._fail(number, to, error)
         return None
@@ -309,13 +311,15 @@ class Work:
             if not self.session.has_room:
                 await self._room(FULL)
             self._put_result(number, to, result)
+            self._pump.touch()
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
             await self._fail(number, to, error)
 
     def _put_result(self, number: int, to: str, result: Any) -> None:
         body = codec.text_of(result, self._longest)
         self.session.result(number, self._body(result, f"the result of {to}") if body is None else body)
-        self._changed()
+        if self._idle is not None:
+            self._changed()
 
     async def _fail(self, number: int, to: str, error: Exception) -> None:
         await self._room(FULL)

@@ -10,16 +10,19 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from aiohttp import WSMsgType
+
 from microkernel.begin import Rest, begin
-from microkernel.wire.outbox import Outbox
+from microkernel.wire.outbox import Outbox, Parts
 
 __all__ = ["Writer"]
 
+TEXT = WSMsgType.TEXT
 BATCH = 32  # messages that do not wait for more of this turn: the other end begins with them while this one goes on
 
 
 class Writer:
-    """The way out of one link. `send(frame)` writes one.
+    """The way out of one link. `send_text(frame, TEXT)` writes a text frame, `send_parts` a binary one.
 
     `turn()` is called once in each turn in which something was put, `written()` after each frame, `failed` once.
     """
@@ -27,15 +30,17 @@ class Writer:
     def __init__(
         self,
         outbox: Outbox,
-        send: Callable[[Any], Coroutine[Any, Any, None]],
         *,
+        send_text: Callable[[bytes, WSMsgType], Coroutine[Any, Any, None]],
+        send_parts: Callable[[Parts], Coroutine[Any, Any, None]],
         turn: Callable[[], None],
         written: Callable[[], None],
         failed: Callable[[Exception], None],
     ) -> None:
         self._outbox = outbox
         self._queue = outbox.queue
-        self._send = send
+        self._send_text = send_text
+        self._send_parts = send_parts
         self._turn = turn
         self._written = written
         self._failed = failed
@@ -48,19 +53,17 @@ class Writer:
         """Something may have been put."""
         if not self._is_due:
             self._is_due = True
-            self._loop.call_soon(self.flush_if_due)
-        elif len(self._queue) >= BATCH and self._waits is None:
-            self.flush()
-            self._is_due = True  # what is called as the turn ends still is
+            self._loop.call_soon(self._turn_ends)
+        else:
+            self.flush_if_much()
 
-    def flush_if_due(self) -> None:
-        """The turn ends, or nothing more comes in it: a turn of the loop costs as much as to write a frame."""
-        if self._is_due:
+    def flush_if_much(self) -> None:
+        """Write what is ready if it is a batch; otherwise whoever asks flushes when nothing more comes."""
+        if len(self._queue) >= BATCH and self._waits is None:
             self.flush()
 
     def flush(self) -> None:
-        """Write all that is ready, as far as the other end takes it."""
-        self._is_due = False
+        """Write all that is ready now, as far as the other end takes it."""
         if self._closed:
             return
         self._turn()
@@ -69,12 +72,13 @@ class Writer:
         outbox = self._outbox
         try:
             while (frame := outbox.take()) is not None:
-                rest = begin(self._send(frame))
+                rest = begin(self._send_text(frame, TEXT) if isinstance(frame, bytes) else self._send_parts(frame))
                 if rest is not None:
                     self._waits = self._loop.create_task(self._finish(rest), name="wire writer")
                     self._waits.add_done_callback(self._finished)
                     return
-                self._went_out()
+                outbox.written()
+                self._written()
         except Exception as error:  # noqa: BLE001 - judged by whoever runs the link
             self._fail(error)
 
@@ -96,9 +100,14 @@ class Writer:
             self._waits.cancel()
             await asyncio.wait([self._waits])
 
+    def _turn_ends(self) -> None:
+        self._is_due = False
+        self.flush()
+
     async def _finish(self, rest: Rest[None]) -> None:
         await rest
-        self._went_out()
+        self._outbox.written()
+        self._written()
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._waits = None
@@ -109,10 +118,6 @@ class Writer:
             self._fail(error)
         else:
             self.flush()
-
-    def _went_out(self) -> None:
-        self._outbox.written()
-        self._written()
 
     def _fail(self, error: Exception) -> None:
         if not self._closed:
