@@ -11,6 +11,7 @@ import msgspec
 
 from microkernel.arguments import arguments_of, decoder_of
 from microkernel.audit import Act
+from microkernel.begin import Rest, begin
 from microkernel.capability import ALL, Rights
 from microkernel.errors import Denied, Invalid, MicrokernelError, NotFound, Overloaded, Unavailable
 from microkernel.events import LIMIT, MAX_BYTES, PATIENCE, Overflow, Subscription
@@ -214,6 +215,28 @@ class Port:
         try:
             await self._carry(to, binding, arguments, call)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises, its sender has left
+            self._router.send_failed(to, error)
+
+    def send_json(self, to: str, message: msgspec.Raw) -> Awaitable[None] | None:
+        """`send_inline` with JSON text and without a priority: what is left of it, None where its handler has ended."""
+        plain = self._plain.get(to)
+        if plain is None or plain.gate.closed is not None:
+            return self.send_inline(to, message)
+        try:
+            given = plain.decode(message)
+        except (TypeError, msgspec.MsgspecError, MicrokernelError):
+            return self.send_inline(to, message)  # which says what is wrong
+        try:
+            rest = begin(plain.method(given))
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises, its sender has left
+            self._router.send_failed(to, error)
+            return None
+        return self._sent(to, rest) if isinstance(rest, Rest) else None
+
+    async def _sent(self, to: str, rest: Rest[Any]) -> None:
+        try:
+            await rest
+        except Exception as error:  # noqa: BLE001 - as above
             self._router.send_failed(to, error)
 
     async def _carry(self, to: str, binding: Binding, arguments: tuple[Any, ...], call: Call) -> Any:

@@ -14,7 +14,7 @@ from microkernel.wire.binary import Packed
 from microkernel.wire.body import Body, Bulk
 from microkernel.wire.codec import CloseCode, Frame, Known, ProtocolError, Unknown
 from microkernel.wire.limits import Limits
-from microkernel.wire.session import Action, Session
+from microkernel.wire.session import ONE_WAY, Action, Session
 from microkernel.wire.state import Replay, SessionState
 
 __all__ = ["ClientSession", "Forgotten"]
@@ -133,7 +133,15 @@ class ClientSession(Session):
 
     def send(self, to: str, body: Body | bytes | None, *, priority: int | None) -> None:
         """Send one way."""
-        self._send(codec.Send(to, _given(body), priority=priority), to)
+        if priority is not None or isinstance(body, Bulk):
+            self._send(codec.Send(to, _given(body), priority=priority), to)
+            return
+        text = codec.EMPTY if body is None else body
+        name = self._names.get(to) or self._name(to)
+        message = b'{"t":"send","to":%b,"body":%b}' % (name, text)
+        if len(message) > self._longest:
+            raise self._too_big(to, len(message), self._longest, "a text frame")
+        self._tell_text(message, ONE_WAY)
 
     def publish(self, subject: str, body: Body | bytes | None) -> None:
         """Send an event."""

@@ -13,7 +13,6 @@ from microkernel.errors import MicrokernelError, Overloaded, PreconditionFailed
 from microkernel.events import Event
 from microkernel.monitors import Down, Up
 from microkernel.wire import codec
-from microkernel.wire.body import Body
 from microkernel.wire.record import as_record
 
 __all__ = ["Inbox", "Incoming", "Monitor", "Stream", "Subscription"]
@@ -169,7 +168,7 @@ class Stream(Arrivals, _Reader):
         more: Callable[[Inbox, int], None],
         put: Callable[[Inbox, Any], Awaitable[None]],
         finish: Callable[[Inbox], None],
-        shape: Callable[[Body], Any],
+        shape: Callable[[codec.Item], Any],
         credit: int,
     ) -> None:
         Arrivals.__init__(self)
@@ -177,7 +176,7 @@ class Stream(Arrivals, _Reader):
         self._put = put
         self._finish = finish
         self._more = more
-        self.shape = lambda frame: shape(frame.body)
+        self.shape = shape
         self._top_up = max(1, credit // 2)  # half of it at once: a message for each item would double the traffic
 
     async def first(self) -> Any:

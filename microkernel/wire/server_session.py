@@ -190,7 +190,11 @@ class ServerSession(Session):
         if isinstance(body, Bulk):
             self._tell(codec.Item(number, body))
         else:
-            self._tell_text(b'{"t":"item","id":%d,"body":%b}' % (number, body), number)
+            message = b'{"t":"item","id":%d,"body":%b}' % (number, body)
+            if self.is_open and not self.outbox.followers:
+                self.outbox.put(message)
+            else:
+                self._tell_text(message, number)
         return left
 
     def event(self, number: int, subject: str, offset: int, body: Body) -> None:

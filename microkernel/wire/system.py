@@ -223,12 +223,13 @@ class System:
             self._session.finish(inbox.number)
             self._connection.touch()
 
-        return Stream(opening, more, put, finish, lambda item: _shape(item, result_type, "an item of", to), credit)
+        return Stream(opening, more, put, finish, lambda item: _shape(item.body, result_type, "an item of", to), credit)
 
     async def send(self, to: str, message: Any = None, /, *, priority: int | None = None, **fields: Any) -> None:
         """Send one way: nobody waits for a result; what goes wrong is logged."""
         body = self._body(to, message, fields)
-        await self._admit()
+        if not self._is_admitted():
+            await self._admit()
         self._session.send(to, body, priority=priority)
         self._connection.touch()
 

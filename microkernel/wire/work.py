@@ -327,15 +327,17 @@ class Work:
         self._changed()
 
     async def _run(self, number: int, work: _Opened) -> None:
-        to, stream, what = work.to, work.stream, f"an item of {work.to}"
+        to, stream, what, longest = work.to, work.stream, f"an item of {work.to}", self._longest
         try:
             async with aclosing(stream):
                 if await self._has_credit(number):
                     async for item in stream:
-                        if not self.session.has_room:
-                            await self._room(BUSY)
                         session = self.session
-                        left = session.item(number, self._body(item, what))
+                        if not (session.outbox.slack or session.has_room):
+                            await self._room(BUSY)
+                            session = self.session
+                        text = codec.text_of(item, longest)
+                        left = session.item(number, self._body(item, what) if text is None else text)
                         self._pump.touch()
                         if not left and not await self._has_credit(number):
                             break
@@ -386,10 +388,23 @@ class Work:
             await wake.wait()
         return False
 
-    async def _deliver(self, number: int, message: codec.Send) -> None:
+    def _deliver(self, number: int, message: codec.Send) -> Awaitable[None] | None:
+        """Carry out a one-way message; most wait for nothing."""
+        to, body = message.to, message.body
+        rest = None
+        if message.priority is None and type(body) is msgspec.Raw:
+            rest = self._port.send_json(to, body)
+            if rest is None:
+                self._sends.discard(number)
+                return None
+        return self._delivered(number, message, rest)
+
+    async def _delivered(self, number: int, message: codec.Send, rest: Awaitable[None] | None) -> None:
         try:
-            body = codec.given(message.body, what=message.to)
-            await self._port.send_inline(message.to, body, priority=message.priority)
+            if rest is None:
+                body = codec.given(message.body, what=message.to)
+                rest = self._port.send_inline(message.to, body, priority=message.priority)
+            await rest
         except asyncio.CancelledError:
             self._port.dead_letter(message.to, "it was cancelled, since the node leaves")
             raise

@@ -18,7 +18,9 @@ from microkernel.wire.outbox import Outbox, Parts
 __all__ = ["Writer"]
 
 TEXT = WSMsgType.TEXT
-BATCH = 32  # messages that do not wait for more of this turn: the other end begins with them while this one goes on
+# Messages that do not wait for more of this turn: the other end begins with them while this one goes on. Later batches
+# of a turn are larger, since by then the other end is busy.
+BATCH, LARGEST_BATCH = 32, 256
 
 
 class Writer:
@@ -45,6 +47,7 @@ class Writer:
         self._written = written
         self._failed = failed
         self._loop = asyncio.get_running_loop()
+        self._batch = BATCH
         self._is_due = False
         self._waits: asyncio.Task[None] | None = None  # finishes a frame that the other end does not take yet
         self._closed = False
@@ -54,16 +57,21 @@ class Writer:
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._turn_ends)
-        else:
+        elif len(self._queue) >= self._batch:
             self.flush_if_much()
 
     def flush_if_much(self) -> None:
         """Write what is ready if it is a batch; otherwise whoever asks flushes when nothing more comes."""
-        if len(self._queue) >= BATCH and self._waits is None:
-            self.flush()
+        if len(self._queue) >= self._batch and self._waits is None:
+            self._batch = min(2 * self._batch, LARGEST_BATCH)
+            self._write()
 
     def flush(self) -> None:
-        """Write all that is ready now, as far as the other end takes it."""
+        """Write all that is ready now, as far as the other end takes it: nothing more comes in this turn."""
+        self._batch = BATCH
+        self._write()
+
+    def _write(self) -> None:
         if self._closed:
             return
         self._turn()
