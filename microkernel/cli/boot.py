@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import shlex
@@ -180,6 +181,7 @@ class Node:
             for row in plain(await kernel.port.call("kernel.services"))
         ]
         self._booted = True
+        gc.freeze()  # what is here stays: a full collection that looked through it again would hold the loop for 80 ms
         self._display.finish(
             Booted(
                 elapsed=time.monotonic() - self._began,
