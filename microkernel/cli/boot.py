@@ -117,6 +117,7 @@ class Node:
         self._told_at = 0.0
         self._booted = False
         self._url: str | None = None
+        self._frozen: set[str] = set()  # subjects
 
     async def run(self) -> int:
         """Until a signal or `kernel.shutdown`; raises why the node cannot run."""
@@ -181,7 +182,6 @@ class Node:
             for row in plain(await kernel.port.call("kernel.services"))
         ]
         self._booted = True
-        gc.freeze()  # what is here stays: a full collection that looked through it again would hold the loop for 80 ms
         self._display.finish(
             Booted(
                 elapsed=time.monotonic() - self._began,
@@ -198,6 +198,11 @@ class Node:
         async for event in events:
             if event.subject == "gateway.listening":
                 await self._note_address(kernel)
+            if event.subject.endswith(".ready") and event.subject not in self._frozen:
+                # What a service has brought in stays: a full collection that looked through it would hold the loop for
+                # 80 ms, with torch. Once for each, as what is garbage at that moment stays as well.
+                self._frozen.add(event.subject)
+                gc.freeze()
             step = None if self._booted else self._progress.take(event)
             if step is not None:
                 self._display.show(step)
