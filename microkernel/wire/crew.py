@@ -61,6 +61,8 @@ class Crew(Generic[W]):
         self._end: asyncio.Future[None] | None = None  # of the frames
         self._looks = False  # a look at what is left over is scheduled
         self._emptied: asyncio.Future[None] | None = None  # somebody waits for all work to have ended
+        self._pause: Awaitable[None] | None = None  # to be waited for
+        self._is_paused = False
         self._closed = False
 
     def __len__(self) -> int:
@@ -87,6 +89,10 @@ class Crew(Generic[W]):
                 self._waiting.remove(piece)
                 self._tell_cancelled(number, piece[1])
                 return
+
+    def pause(self, until: Awaitable[None]) -> None:
+        """Carry out no more before `until`; for work that is being carried out."""
+        self._pause = until
 
     async def serve(self, read: Read) -> None:
         """Read until `read` has seen the end, and carry out what it puts. Raises what `read` raised.
@@ -129,7 +135,7 @@ class Crew(Generic[W]):
     def _look(self) -> None:
         """A turn of the loop later: if there is work left, or nobody reads, whoever had it in hand waits."""
         self._looks = False
-        if self._closed or not (self._waiting or (self._read is not None and self._reader is None)):
+        if self._closed or self._is_paused or not (self._waiting or (self._read is not None and self._reader is None)):
             return
         while self._idle:
             idle = self._idle.pop()
@@ -151,7 +157,7 @@ class Crew(Generic[W]):
         assert task is not None
         waiting, running = self._waiting, self._running
         while True:
-            if waiting:
+            if waiting and not self._is_paused:
                 number, work, do = waiting.popleft()
                 running[number] = task
                 try:
@@ -162,7 +168,9 @@ class Crew(Generic[W]):
                     del running[number]
                     if self._emptied is not None and not len(self) and not self._emptied.done():
                         self._emptied.set_result(None)
-            elif self._read is not None and self._reader is None:
+                if self._pause is not None:
+                    await self._wait_for_pause()
+            elif self._read is not None and self._reader is None and not self._is_paused:
                 self._rests()
                 await self._read_next(self._read, task)
             elif len(self._idle) < SPARE:
@@ -171,6 +179,16 @@ class Crew(Generic[W]):
                 await idle
             else:
                 return
+
+    async def _wait_for_pause(self) -> None:
+        assert self._pause is not None
+        pause, self._pause = self._pause, None
+        self._is_paused = True
+        self._waits()
+        try:
+            await pause
+        finally:
+            self._is_paused = False
 
     async def _read_next(self, read: Read, task: asyncio.Task[None]) -> None:
         self._reader = task

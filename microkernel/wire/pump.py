@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -58,7 +59,7 @@ class Pump:
             send_text=socket.send_frame,
             send_parts=self._send_parts,
             turn=self._look,
-            written=self._wake_waiters,
+            written=self._changed,
             failed=self._write_failed,
         )
         # The session has changed: send what is ready as this turn of the loop ends, or now, or now if it is much.
@@ -71,7 +72,8 @@ class Pump:
         self._closing: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._looks_at = 0.0  # when the timer is due
-        self._waiters: list[asyncio.Future[None]] = []
+        self._change_waits: asyncio.Future[None] | None = None  # the reader does
+        self._producers: deque[asyncio.Future[None]] = deque()  # who waits for room
 
     async def run(self) -> Close:
         """Pump until the link has ended; says how. Nothing is left running, even when this is cancelled."""
@@ -89,7 +91,7 @@ class Pump:
             self._session.lost("the link was given up", int(self._socket.close_code or LOST))
             self._stop_timer()
             self._closing.cancel()
-            self._wake_waiters()
+            self._changed()
             await self._writer.close()
             await _end(reader)
 
@@ -114,9 +116,25 @@ class Pump:
         self.touch()
 
     async def room(self, share: float) -> None:
-        """Wait until at most `share` of the buffer waits to go out, and to be acknowledged; then put at once."""
-        while self._session.fill > share and self._session.closed is None:
-            await self._change()
+        """Wait until at most `share` of the buffer waits to go out, and to be acknowledged; then put at once.
+
+        First come first served: each lets the next one look, after it has put.
+        """
+        session, is_first = self._session, False
+        while session.fill > share and session.closed is None:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            if is_first:
+                self._producers.appendleft(waiter)
+            else:
+                self._producers.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self._let_look()
+                raise
+            is_first = True
+        self._let_look()
 
     async def _read(self) -> Close:
         while await self._read_frame():
@@ -153,10 +171,9 @@ class Pump:
         )
 
     async def _change(self) -> None:
-        """Wait until something was written, received or closed."""
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(waiter)
-        await waiter
+        """Wait, before the next frame is read, until something was written, received or closed."""
+        self._change_waits = self._loop.create_future()
+        await self._change_waits
 
     async def _send_parts(self, parts: Parts) -> None:
         await self.send_binary(parts)
@@ -178,8 +195,7 @@ class Pump:
             kind = type(action)
             if kind is not Close:
                 handlers[kind](action)
-        if self._waiters:
-            self._wake_waiters()  # an `ack` makes room too
+        self._changed()  # an `ack` makes room too
         session = self._session
         if session.outbox or session.closed is not None or session.is_open is not self._was_open:
             self.touch()
@@ -194,11 +210,21 @@ class Pump:
             self._timer.cancel()
             self._timer = None
 
-    def _wake_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+    def _changed(self) -> None:
+        """Something was written, received or closed: the reader may go on, and who has something to put."""
+        if self._change_waits is not None and not self._change_waits.done():
+            self._change_waits.set_result(None)
+        if self._producers:
+            self._let_look()
+
+    def _let_look(self) -> None:
+        """Have the first of those who wait for room see whether there is any; all of them once it is over."""
+        while self._producers:
+            waiter = self._producers.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                if self._session.closed is None:
+                    return
 
     async def _say_farewell(self, closed: Close, reader: asyncio.Task[Close]) -> None:
         """Send what is ready and the close frame, as far as the other end takes them."""

@@ -31,6 +31,7 @@ from microkernel.wire.limits import FULL, Limits
 from microkernel.wire.pump import Pump, SendParts
 from microkernel.wire.server_session import ServerSession
 from microkernel.wire.session import Action, Authenticate
+from microkernel.wire.turns import Turns
 from microkernel.wire.work import Work
 
 __all__ = ["Authenticator", "WireServer"]
@@ -79,6 +80,7 @@ class WireServer:
         self._ending: dict[Work, None] = {}
         self._waiting: dict[Work, asyncio.Task[None]] = {}  # what is without a link, and who ends it in time
         self._nursery = Nursery("wire", self._failed)
+        self._turns = Turns()
         self._leaving = False
 
     @property
@@ -193,7 +195,7 @@ class WireServer:
         work = None if wish is None else self._kept.get(wish.session)
         if work is None or wish is None or not _can_go_on(work, identity, wish):
             actions = session.authenticated(identity, expires_in=left)
-            work = Work(session, pump, self._port, identity)
+            work = Work(session, pump, self._port, identity, self._turns)
             if session.state.replay is not None:
                 self._kept[session.session] = work
             return work, actions

@@ -31,6 +31,7 @@ from microkernel.wire.crew import Crew, Do, Read
 from microkernel.wire.limits import BUSY, FULL
 from microkernel.wire.pump import Handlers, Pump
 from microkernel.wire.server_session import ServerSession
+from microkernel.wire.turns import BURST, Turns
 
 __all__ = ["Work"]
 
@@ -71,8 +72,8 @@ class _Told(msgspec.Struct, gc=False):
 class Work:
     """All that a client has started and that has not ended."""
 
-    def __init__(self, session: ServerSession, pump: Pump, port: Port, identity: Identity) -> None:
-        """`port` is narrowed to what `identity` may do."""
+    def __init__(self, session: ServerSession, pump: Pump, port: Port, identity: Identity, turns: Turns) -> None:
+        """`port` is narrowed to what `identity` may do; `turns` are those of all clients."""
         who, caller = identity, f"session {session.session}"
         self.identity = identity
         self.session = session
@@ -84,6 +85,8 @@ class Work:
         self._numbers = itertools.count(-1, -1)  # of work that has no id, or outlives it
         self._listening: dict[int, int] = {}  # subscriptions and monitors: id and number
         self._sends: set[int] = set()
+        self._turns = turns
+        self._burst = 0  # bytes of results since the last turn
         self._credit: dict[int, asyncio.Event] = {}
         self._inputs: dict[int, Inputs[Any]] = {}
         self._idle: asyncio.Event | None = None  # somebody waits for all to have ended
@@ -279,10 +282,14 @@ class Work:
             result = begin(self._port.call_json(to, body))
             if type(result) is Rest:
                 return self._finish(number, to, result)
-            self._put_result(number, to, result)  # there was room a moment ago
-            self._pump.flush_if_much()  # the rest of it when the crew rests, or waits
+            size = self._put_result(number, to, result)  # there was room a moment ago
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
             return self._fail(number, to, error)
+        self._pump.flush_if_much()  # the rest of it when the crew rests, or waits
+        self._burst += size
+        if self._burst >= BURST:
+            self._burst = 0
+            self._crew.pause(self._turns.next())
         return None
 
     def _answer_in_time(self, number: int, work: _Timed) -> Awaitable[None]:
@@ -290,6 +297,9 @@ class Work:
 
     async def _ask(self, message: codec.Call, ends: float | None = None) -> Any:
         to = message.to
+        if self._burst >= BURST:
+            self._burst = 0
+            await self._turns.next()
         if not self.session.has_room:  # what it gives could only wait, and 256 of 1 MiB would at once
             await self._room(FULL)
         if message.age is not None and message.key is not None:
@@ -310,16 +320,18 @@ class Work:
             result = await answer
             if not self.session.has_room:
                 await self._room(FULL)
-            self._put_result(number, to, result)
+            self._burst += self._put_result(number, to, result)
             self._pump.touch()
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is its caller's to know
             await self._fail(number, to, error)
 
-    def _put_result(self, number: int, to: str, result: Any) -> None:
+    def _put_result(self, number: int, to: str, result: Any) -> int:
+        """Have the call end well; for how many bytes it counts in a burst."""
         body = codec.text_of(result, self._longest)
         self.session.result(number, self._body(result, f"the result of {to}") if body is None else body)
         if self._idle is not None:
             self._changed()
+        return BURST if body is None else len(body)
 
     async def _fail(self, number: int, to: str, error: Exception) -> None:
         await self._room(FULL)
@@ -328,6 +340,7 @@ class Work:
 
     async def _run(self, number: int, work: _Opened) -> None:
         to, stream, what, longest = work.to, work.stream, f"an item of {work.to}", self._longest
+        burst = 0
         try:
             async with aclosing(stream):
                 if await self._has_credit(number):
@@ -339,6 +352,10 @@ class Work:
                         text = codec.text_of(item, longest)
                         left = session.item(number, self._body(item, what) if text is None else text)
                         self._pump.touch()
+                        burst += BURST if text is None else len(text)
+                        if burst > BURST:
+                            burst = 0
+                            await self._turns.next()
                         if not left and not await self._has_credit(number):
                             break
             await self._room(FULL)

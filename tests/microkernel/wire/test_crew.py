@@ -92,6 +92,31 @@ async def test_work_that_leaves_nothing_to_await_is_done_in_its_turn():
     await finish(feed, running)
 
 
+async def test_a_pause_holds_the_work_that_was_put_and_not_what_has_begun():
+    until, done = asyncio.Event(), []
+
+    async def wait(work):
+        await asyncio.sleep(0)
+        done.append(work)
+
+    def do(work):
+        if work == 0:
+            return wait(work)
+        done.append(work)
+        if work == 2:
+            feed.crew.pause(until.wait())
+        return None
+
+    feed, running = await start(do)
+    feed.frames.put_nowait(range(5))
+    await turns()
+    assert done == [0, 1, 2]
+    until.set()
+    await turns()
+    assert done == [0, 1, 2, 3, 4]
+    await finish(feed, running)
+
+
 async def test_work_that_was_begun_and_waits_lends_its_context_to_no_other():
     variable, release, seen = contextvars.ContextVar("variable", default="unset"), asyncio.Event(), []
 

@@ -1,0 +1,41 @@
+"""Who has had much takes turns with the others who want much: one of them in each turn of the loop. Hot: once a burst.
+
+A client that asks for a lot at once, and reads none of it, would otherwise have the loop fill its buffers for it while
+everybody else waits: with fifty of them for a tenth of a second. One that is alone has every turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+__all__ = ["BURST", "Turns"]
+
+BURST = 64 * 1024  # bytes that a client is given at a time
+
+
+class Turns:
+    """A queue, first come first served; one for all clients of a node."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_due = False
+
+    async def next(self) -> None:
+        """Return when it is our turn."""
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(turn)
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._grant)
+        await turn
+
+    def _grant(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._loop.call_soon(self._grant)
+                return
+        self._is_due = False
