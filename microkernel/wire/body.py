@@ -21,6 +21,7 @@ __all__ = [
     "bulk_of",
     "encode_inline",
     "encode_plain",
+    "has_long_bytes",
     "refuse",
     "value_of",
 ]
@@ -67,10 +68,10 @@ class HoldsBuffers(Exception):
 
 def encode_plain(value: Any) -> bytes:
     """`value` as JSON; raises `HoldsBuffers` where it holds an array or long bytes, else what msgspec raises."""
-    if type(value) in _known_to_be_long and _has_long_bytes(value):
+    if type(value) in _known_to_be_long and has_long_bytes(value):
         raise HoldsBuffers
     body = _plain.encode(value)
-    if len(body) >= LONG_BYTES and _has_long_bytes(value):
+    if len(body) >= LONG_BYTES and has_long_bytes(value):
         if isinstance(value, msgspec.Struct):
             _known_to_be_long.add(type(value))
         raise HoldsBuffers
@@ -159,7 +160,8 @@ def to_text(buffer: memoryview) -> str:
     return str(msgspec.to_builtins(buffer))
 
 
-def _has_long_bytes(value: Any) -> bool:
+def has_long_bytes(value: Any) -> bool:
+    """Whether bytes are in it that are worth a binary frame."""
     kind = type(value)
     if kind in _BYTES:
         return memoryview(value).nbytes >= LONG_BYTES
@@ -173,7 +175,7 @@ def _has_long_bytes(value: Any) -> bool:
     else:
         return False
     # The types alone tell most: a list of a million numbers is passed over at the speed of C.
-    return not set(map(type, items)) <= _SCALARS and any(_has_long_bytes(item) for item in items)
+    return not set(map(type, items)) <= _SCALARS and any(has_long_bytes(item) for item in items)
 
 
 def refuse(value: Any) -> Any:

@@ -24,6 +24,7 @@ from microkernel.wire.body import (
     bulk_of,
     encode_inline,
     encode_plain,
+    has_long_bytes,
     refuse,
     value_of,
 )
@@ -203,7 +204,8 @@ def text_of(value: Any, limit: int) -> bytes | None:
         text = _encoder.encode(value)
     except (HoldsBuffers, TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         return None
-    return text if len(text) <= limit and len(text) < LONG_BYTES else None
+    size = len(text)
+    return text if size <= limit and (size < LONG_BYTES or not has_long_bytes(value)) else None
 
 
 def decode_body(body: Body, kind: type[T] | Any = Any, *, what: str = "message") -> T:

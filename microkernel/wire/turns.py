@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Hashable
 
 __all__ = ["BURST", "Turns"]
 
@@ -15,17 +16,17 @@ BURST = 64 * 1024  # bytes that a client is given at a time
 
 
 class Turns:
-    """A queue, first come first served; one for all clients of a node."""
+    """A round of all clients of a node that want much; each has one place in it, however much it wants."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}  # by client, in the order of their turns
         self._is_due = False
 
-    async def next(self) -> None:
-        """Return when it is our turn."""
+    async def next(self, client: Hashable) -> None:
+        """Return when it is this client's turn, and what it has asked for before has had one."""
         turn: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append(turn)
+        self._waiting.setdefault(client, deque()).append(turn)
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._grant)
@@ -33,7 +34,11 @@ class Turns:
 
     def _grant(self) -> None:
         while self._waiting:
-            turn = self._waiting.popleft()
+            client = next(iter(self._waiting))
+            own = self._waiting.pop(client)
+            turn = own.popleft()
+            if own:
+                self._waiting[client] = own  # at the end of the round
             if not turn.done():
                 turn.set_result(None)
                 self._loop.call_soon(self._grant)

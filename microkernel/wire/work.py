@@ -114,6 +114,7 @@ class Work:
 
     def _flush(self) -> None:
         """Send what is ready: nothing more will come before the next frame is read."""
+        self._burst = 0
         self._pump.flush()
 
     def touch(self) -> None:
@@ -289,7 +290,7 @@ class Work:
         self._burst += size
         if self._burst >= BURST:
             self._burst = 0
-            self._crew.pause(self._turns.next())
+            self._crew.pause(self._turns.next(self))
         return None
 
     def _answer_in_time(self, number: int, work: _Timed) -> Awaitable[None]:
@@ -299,9 +300,11 @@ class Work:
         to = message.to
         if self._burst >= BURST:
             self._burst = 0
-            await self._turns.next()
+            await self._turns.next(self)
         if not self.session.has_room:  # what it gives could only wait, and 256 of 1 MiB would at once
             await self._room(FULL)
+            if not self.session.is_current(message.id):  # it is over with the client: no work for nobody
+                raise CallCancelled("the client was cut before the call could begin", may_have_run=False)
         if message.age is not None and message.key is not None:
             # The frame may have rested on its way, but no longer than there has been a session for it.
             rested = asyncio.get_running_loop().time() - self._began
@@ -355,7 +358,7 @@ class Work:
                         burst += BURST if text is None else len(text)
                         if burst > BURST:
                             burst = 0
-                            await self._turns.next()
+                            await self._turns.next(self)
                         if not left and not await self._has_credit(number):
                             break
             await self._room(FULL)

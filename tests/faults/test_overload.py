@@ -153,6 +153,21 @@ async def test_a_flood_of_calls_begins_no_more_than_its_results_have_room_for_an
         await until(lambda: here.wire.sessions == 0)
 
 
+async def test_calls_that_wait_for_room_do_not_run_once_their_client_is_cut() -> None:
+    async with node(buffer=2**19, slow_after=0.1) as here:
+        client = await connect(here)
+        session, gate = session_of(here, client), gate_of(here, "maths", "big")
+        client.stop_reading()
+        client.say(*({"t": "call", "id": n, "to": "maths.big", "body": {"to": 100_000}} for n in range(200)))
+        await until(lambda: session.closed is not None)
+        begun = gate.calls
+        assert begun < 100
+        await until(lambda: here.wire.sessions == 0)
+        assert gate.calls == begun
+        client.read_again()
+        await client.over.wait()
+
+
 async def test_a_deadline_counts_while_a_call_waits_for_room() -> None:
     ended: dict[int, dict[str, Any]] = {}
     async with node(buffer=2**20) as here:

@@ -12,7 +12,7 @@ async def test_one_has_a_turn_at_a_time_in_the_order_in_which_they_asked():
 
     async def work(name: str) -> None:
         for _ in range(3):
-            await turns.next()
+            await turns.next(name)
             seen.append(name)
 
     async def watch() -> None:
@@ -41,7 +41,7 @@ async def test_who_is_alone_has_every_turn_but_the_next_one():
     await asyncio.sleep(0)
     before = loop_turns
     for _ in range(100):
-        await turns.next()
+        await turns.next("a")
     assert loop_turns - before <= 2 * 100
     done.set()
     await counting
@@ -51,7 +51,7 @@ async def test_who_was_cancelled_while_waiting_holds_nobody_up():
     turns, seen = Turns(), []
 
     async def work(name: str) -> None:
-        await turns.next()
+        await turns.next(name)
         seen.append(name)
 
     tasks = [asyncio.create_task(work(name)) for name in "abcd"]
@@ -60,4 +60,17 @@ async def test_who_was_cancelled_while_waiting_holds_nobody_up():
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert seen == ["d"]
-    await turns.next()
+    await turns.next("a")
+
+
+async def test_who_asks_for_many_turns_has_one_place_in_the_round():
+    turns, seen = Turns(), []
+
+    async def work(name: str) -> None:
+        await turns.next(name)
+        seen.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        for name in "aaaaabbc":
+            group.create_task(work(name))
+    assert "".join(seen) == "abcabaaa"
