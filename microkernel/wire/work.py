@@ -355,7 +355,7 @@ class Work:
                         text = codec.text_of(item, longest)
                         left = session.item(number, self._body(item, what) if text is None else text)
                         self._pump.touch()
-                        burst += BURST if text is None else len(text)
+                        burst += 0 if text is None else len(text)  # a long message lets others in between its parts
                         if burst > BURST:
                             burst = 0
                             await self._turns.next(self)
