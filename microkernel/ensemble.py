@@ -16,9 +16,8 @@ from microkernel.gate import Closed, Gate
 from microkernel.instance import Instance
 from microkernel.message import Call
 from microkernel.nursery import contained
-from microkernel.registry import Binding
 from microkernel.router import Router
-from microkernel.service import Handler, Service, handlers_of
+from microkernel.service import Handler, Service
 from microkernel.supervisor import Child, RestartAll, Strategy, Supervisor
 
 __all__ = ["Balanced", "Ensemble", "Make"]
@@ -185,18 +184,9 @@ class Ensemble(Instance):
             return
         self._supervisor.started(str(number))
 
-    def _run(self, handler: Handler) -> Callable[..., Any]:
-        raise NotImplementedError(f"{handler.name} is run by the instances")
-
-    def _bind(self) -> dict[str, Binding]:
+    def _door(self, handler: Handler) -> Balanced:
         kind = self.kind
-        balance = Balance(kind.balance)
-        return {
-            handler.name: Binding(
-                handler, Balanced(f"{self.name}.{handler.name}", self._count, balance, kind.balance_field)
-            )
-            for handler in handlers_of(kind)
-        }
+        return Balanced(f"{self.name}.{handler.name}", self._count, Balance(kind.balance), kind.balance_field)
 
     async def _end(self) -> None:
         await self._nursery.close()

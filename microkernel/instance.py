@@ -11,7 +11,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,6 +28,9 @@ from microkernel.port import Port
 from microkernel.registry import Binding
 from microkernel.router import Router
 from microkernel.service import Handler, Service, handlers_of, subscribers_of, timers_of
+
+if TYPE_CHECKING:
+    from microkernel.ensemble import Balanced
 
 __all__ = ["Instance", "Resident", "Surroundings", "port_of"]
 
@@ -76,7 +79,7 @@ class Instance(ABC):
         self._started = False
         self._failure: Exception | None = None
         self._nursery = Nursery(self.name, self._task_failed)
-        self.bindings = self._bind()
+        self.bindings = {handler.name: Binding(handler, self._door(handler)) for handler in handlers_of(kind)}
 
     @property
     def in_flight(self) -> int:
@@ -128,29 +131,24 @@ class Instance(ABC):
             binding.gate.retire()
 
     @abstractmethod
-    def _run(self, handler: Handler) -> Callable[..., Any]:
-        """What the gate of `handler` runs."""
+    def _door(self, handler: Handler) -> Gate | Balanced:
+        """What calls of `handler` go through."""
 
     @abstractmethod
     async def _end(self) -> None:
         """End what the incarnation owns, and have the service let go of what its `start` took."""
 
-    def _bind(self) -> dict[str, Binding]:
-        return {
-            handler.name: Binding(
-                handler,
-                Gate(
-                    f"{self.name}.{handler.name}",
-                    self._run(handler),
-                    concurrency=handler.concurrency,
-                    queue=handler.queue,
-                    deadlines=self._router.deadlines,
-                    waits=self._router.waits,
-                    budget=self._router.budget,
-                ),
-            )
-            for handler in handlers_of(self.kind)
-        }
+    def _gate(self, handler: Handler, function: Callable[..., Any]) -> Gate:
+        """The gate of `handler`, which runs `function`."""
+        return Gate(
+            f"{self.name}.{handler.name}",
+            function,
+            concurrency=handler.concurrency,
+            queue=handler.queue,
+            deadlines=self._router.deadlines,
+            waits=self._router.waits,
+            budget=self._router.budget,
+        )
 
     async def _drained(self, seconds: float) -> bool:
         try:
@@ -232,9 +230,9 @@ class Resident(Instance):
             self._subscriptions.append(subscription)
             self._nursery.spawn(self._follow(subscription, subscriber.attribute), f"on {subscriber.subject}")
 
-    def _run(self, handler: Handler) -> Callable[..., Any]:
+    def _door(self, handler: Handler) -> Gate:
         function: Callable[..., Any] = getattr(self.service, handler.attribute)
-        return in_own_task(handler, function) if self._in_own_task else function
+        return self._gate(handler, in_own_task(handler, function) if self._in_own_task else function)
 
     def _outfit(self, settings: Any, surroundings: Surroundings) -> None:
         service = self.service

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from microkernel.errors import DeadlineExceeded, MicrokernelError, Unavailable
+from microkernel.gate import Gate
 from microkernel.inputs import Inputs
 from microkernel.instance import KILL_TIMEOUT, STOP_TIMEOUT, Instance, Surroundings, port_of
 from microkernel.isolation.frames import Context
@@ -91,7 +92,10 @@ class Remote(Instance):
         assert self._link is not None
         await self._link.call(READY, self._dwelling.packing.pack(None, READY))
 
-    def _run(self, handler: Handler) -> Callable[..., Any]:
+    def _door(self, handler: Handler) -> Gate:
+        return self._gate(handler, self._across(handler))
+
+    def _across(self, handler: Handler) -> Callable[..., Any]:
         packing = self._dwelling.packing
         to = f"{self.name}.{handler.name}"
         about, result, item = f"the message to {to}", f"the result of {to}", f"an item of {to}"
