@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from microkernel.balance import Balance, Balancer, Candidate
-from microkernel.errors import MicrokernelError, from_exception
+from microkernel.errors import MicrokernelError, copy_of, from_exception
 from microkernel.gate import Closed, Gate
 from microkernel.instance import Instance
 from microkernel.message import Call
@@ -86,7 +86,7 @@ class Balanced:
 
     def close(self, reason: MicrokernelError) -> None:
         """See `Gate.close`."""
-        self._shut = Closed(reason.message, service=reason.service, retry_after=reason.retry_after, may_have_run=False)
+        self._shut = copy_of(reason, Closed)
         for gate in filter(None, self.gates):
             gate.close(reason)
 

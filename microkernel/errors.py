@@ -7,7 +7,7 @@ An error that crosses a link is sent as `ErrorReport` and raised again at the ot
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 
@@ -32,11 +32,14 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "copy_of",
     "from_exception",
     "from_report",
 ]
 
 MAX_CAUSES = 8  # a chain longer than this tells a reader nothing more
+
+E = TypeVar("E", bound="MicrokernelError")
 
 
 class Code(StrEnum):
@@ -266,3 +269,16 @@ def from_exception(error: BaseException, *, service: str | None = None) -> Micro
     wrapped = Internal(f"{where} {type(error).__name__}: {error}", service=service)
     wrapped.__cause__ = error
     return wrapped
+
+
+def copy_of(error: MicrokernelError, kind: type[E]) -> E:
+    """What `error` says as a `kind`: one of its own for each who gets it, or it would collect everybody's traceback."""
+    return kind(
+        error.message,
+        remedy=error.remedy,
+        service=error.service,
+        field=error.field,
+        retry_after=error.retry_after,
+        may_have_run=error.may_have_run,
+        causes=error.causes,
+    )

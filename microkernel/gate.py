@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -23,6 +23,7 @@ from microkernel.errors import (
     MicrokernelError,
     Overloaded,
     Unavailable,
+    copy_of,
     from_exception,
 )
 from microkernel.message import Call, current_call
@@ -38,7 +39,6 @@ BUDGET = 0.002  # seconds of inline calls in a row, then the loop has its turn
 Waits = dict["asyncio.Task[Any]", "_Waiter"]
 """Which task waits at which gate, for all gates of a kernel: what a cycle is found in."""
 
-E = TypeVar("E", bound=MicrokernelError)
 
 _sequence = itertools.count()
 
@@ -198,11 +198,11 @@ class Gate(Admission):
 
     def close(self, reason: MicrokernelError) -> None:
         """Admit nobody any more; those who wait end with `reason` as `Closed`, those who run go on."""
-        self.closed = _copy(reason, Closed)
+        self.closed = copy_of(reason, Closed)
         waiting, self.waiting = self.waiting, []
         self.bar()
         for waiter in waiting:
-            waiter.interrupt(_copy(reason, Closed))
+            waiter.interrupt(copy_of(reason, Closed))
 
     def retire(self) -> None:
         """Let go of the service, which has stopped: whoever keeps this gate must not keep a dead incarnation."""
@@ -211,7 +211,7 @@ class Gate(Admission):
     def kill(self, reason: MicrokernelError) -> None:
         """End every call that runs with `reason`."""
         for run in tuple(self.running):
-            run.interrupt(_copy(reason, type(reason)))
+            run.interrupt(copy_of(reason, type(reason)))
 
     async def drained(self) -> None:
         """Return once no admitted call is left."""
@@ -223,7 +223,7 @@ class Gate(Admission):
     async def _admit(self, call: Call) -> None:
         """Wait for a slot; on return it is ours."""
         if self.closed is not None:
-            raise _copy(self.closed, Closed)
+            raise copy_of(self.closed, Closed)
         if len(self.waiting) >= self._queue and not self._displace(call.priority):
             raise Overloaded(
                 f"{self.target} has {self.in_flight} calls running and {self.queued} waiting, which is its limit",
@@ -344,16 +344,3 @@ class _Waiter:
 
 async def _retired(*_: Any) -> Any:
     raise Unavailable("the service has stopped", may_have_run=False)
-
-
-def _copy(error: MicrokernelError, kind: type[E]) -> E:
-    """An error of its own for each caller: a shared one would collect everybody's traceback."""
-    return kind(
-        error.message,
-        remedy=error.remedy,
-        service=error.service,
-        field=error.field,
-        retry_after=error.retry_after,
-        may_have_run=error.may_have_run,
-        causes=error.causes,
-    )

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import aiohttp
 
-from microkernel.errors import MicrokernelError, Unauthenticated, Unavailable
+from microkernel.errors import MicrokernelError, Unauthenticated, Unavailable, copy_of
 from microkernel.wire import codec
 from microkernel.wire.backoff import Backoff
 from microkernel.wire.client_session import ClientSession
@@ -119,10 +119,10 @@ class Connection:
         why = self._why
         if why is None:
             return Unavailable(f"the link to {self.url} is closed", may_have_run=may_have_run)
-        return type(why)(
-            why.message, remedy=why.remedy, service=why.service, retry_after=why.retry_after,
-            may_have_run=why.may_have_run if may_have_run is None else may_have_run, causes=why.causes,
-        )  # fmt: skip
+        error = copy_of(why, type(why))
+        if may_have_run is not None:
+            error.may_have_run = may_have_run
+        return error
 
     async def _until_changed(self) -> None:
         """Return when a link is open, or when there will be none."""
