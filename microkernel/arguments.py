@@ -12,15 +12,23 @@ from microkernel.errors import Invalid
 from microkernel.message import convert, invalid_from
 from microkernel.service import Handler
 
-__all__ = ["arguments_of", "decoder_of"]
+__all__ = ["arguments_of", "decoder_of", "either"]
+
+
+def either(to: str, message: Any, fields: dict[str, Any] | None) -> Any:
+    """The message to `to`, given whole or by its fields; None for neither. Raises `Invalid` for both."""
+    if message is None:
+        return fields or None
+    if fields:
+        raise Invalid(f"{to} was given a message and the fields {', '.join(fields)}: give one or the other")
+    return message
 
 
 def arguments_of(to: str, handler: Handler, message: Any, fields: dict[str, Any] | None) -> tuple[Any, ...]:
     """The arguments of `handler`, reached as `to`, for a message in any form or for fields. Raises `Invalid`."""
+    message = either(to, message, fields)
     if message is None:
-        message = fields or {}
-    elif fields:
-        raise Invalid(f"{to} was given a message and the fields {', '.join(fields)}: give one or the other")
+        message = {}
     kind = handler.message
     if not handler.takes_message:
         return ()

@@ -13,10 +13,11 @@ from typing import Any, cast
 
 import msgspec
 
+from microkernel.arguments import either
 from microkernel.audit import Act
 from microkernel.backlog import Overflow, overflow_of
 from microkernel.capability import Rights
-from microkernel.errors import Invalid, MicrokernelError, Overloaded, PreconditionFailed
+from microkernel.errors import MicrokernelError, Overloaded, PreconditionFailed
 from microkernel.events import Bus, Event, Subscription
 from microkernel.isolation.frames import Context, Item, Options, Publish, Send
 from microkernel.isolation.items import Items
@@ -338,6 +339,5 @@ class GuestMonitor(_Followed):
 
 
 def _given(to: str, message: Any, fields: dict[str, Any]) -> Any:
-    if message is not None and fields:
-        raise Invalid(f"{to} was given a message and the fields {', '.join(fields)}: give one or the other")
-    return fields if message is None else message
+    given = either(to, message, fields)
+    return {} if given is None else given

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-from microkernel.arguments import decoder_of
+from microkernel.arguments import decoder_of, either
 from microkernel.errors import (
     CallCancelled,
     DeadlineExceeded,
@@ -357,9 +357,7 @@ class System:
 
     def _body(self, to: str, message: Any, fields: dict[str, Any]) -> Body | bytes | None:
         """The body, for the most part as its text; None where there is none."""
-        if message is not None and fields:
-            raise Invalid(f"{to} was given a message and the fields {', '.join(fields)}: give one or the other")
-        value = fields or None if message is None else message
+        value = either(to, message, fields)
         if value is None:
             return None
         text = codec.text_of(value, self._longest)
