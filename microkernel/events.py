@@ -301,6 +301,11 @@ class Bus:
         if backlog.cut is not None:
             self.remove(backlog)
 
+    def hears(self, subject: str) -> bool:
+        """Whether somebody has subscribed to `subject`; the rings that keep it do not count."""
+        route = self._routes.get(subject) or self._find_route(subject)
+        return bool(route.everyone or route.groups)
+
     def _find_route(self, subject: str) -> _Route:
         names = check_subject(subject)
         if len(self._routes) >= MAX_ROUTES:

@@ -48,10 +48,7 @@ class Spans:
     def wants(self, call: Call) -> bool:
         """Whether `call` is to be traced."""
         trace = call.trace
-        if trace is None or not trace.sampled:
-            return False
-        listening = self._bus.subjects.matches(SUBJECT)
-        return bool(listening.everyone or listening.groups)
+        return trace is not None and trace.sampled and self._bus.hears(SUBJECT)
 
     async def around(self, work: Awaitable[T], target: str, call: Call) -> T:
         """Await the handler of `target`, and tell of it."""
