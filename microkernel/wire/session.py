@@ -158,7 +158,7 @@ class Session(ABC):
     @property
     def has_room(self) -> bool:
         """Whether it is plain that more may be put: a quick look, for which `fill` is too dear."""
-        return self.outbox.slack > 0 or self.outbox.has_room
+        return self.outbox.has_room
 
     def _keep_state(self) -> None:
         """What is open goes on without a link, unless the way that it ended has ended the session too."""
