@@ -133,14 +133,8 @@ class Port:
 
     def call_json(self, to: str, message: msgspec.Raw) -> Coroutine[Any, Any, Any]:
         """`call` with JSON text and no options: the wire's way, with less to look at."""
-        plain = self._plain.get(to)
-        if plain is None or plain.gate.closed is not None:
-            return self._call(to, message)
-        try:
-            given = plain.decode(message)
-        except (TypeError, msgspec.MsgspecError, MicrokernelError):
-            return self._call(to, message)  # which says what is wrong
-        return plain.method(given)
+        call = self._quick_call(to, message)
+        return self._call(to, message) if call is None else call
 
     def method(self, to: str) -> Method:
         """The right to call `service.method`, bound once: `await method(message)` is the quickest call there is.
@@ -219,15 +213,11 @@ class Port:
 
     def send_json(self, to: str, message: msgspec.Raw) -> Awaitable[None] | None:
         """`send_inline` with JSON text and without a priority: what is left of it, None where its handler has ended."""
-        plain = self._plain.get(to)
-        if plain is None or plain.gate.closed is not None:
+        call = self._quick_call(to, message)
+        if call is None:
             return self.send_inline(to, message)
         try:
-            given = plain.decode(message)
-        except (TypeError, msgspec.MsgspecError, MicrokernelError):
-            return self.send_inline(to, message)  # which says what is wrong
-        try:
-            rest = begin(plain.method(given))
+            rest = begin(call)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises, its sender has left
             self._router.send_failed(to, error)
             return None
@@ -347,6 +337,17 @@ class Port:
         if call.trace is not None and self._router.spans.wants(call):
             return self._router.spans.around(work, to, call)
         return work
+
+    def _quick_call(self, to: str, message: msgspec.Raw) -> Coroutine[Any, Any, Any] | None:
+        """The call of a bound handler with JSON text; None where it takes the slow way, which says what is wrong."""
+        plain = self._plain.get(to)
+        if plain is None or plain.gate.closed is not None:
+            return None
+        try:
+            given = plain.decode(message)
+        except (TypeError, msgspec.MsgspecError, MicrokernelError):
+            return None
+        return plain.method(given)
 
     async def _bind_method(self, to: str, expires: float | None) -> Binding:
         """Wait for who answers `to`, and go on calling it the quick way."""
