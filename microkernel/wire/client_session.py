@@ -102,10 +102,7 @@ class ClientSession(Session):
         message = b'{"t":"call","id":%d,"to":%b,"body":%b}' % (number, name, text)
         if len(message) > self._longest:
             raise self._too_big(to, len(message), self._longest, "a text frame")
-        if self.is_open and not self.outbox.followers:
-            self.outbox.put(message)
-        else:
-            self._tell_text(message, number)
+        self._tell_text(message, number)
         self.state.calls.add(number)
         return number
 

@@ -8,7 +8,7 @@ keeps them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import msgspec
@@ -172,11 +172,7 @@ class ServerSession(Session):
         if isinstance(body, Bulk):
             self._tell(codec.Result(number, body))
         else:
-            message = b'{"t":"result","id":%d,"body":%b}' % (number, body)
-            if self.is_open and not self.outbox.followers:
-                self.outbox.put(message)
-            else:
-                self._tell_text(message, number)
+            self._tell_text(b'{"t":"result","id":%d,"body":%b}' % (number, body), number)
 
     def item(self, number: int, body: Body | bytes) -> int:
         """A stream has an item; the reader has credit for it, or the stream has ended. How many more it can take."""
@@ -190,11 +186,7 @@ class ServerSession(Session):
         if isinstance(body, Bulk):
             self._tell(codec.Item(number, body))
         else:
-            message = b'{"t":"item","id":%d,"body":%b}' % (number, body)
-            if self.is_open and not self.outbox.followers:
-                self.outbox.put(message)
-            else:
-                self._tell_text(message, number)
+            self._tell_text(b'{"t":"item","id":%d,"body":%b}' % (number, body), number)
         return left
 
     def event(self, number: int, subject: str, offset: int, body: Body) -> None:
@@ -238,17 +230,8 @@ class ServerSession(Session):
             self._admission.leave(reason, after)
             self._put(codec.Bye(reason, round(after * 1000)))
 
-    def _messages(self, text: str) -> Iterable[Known | Unknown]:
-        if self.is_open:
-            messages = codec.decode(text)
-            self._received_frame(len(messages))
-            return messages
-        parts = codec.split(text)
-        self._received_frame(len(parts))
-        return self._before_ready(parts)
-
     def _before_ready(self, parts: list[msgspec.Raw]) -> Iterator[Known | Unknown]:
-        # Who has not shown who they are: one message at a time, so that nothing is made of what follows a wrong one.
+        # What comes between `auth` and the answer to it waits as it came.
         for place in range(len(parts)):
             if self._auth is None:
                 yield codec.decode_part(parts, place)

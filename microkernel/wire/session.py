@@ -8,7 +8,7 @@ over another link is in the `state`, which outlives the link. Time comes from th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
@@ -203,10 +203,14 @@ class Session(ABC):
             messages = codec.decode(text)
             self._received_frame(len(messages))
             return messages
-        # Who has not shown who they are: one message at a time, so that nothing is made of what follows a wrong one.
         parts = codec.split(text)
         self._received_frame(len(parts))
-        return (codec.decode_part(parts, place) for place in range(len(parts)))
+        return self._before_ready(parts)
+
+    def _before_ready(self, parts: list[msgspec.Raw]) -> Iterator[Known | Unknown]:
+        # Who has not shown who they are: one message at a time, so that nothing is made of what follows a wrong one.
+        for place in range(len(parts)):
+            yield codec.decode_part(parts, place)
 
     @abstractmethod
     def _receive(self, message: Known | Unknown) -> Action | None:
