@@ -770,6 +770,24 @@ def test_a_file_that_is_no_model_is_named(tmp_path: Path):
     assert "wrong.gguf" in boot_fails(tmp_path, "--model", path, config="")
 
 
+def test_a_thread_that_is_inside_of_torch_does_not_abort_the_process_that_ends(tmp_path: Path):
+    marker = tmp_path / "marker"
+    source = f"""
+import pathlib, torch
+square = torch.ones(600, 600)
+pathlib.Path({str(marker)!r}).touch()
+while True:
+    square @ square
+"""
+    with boot(tmp_path, "--service", write(tmp_path, "busy.py", source)) as process:
+        while not marker.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (0, "")
+
+
 def test_a_token_is_made_handed_on_used_audited_and_revoked(node: Node):
     def as_holder(token: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
