@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from services.inference.attention import Decode, Prefill
-from services.inference.decoder import Decoder
-from services.inference.kv_cache import KVCache
+from services.inference.eager.attention import Decode, Prefill
+from services.inference.eager.decoder import Decoder
+from services.inference.eager.kv_cache import KVCache
 
 
 def new_cache(decoder: Decoder, *, slots: int = 1, length: int = 1024) -> KVCache:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from services.inference.checkpoint import Checkpoint, open_checkpoint
-from services.inference.decoder import Decoder
+from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from services.inference.eager.decoder import Decoder
 
 VOCABULARY = 256
 HIDDEN = 64

@@ -8,10 +8,10 @@ import torch
 
 from benchmarks.first_token.contender import Answer
 from benchmarks.first_token.worker import Clock, Worker
-from services.inference import engine as engine_module
-from services.inference.decoder import Decoder
+from services.inference.eager.decoder import Decoder
+from services.inference.engine import engine as engine_module
+from services.inference.engine.sampler import ResolvedSampling
 from services.inference.loaded import fit, open_model
-from services.inference.sampler import ResolvedSampling
 from services.inference.service import Inference
 
 __all__ = ["Engine", "own_engine"]

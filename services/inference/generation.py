@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable
 
 from microkernel.errors import Internal, MicrokernelError
-from services.inference.detokenizer import IncrementalText
-from services.inference.engine import Output
-from services.inference.stops import StopMatcher
+from services.inference.engine.engine import Output
+from services.inference.text.detokenizer import IncrementalText
+from services.inference.text.stops import StopMatcher
 
 __all__ = ["Generation"]
 

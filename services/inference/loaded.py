@@ -13,16 +13,16 @@ import torch
 
 from microkernel.errors import Invalid
 from microkernel.executor import Executor
-from services.inference.architecture import DecoderConfig
-from services.inference.checkpoint import Checkpoint, open_checkpoint
-from services.inference.decoder import Decoder, cache_bytes, choose_dtype, weight_bytes
-from services.inference.engine import Engine, Request, check_prompt
+from services.inference.checkpoint.architecture import DecoderConfig
+from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from services.inference.checkpoint.model_defaults import model_defaults
+from services.inference.eager.decoder import Decoder, cache_bytes, choose_dtype, weight_bytes
+from services.inference.engine.engine import Engine, Request, check_prompt
+from services.inference.engine.sampler import resolve
 from services.inference.messages import ChatMessage, LoadedModel, SamplingParams
-from services.inference.model_defaults import model_defaults
 from services.inference.runner import Runner
-from services.inference.sampler import resolve
-from services.inference.template import ChatTemplate, encode_prompt, open_template
-from services.inference.tokenizer import Tokenizer, open_tokenizer
+from services.inference.text.template import ChatTemplate, encode_prompt, open_template
+from services.inference.text.tokenizer import Tokenizer, open_tokenizer
 
 __all__ = ["Fit", "Loaded", "Opened", "fit", "open_model"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception
 from microkernel.executor import Executor
-from services.inference.engine import Engine, Output, Request
+from services.inference.engine.engine import Engine, Output, Request
 from services.inference.generation import Generation
 
 __all__ = ["Runner"]

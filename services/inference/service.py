@@ -26,7 +26,6 @@ from microkernel.events import Event
 from microkernel.message import Message, convert, current_call
 from microkernel.service import Service, every, handles, on, streams
 from services.devices.messages import Device
-from services.inference.detokenizer import IncrementalText
 from services.inference.generation import Generation
 from services.inference.loaded import Loaded, fit, open_model
 from services.inference.messages import (
@@ -39,7 +38,8 @@ from services.inference.messages import (
     UnloadModel,
     Usage,
 )
-from services.inference.stops import StopMatcher
+from services.inference.text.detokenizer import IncrementalText
+from services.inference.text.stops import StopMatcher
 from services.memory.messages import Reservation
 from services.models.messages import DEFAULT_MODEL, Model, PullProgress
 from services.scheduler.messages import Exit, Process, ProcessState, Progress, Report, Signal, Spawn

@@ -196,7 +196,7 @@ async def test_a_restart_ends_running_answers_with_a_name_and_the_next_one_works
 
 
 async def test_a_step_that_raises_ends_all_answers_with_the_reason_and_the_model_is_loaded_anew(tiny, monkeypatch):
-    from services.inference.engine import Engine
+    from services.inference.engine.engine import Engine
 
     async with node(tiny) as system:
         stream = system.stream("inference.chat", messages=HELLO, max_tokens=400)
