@@ -168,10 +168,10 @@ async def test_a_handler_that_waits_is_not_a_block():
 
 async def test_a_thread_that_hogs_the_interpreter_is_named():
     numbers = [random.random() for _ in range(1_000_000)]
-    stop = threading.Event()
+    running = [True]  # an event would be asked in a function of its own, which the watch might find it in
 
     def hog():
-        while not stop.is_set():
+        while running:
             sorted(numbers)  # in one piece: no other thread gets a turn
 
     thread = threading.Thread(target=hog, name="greedy")
@@ -180,7 +180,7 @@ async def test_a_thread_that_hogs_the_interpreter_is_named():
         try:
             blocked = await next_block(events, lambda blocked: "greedy" in (blocked.thread or ""))
         finally:
-            stop.set()
+            running.clear()
             await asyncio.to_thread(thread.join)
     assert (blocked.service, blocked.handler) == (None, None)
     first = hog.__code__.co_firstlineno
