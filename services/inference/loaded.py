@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
-import torch
 
 from microkernel.errors import Invalid
 from microkernel.executor import Executor
+from services.inference.cache.keys import PAGE
 from services.inference.checkpoint.architecture import DecoderConfig
 from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from services.inference.checkpoint.model_defaults import model_defaults
-from services.inference.eager.decoder import Decoder, cache_bytes, choose_dtype, weight_bytes
+from services.inference.decoders import Computing, Plan
 from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.sampler import resolve
 from services.inference.messages import ChatMessage, LoadedModel, SamplingParams
@@ -24,14 +24,14 @@ from services.inference.runner import Runner
 from services.inference.text.template import ChatTemplate, encode_prompt, open_template
 from services.inference.text.tokenizer import Tokenizer, open_tokenizer
 
-__all__ = ["Fit", "Loaded", "Opened", "fit", "open_model"]
+__all__ = ["Fit", "Loaded", "Opened", "fit", "make_engine", "open_model"]
 
 ENCODERS = 2  # prompts that are rendered and tokenized at a time; the others wait
 SHORT_TEXT = 2_000  # characters that are tokenized on the loop in well under a millisecond
 
 
 class Fit(msgspec.Struct, frozen=True):
-    """What a model will take on its device. `length` is the longest context that it is given, in tokens."""
+    """What a model will take on its device. `slots` requests run at once, none longer than `length` tokens."""
 
     slots: int
     length: int
@@ -46,12 +46,15 @@ class Opened(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer
     template: ChatTemplate | str  # or why there is none: the model can complete texts all the same
     sampling: SamplingParams
-    device: torch.device
-    dtype: torch.dtype
+    plan: Plan
+    digest: str
 
 
-def open_model(path: Path, device: str) -> Opened:
-    """Read header, tokenizer and template; on a compute thread. Raises what is wrong with the files."""
+def open_model(path: Path, computing: Computing, digest: str = "") -> Opened:
+    """Read header, tokenizer and template; on a compute thread. Raises what is wrong with the files.
+
+    `digest` names the model's content; with it, what is made of the model is kept for the next start.
+    """
     checkpoint = open_checkpoint(path)
     tokenizer = open_tokenizer(checkpoint.tokenizer_source)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
@@ -64,36 +67,40 @@ def open_model(path: Path, device: str) -> Opened:
         template = open_template(tokenizer)
     except Invalid as error:
         template = error.message
-    torch_device = torch.device(device)
     sampling = model_defaults(checkpoint.tokenizer_source)
-    return Opened(checkpoint, tokenizer, template, sampling, torch_device, choose_dtype(torch_device))
+    return Opened(checkpoint, tokenizer, template, sampling, computing.plan(checkpoint, digest or None), digest)
 
 
 def fit(opened: Opened, slots: int, length: int | None, cache_limit: int) -> Fit:
-    """How many sequences of what length the cache will hold at most: as asked, less where `cache_limit` bytes end.
+    """How long a context may be, and how many pages there are for all: as asked, less where `cache_limit` bytes end.
 
     On a compute thread, because it asks torch: one torch operation on another thread starts a second OpenMP pool, and
     with more threads than cores OpenMP stops spinning, which halves the speed of decoding.
     """
     config = opened.checkpoint.config
     longest = config.context_length if length is None else min(length, config.context_length)
+    whole = -(-longest // PAGE)
+    pages = max(1, min(slots * whole, cache_limit // opened.plan.page_bytes))
+    longest = min(longest, pages * PAGE)
+    return Fit(slots, longest, opened.plan.weight_bytes, pages * opened.plan.page_bytes)
 
-    def size(slots: int, length: int) -> int:
-        return cache_bytes(config, opened.dtype, slots, length)
 
-    # Fewer sequences at once before shorter ones: a queue is a nuisance, a context cut off is an error.
-    while slots > 1 and size(slots, longest) > cache_limit:
-        slots -= 1
-    while longest > 512 and size(slots, longest) > cache_limit:
-        longest //= 2
-    weights = weight_bytes(opened.checkpoint, opened.device, opened.dtype)
-    return Fit(slots, longest, weights, size(slots, longest))
+def make_engine(opened: Opened, size: Fit, *, token_budget: int) -> Engine:
+    """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`."""
+    return Engine(
+        opened.plan.make(),
+        max_batch=size.slots,
+        max_length=size.length,
+        token_budget=token_budget,
+        cache_bytes=size.cache_bytes,
+        space=opened.digest.encode(),
+    )
 
 
 class Loaded:
     """A model that answers."""
 
-    def __init__(self, name: str, opened: Opened, size: Fit, decoder: Decoder, engine: Engine, runner: Runner) -> None:
+    def __init__(self, name: str, opened: Opened, size: Fit, engine: Engine, runner: Runner) -> None:
         self.name = name
         self.size = size
         self.tokenizer = opened.tokenizer
@@ -104,7 +111,6 @@ class Loaded:
         self._config: DecoderConfig = opened.checkpoint.config
         self._template = opened.template
         self._sampling = opened.sampling
-        self._decoder = decoder
         self._engine = engine
         self._encoders = ThreadPoolExecutor(ENCODERS)
 
@@ -114,18 +120,8 @@ class Loaded:
     ) -> Loaded:
         """Read the weights onto the device; takes seconds, on the compute thread."""
 
-        def build() -> tuple[Decoder, Engine]:
-            decoder = Decoder(opened.checkpoint, device=opened.device, dtype=opened.dtype)
-            return decoder, Engine(
-                decoder,
-                max_batch=size.slots,
-                max_length=size.length,
-                token_budget=token_budget,
-                cache_bytes=size.cache_bytes,
-            )
-
-        decoder, engine = await executor.run(build)
-        return Loaded(name, opened, size, decoder, engine, Runner(engine, executor, now))
+        engine = await executor.run(lambda: make_engine(opened, size, token_budget=token_budget))
+        return Loaded(name, opened, size, engine, Runner(engine, executor, now))
 
     @property
     def context_length(self) -> int:
@@ -162,7 +158,14 @@ class Loaded:
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
     def request(
-        self, number: int, prompt: list[int], params: SamplingParams, max_tokens: int | None, defaults: SamplingParams
+        self,
+        number: int,
+        prompt: list[int],
+        params: SamplingParams,
+        max_tokens: int | None,
+        defaults: SamplingParams,
+        *,
+        owner: str = "local",
     ) -> Request:
         """A request for the engine. Raises `Invalid` that names the field which does not fit."""
         room = self.context_length - len(prompt)
@@ -174,6 +177,7 @@ class Loaded:
             max_tokens=min(wanted, room),
             params=resolve(params, self._sampling, defaults),
             stop_tokens=self.tokenizer.eos_ids,
+            owner=owner,
         )
 
     def describe(self, *, device: str, default: bool) -> LoadedModel:

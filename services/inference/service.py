@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from microkernel.errors import (
     CallCancelled,
@@ -26,6 +27,7 @@ from microkernel.events import Event
 from microkernel.message import Message, convert, current_call
 from microkernel.service import Service, every, handles, on, streams
 from services.devices.messages import Device
+from services.inference.decoders import Computing
 from services.inference.generation import Generation
 from services.inference.loaded import Loaded, fit, open_model
 from services.inference.messages import (
@@ -55,15 +57,16 @@ class InferenceSettings(Message, kw_only=True):
     """`model` is loaded at the start and answers who names none. Sampling defaults are for what neither request nor
     model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens,
     `cache_share` the part of the device's free memory that their cache may take, `token_budget` how many tokens one
-    step computes at most.
+    step computes at most. Without `kernels`, everything is computed by torch.
     """
 
     model: str = DEFAULT_MODEL
     device: str = "cpu0"
-    slots: int = 16
+    slots: int = 32
     context_length: int | None = 8192
     cache_share: float = 0.5
     token_budget: int = 512
+    kernels: bool = True
     temperature: float = 0.2  # with top_p 0.9 what SmolLM2's authors recommend: small models wander when it is high
     top_p: float = 0.9
 
@@ -103,6 +106,7 @@ class Inference(Service):
         self._numbers = itertools.count(1)
         self._answers: dict[int, _Answer] = {}
         self._ready = asyncio.Event()
+        self._computing: dict[str, Computing] = {}  # by device
         self._defaults = SamplingParams(temperature=self.settings.temperature, top_p=self.settings.top_p)
 
     async def ready(self) -> None:
@@ -113,6 +117,9 @@ class Inference(Service):
     async def stop(self) -> None:
         for loaded in tuple(self._loaded.values()):
             await self._unload(loaded)
+        for name, computing in self._computing.items():
+            with suppress(MicrokernelError):  # its device has gone, and its threads with it
+                await self.executor(name).run(computing.close)
 
     @streams(credit=16)
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
@@ -202,7 +209,9 @@ class Inference(Service):
     ) -> AsyncGenerator[Piece, None]:
         number = next(self._numbers)
         stops = StopMatcher(message.stop)
-        request = loaded.request(number, prompt, message, message.max_tokens, self._defaults)
+        call = current_call()
+        owner = message.owner if call is None or call.user is None else call.user
+        request = loaded.request(number, prompt, message, message.max_tokens, self._defaults, owner=owner)
         generation = Generation(
             number,
             text=IncrementalText(loaded.tokenizer, continues=continues),
@@ -210,8 +219,6 @@ class Inference(Service):
             prompt_tokens=len(prompt),
             began=self.clock.now(),
         )
-        call = current_call()
-        owner = message.owner if call is None or call.user is None else call.user
         spawn = Spawn(kind=kind, title=title, owner=owner, device=self.settings.device)
         pid = await self._enter(spawn)
         self._answers[number] = _Answer(pid, generation, loaded, spawn)
@@ -318,7 +325,9 @@ class Inference(Service):
         device = convert(await self.call("devices.show", name=self.settings.device), Device)
         executor = self.executor(device.name)
         self.publish("inference.loading", model=model.name, stage="reading")
-        opened = await executor.run(open_model, Path(model.path), device.torch_device)
+        opened = await executor.run(open_model, Path(model.path), self._computing_on(device), model.digest)
+        if opened.plan.why:
+            self.log.warning("model '%s' is computed by torch: %s", model.name, opened.plan.why)
         limit = int(device.memory_free_bytes * self.settings.cache_share)
         size = await executor.run(fit, opened, self.settings.slots, self.settings.context_length, limit)
         reservation = convert(
@@ -349,6 +358,14 @@ class Inference(Service):
         self.log.info("model '%s' is ready on %s after %.1f s", model.name, device.name, seconds)
         self.publish("inference.loaded", self._describe(loaded))
         return loaded
+
+    def _computing_on(self, device: Device) -> Computing:
+        """What `device` computes with, the same for all of its models."""
+        if device.name not in self._computing:
+            torch_device = torch.device(device.torch_device)
+            kernels = self.settings.kernels
+            self._computing[device.name] = Computing(torch_device, device.cores, self.state_dir, kernels=kernels)
+        return self._computing[device.name]
 
     async def _first_token(self, loaded: Loaded) -> None:
         """Have one real token made: a model is ready when it has answered, not when it was read."""

@@ -11,12 +11,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
 
 from microkernel.errors import DataLoss, Invalid, NotFound
 from services.inference.checkpoint.architecture import DecoderConfig, expected_shapes
 
-__all__ = ["GROUP", "Blocks", "Checkpoint", "Dense", "Weight", "check_tensors", "open_checkpoint", "pair_rows"]
+__all__ = [
+    "GROUP",
+    "Blocks",
+    "Checkpoint",
+    "Dense",
+    "Stored",
+    "Weight",
+    "check_tensors",
+    "open_checkpoint",
+    "pair_rows",
+]
 
 GROUP = 32  # weights that share a scale, in all of GGML's 4-bit formats
 
@@ -56,6 +70,17 @@ class Blocks(msgspec.Struct, frozen=True):
 Weight = Dense | Blocks
 
 
+class Stored(msgspec.Struct, frozen=True):
+    """A weight as its file has it: GGML's name of the type, and the bytes of each row, uint8 [rows, bytes]."""
+
+    kind: str
+    rows: NDArray[np.uint8]
+
+    def floats(self) -> NDArray[np.float32]:
+        """The values, [rows, columns]."""
+        return np.asarray(dequantize(self.rows, GGMLQuantizationType[self.kind]), dtype=np.float32)
+
+
 class Checkpoint(Protocol):
     """What the decoder loads from.
 
@@ -81,6 +106,14 @@ class Checkpoint(Protocol):
 
     def is_blocks(self, name: str) -> bool:
         """Whether `weight` gives this tensor as 4-bit blocks."""
+        ...
+
+    def kind(self, name: str) -> str:
+        """GGML's name for the type that this tensor is stored in: Q4_1, BF16."""
+        ...
+
+    def stored(self, name: str) -> Stored:
+        """One matrix as the file has it, its rows in canonical order. It may be a view of the file."""
         ...
 
     def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Weight:

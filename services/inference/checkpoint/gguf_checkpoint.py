@@ -24,7 +24,7 @@ from services.inference.checkpoint.architecture import (
     integer,
     number,
 )
-from services.inference.checkpoint.checkpoint import GROUP, Blocks, Dense, Weight, check_tensors, rotated
+from services.inference.checkpoint.checkpoint import GROUP, Blocks, Dense, Stored, Weight, check_tensors, rotated
 from services.inference.checkpoint.gguf_header import Header, TensorSpan, read_header
 
 __all__ = ["GGUFCheckpoint"]
@@ -66,6 +66,19 @@ class GGUFCheckpoint:
     def is_blocks(self, name: str) -> bool:
         """Whether `weight` gives this tensor as 4-bit blocks."""
         return self._spans[name].kind in FOUR_BITS
+
+    def kind(self, name: str) -> str:
+        """GGML's name for the type that this tensor is stored in: Q4_1, BF16."""
+        return self._spans[name].kind.name
+
+    def stored(self, name: str) -> Stored:
+        """One matrix as the file has it, its rows in canonical order. It may be a view of the file."""
+        span = self._spans[name]
+        block, block_bytes = GGML_QUANT_SIZES[span.kind]
+        rows, columns = span.shape
+        raw = self._data[span.start : span.end].reshape(rows, columns // block * block_bytes)
+        order = rotated(name, self.config) if self.config.architecture in HALVES else None
+        return Stored(span.kind.name, raw if order is None else raw[order.numpy()])
 
     def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Weight:
         """Read one tensor; a dense one as `dtype`. Raises `DataLoss` where its numbers are not finite."""

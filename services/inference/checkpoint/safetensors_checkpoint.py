@@ -24,7 +24,7 @@ from services.inference.checkpoint.architecture import (
     integer,
     number,
 )
-from services.inference.checkpoint.checkpoint import Dense, check_tensors, rotated
+from services.inference.checkpoint.checkpoint import Dense, Stored, check_tensors, rotated
 
 __all__ = ["SafetensorsCheckpoint"]
 
@@ -86,6 +86,16 @@ class SafetensorsCheckpoint:
     def is_blocks(self, name: str) -> bool:  # noqa: ARG002 - the protocol's; this format has no blocks
         """Whether `weight` gives this tensor as 4-bit blocks: never."""
         return False
+
+    def kind(self, name: str) -> str:
+        """GGML's name for the type that this tensor is stored in: F32, F16 or BF16."""
+        return self._tensors[_source_name(name)][1]
+
+    def stored(self, name: str) -> Stored:
+        """One matrix as bfloat16, or as the float32 that the file has; its rows in canonical order."""
+        kind = "F32" if self.kind(name) == "F32" else "BF16"
+        values = self.weight(name, torch.float32 if kind == "F32" else torch.bfloat16).values
+        return Stored(kind, values.contiguous().view(torch.uint8).numpy())
 
     def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Dense:
         """Read one tensor as `dtype`. Raises `DataLoss` where it cannot be read or holds no finite numbers."""

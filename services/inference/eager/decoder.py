@@ -9,15 +9,15 @@ costs as much as the arithmetic.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
 from microkernel.errors import Overloaded
-from services.inference.checkpoint.architecture import DecoderConfig, expected_shapes
+from services.inference.checkpoint.architecture import expected_shapes
 from services.inference.checkpoint.checkpoint import Checkpoint, Dense
 from services.inference.eager.attention import Attention
-from services.inference.eager.kv_cache import token_bytes
 from services.inference.eager.linear import (
     INT4_BYTES,
     INT8_BYTES,
@@ -28,9 +28,11 @@ from services.inference.eager.linear import (
     int8_fits,
     make_linear,
 )
+from services.inference.eager.pages import TensorPages
 from services.inference.eager.rope import rotations
+from services.inference.engine.forward import Part
 
-__all__ = ["Decoder", "cache_bytes", "choose_dtype", "weight_bytes"]
+__all__ = ["Decoder", "choose_dtype", "weight_bytes"]
 
 ROTATIONS = 4096  # positions in the first table; it doubles when a sequence gets there
 
@@ -38,9 +40,15 @@ ROTATIONS = 4096  # positions in the first table; it doubles when a sequence get
 class Decoder:
     """A loaded model: from token ids to logits. Not thread-safe; runs on its device's thread."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Read all weights, as 4-bit blocks or `dtype`; raises `DataLoss`, and `Overloaded` where memory is short."""
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, threads: int | None = None
+    ) -> None:
+        """Read all weights, as 4-bit blocks or `dtype`; raises `DataLoss`, and `Overloaded` where memory is short.
+
+        On a CPU a step takes `threads` threads; None leaves torch's number as it is.
+        """
         self.config = checkpoint.config
+        self._threads = threads
         self.device = device
         self.dtype = dtype
         try:
@@ -57,23 +65,37 @@ class Decoder:
         self._rotations = torch.empty(0)
         self._extend_rotations(min(ROTATIONS, self.config.context_length))
 
-    @torch.inference_mode()
-    def forward(self, tokens: torch.Tensor, attention: Attention, *, last: int | None = None) -> torch.Tensor | None:
-        """Run `tokens` (int64 [n]) through all layers.
+    def storage(self, pages: int) -> TensorPages:
+        """Room for so many pages, all zero."""
+        return TensorPages(self.config, pages, self.device, self.dtype)
 
-        Gives float32 logits [min(n, last), vocabulary] of the last `last` tokens (None: of all), or None for `last` 0,
-        where only the cache matters.
-        """
+    @torch.inference_mode()
+    def forward(self, storage: TensorPages, parts: Sequence[Part]) -> torch.Tensor:
+        """Run the parts through all layers: float32 logits [sum of wanted, vocabulary], in the order of the parts."""
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)  # a decoder on our kernels, before us on this thread, wants but one
+        attention = Attention(storage, parts)
         if attention.end > self._rotations.shape[0]:
             self._extend_rotations(min(2 * attention.end, self.config.context_length))
         rotation = self._rotations[attention.positions][:, None]
-        x = self._embed(tokens.to(self.device))
+        x = self._embed(torch.tensor([token for part in parts for token in part.tokens], device=self.device))
         for index, layer in enumerate(self._layers):
             x = layer.forward(x, rotation, attention, index)
-        if last == 0:
-            return None
-        x = functional.rms_norm(x if last is None else x[-last:], self._norm.shape, self._norm, self.config.norm_eps)
+        rows = _wanted(parts)
+        if not rows:
+            return torch.empty(0, self.config.vocab_size, device=self.device)
+        x = functional.rms_norm(x[rows], self._norm.shape, self._norm, self.config.norm_eps)
         return self._head(x).float()
+
+    @property
+    def invariant(self) -> bool:
+        """False: torch's products choose their order of summing by the number of rows."""
+        return False
+
+    @property
+    def layout(self) -> str:
+        """Names how a page is laid out and computed."""
+        return f"eager-1-{self.device.type}-{self.dtype}".replace("torch.", "")
 
     @property
     def weight_bytes(self) -> int:
@@ -203,9 +225,14 @@ def weight_bytes(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     return int(total)
 
 
-def cache_bytes(config: DecoderConfig, dtype: torch.dtype, slots: int, length: int) -> int:
-    """What the cache takes for so many sequences of `length` tokens."""
-    return token_bytes(config, dtype) * slots * length
+def _wanted(parts: Sequence[Part]) -> list[int]:
+    """The rows whose logits are asked for."""
+    rows: list[int] = []
+    end = 0
+    for part in parts:
+        end += len(part.tokens)
+        rows += range(end - part.wanted, end)
+    return rows
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:

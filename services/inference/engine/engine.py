@@ -1,37 +1,40 @@
-"""Continuous batching: sequences join and leave the running batch between steps; hot: runs once a token.
+"""Continuous batching over pages: sequences join and leave the running batch between steps; hot: once a step.
 
-A plain class without loop or thread. One step is one quantum: every running sequence gets its next token first, then
-waiting prompts are read in chunks under a budget of tokens, so that a long prompt delays the others by one chunk and
-no more (https://arxiv.org/abs/2308.16369). Batch mates share a step, never a result: each has its own cache slot,
-positions and sampler state.
+A plain class without loop or thread. One step is one quantum and one pass over the model: every sequence that decodes
+gets its next token, and what is left of a budget of tokens goes to prompts, in chunks, so that a long prompt delays
+the others by one chunk and no more (https://arxiv.org/abs/2308.16369). Batch mates share a step, never a result.
+
+Where pages run out, the sequence that came last gives its own back and waits; what it had computed may still be cached
+when its turn comes, and is computed again where it is not.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from enum import Enum
+from collections.abc import Iterator
+from collections.abc import Sequence as Several
 
 import msgspec
 import torch
 
-from microkernel.errors import AlreadyExists, DataLoss, Invalid, MicrokernelError, PreconditionFailed, from_exception
-from services.inference.eager.attention import Decode, Prefill
-from services.inference.eager.decoder import Decoder
-from services.inference.eager.kv_cache import KVCache, token_bytes
-from services.inference.engine.sampler import NO_TOKEN, ResolvedSampling, SamplerState, sample
+from microkernel.errors import (
+    AlreadyExists,
+    DataLoss,
+    Invalid,
+    MicrokernelError,
+    Overloaded,
+    PreconditionFailed,
+    from_exception,
+)
+from services.inference.cache.cache import Cache, Room, Status
+from services.inference.cache.keys import PAGE
+from services.inference.engine.forward import Decoder, Part
+from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
+from services.inference.engine.sequence import Request, Sequence
 
 __all__ = ["Engine", "Output", "Request", "check_prompt"]
 
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for up to `max_tokens` tokens after `prompt`. `id` is the caller's: no two at once have the same."""
-
-    id: int
-    prompt: Sequence[int]
-    max_tokens: int
-    params: ResolvedSampling
-    stop_tokens: frozenset[int] = frozenset()
+CROWDED = 0.8  # share of the pages in use from which nothing new is admitted beside what runs
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -53,270 +56,281 @@ class Engine:
         self,
         decoder: Decoder,
         *,
-        max_batch: int = 16,
+        max_batch: int = 32,
         token_budget: int = 512,
         max_length: int | None = None,
         cache_bytes: int | None = None,
+        space: bytes = b"",
     ) -> None:
         """Start empty.
 
         At most `max_batch` sequences run at once, none longer than `max_length` tokens (None: the model's context).
-        One step reads `token_budget` tokens, and the cache takes up to `cache_bytes` (None: as much as the batch at
-        full length needs). Nothing is allocated yet.
+        One step computes `token_budget` tokens, and pages take up to `cache_bytes` (None: as much as the batch at
+        full length needs). `space` names the model's content: equal prefixes in equal spaces have equal pages.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
-        tokens = max_batch * longest
+        whole = -(-longest // PAGE)
+        self._pages = max_batch * whole
         if cache_bytes is not None:
-            tokens = min(tokens, cache_bytes // token_bytes(config, decoder.dtype))
-        self.context_length = min(longest, tokens)
+            self._pages = min(self._pages, cache_bytes // decoder.storage(1).page_bytes)
+        self.context_length = min(longest, self._pages * PAGE)
         if self.context_length < 2 or max_batch < 1 or token_budget < 1:
-            raise Invalid(
-                f"a cache of {tokens} tokens, a batch of {max_batch} and a budget of {token_budget} cannot run"
-            )
+            raise Invalid(f"{self._pages} pages, a batch of {max_batch} and a budget of {token_budget} cannot run")
         self._decoder = decoder
         self._max_batch = max_batch
         self._token_budget = token_budget
-        self._cache = KVCache(
-            config,
-            max_slots=max_batch,
-            max_length=self.context_length,
-            max_tokens=tokens,
-            device=decoder.device,
-            dtype=decoder.dtype,
-        )
-        self._waiting: deque[Request] = deque()
-        self._active: list[_Active] = []  # by slot, in the order of `_Rank`
+        self._space = space + decoder.layout.encode()
+        self._storage = decoder.storage(self._pages)
+        self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # in the order in which they were admitted
         self._refused: list[Output] = []
-        self._full = False  # what waits found no room, and nothing has changed since
+        self._stuck = False  # what waits found no room, and nothing has changed since
 
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing until somebody asks for more."""
-        works = any(active.rank is not _Rank.HELD for active in self._active)
-        return not (works or self._refused or (self._waiting and not self._full))
+        works = any(not sequence.held for sequence in self._running)
+        return not (works or self._refused or (self._waiting and not self._stuck))
 
     @property
     def running(self) -> int:
-        """How many sequences hold a slot."""
-        return len(self._active)
+        """How many sequences are in the batch."""
+        return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a slot."""
+        """How many requests wait for a place."""
         return len(self._waiting)
 
     @property
-    def cache_bytes(self) -> int:
-        """What the cache takes now."""
-        return self._cache.nbytes
+    def page_bytes(self) -> int:
+        """What one page takes."""
+        return self._storage.page_bytes
 
-    def check(self, prompt: Sequence[int], max_tokens: int) -> None:
+    @property
+    def pages(self) -> Status:
+        """The pages as they are now: free, cached, held; hits and misses."""
+        return self._cache.status()
+
+    def check(self, prompt: Several[int], max_tokens: int) -> None:
         """Raise `Invalid` for what this engine could not run; safe to call from any thread."""
         check_prompt(prompt, max_tokens, context_length=self.context_length, vocab_size=self._decoder.config.vocab_size)
 
     def add(self, request: Request) -> None:
         """Queue a request. One that cannot run gets its error as the next step's output."""
-        if any(request.id == other.id for other in (*self._waiting, *(active.request for active in self._active))):
+        if any(request.id == other.request.id for other in (*self._waiting, *self._running)):
             raise AlreadyExists(f"request {request.id} is running already")
         try:
             self.check(request.prompt, request.max_tokens)
-        except Invalid as error:
-            self._refused.append(Output(request.id, NO_TOKEN, error=error))
-        else:
-            self._waiting.append(request)
-            self._full = False
+            config = self._decoder.config
+            state = SamplerState(request.params, request.prompt, config.vocab_size, self._decoder.device)
+        except (MicrokernelError, ValueError, RuntimeError) as error:
+            self._refused.append(_broken(request.id, error))
+            return
+        limit = min(self.context_length, len(request.prompt) + request.max_tokens)
+        self._waiting.append(Sequence(request, state, limit))
+        self._stuck = False
 
     def cancel(self, id: int) -> bool:  # noqa: A002 - the request's own field
         """Forget a request; no more output comes for it. False if it is not here (any more)."""
-        for slot, active in enumerate(self._active):
-            if active.request.id == id:
-                self._remove(slot, clear=active.rank is _Rank.READING)
+        for sequence in self._running:
+            if sequence.request.id == id:
+                self._leave(sequence)
                 return True
-        for request in self._waiting:
-            if request.id == id:
-                self._waiting.remove(request)
-                self._full = False
+        for sequence in self._waiting:
+            if sequence.request.id == id:
+                self._waiting.remove(sequence)
+                self._stuck = False
                 return True
         return False
 
     def hold(self, id: int, *, held: bool) -> None:  # noqa: A002 - as above
-        """Let a sequence rest, its slot kept, or go on: its reader is behind. Does nothing while its prompt is read."""
-        wanted = _Rank.HELD if held else _Rank.DECODING
-        for slot, active in enumerate(self._active):
-            if active.request.id == id and active.rank is not _Rank.READING and active.rank is not wanted:
-                edge = self._count(_Rank.DECODING) - (1 if held else 0)
-                self._swap(slot, edge)
-                active.rank = wanted
-                return
+        """Let a sequence rest, its pages kept, or go on: its reader is behind. Does nothing before its first token."""
+        for sequence in self._running:
+            if sequence.request.id == id and sequence.generated:
+                sequence.held = held
+
+    def set_quota(self, owner: str, pages: int | None) -> None:
+        """Let `owner` have so many pages, running and cached; None: as many as there are."""
+        self._cache.set_quota(owner, pages)
+        self._stuck = False
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
-        """Run one quantum: a token for every running sequence, then prompts as far as the budget goes."""
+        """Run one quantum: a token for every sequence that decodes, then prompts as far as the budget goes."""
         outputs, self._refused = self._refused, []
-        decoding = self._count(_Rank.DECODING)
-        if decoding:
-            outputs += self._decode(decoding)
-        self._prefill(max(1, self._token_budget - decoding), outputs)
+        chosen = self._plan(outputs)
+        if not chosen:
+            return outputs
+        parts = [self._part(sequence, count) for sequence, count in chosen]
+        try:
+            logits = self._decoder.forward(self._storage, parts)
+        except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
+            return outputs + self._fail(error)
+        answering = []
+        for (sequence, _), part in zip(chosen, parts, strict=True):
+            assert sequence.table is not None
+            self._cache.advance(sequence.table, part.tokens)
+            if part.wanted:
+                answering.append(sequence)
+        tokens = _sample(logits, [sequence.sampler for sequence in answering]) if answering else []
+        outputs += [self._take(sequence, token) for sequence, token in zip(answering, tokens, strict=True)]
         return outputs
 
     def release_cache(self) -> None:
-        """Give the cache's memory back; only while nothing runs."""
-        if self._active:
-            raise PreconditionFailed(f"{len(self._active)} sequences are running")
-        self._cache.release()
+        """Forget all pages and give their memory back; only while nothing runs."""
+        if self._running:
+            raise PreconditionFailed(f"{len(self._running)} sequences are running")
+        self._cache.evict(self._pages)
+        self._storage.release()
 
-    def _decode(self, count: int) -> list[Output]:
-        decoding = self._active[:count]
-        tokens = torch.tensor([active.last for active in decoding])
-        lengths = [active.length for active in decoding]
-        try:
-            self._cache.reserve(len(self._active), max(lengths) + 1)
-            logits = self._decoder.forward(tokens, Decode(self._cache, lengths, self._decoder.device))
-        except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
-            return self._fail(error)
-        assert logits is not None
-        for active in decoding:
-            active.length += 1
-        return self._choose(logits, range(count))
+    def _part(self, sequence: Sequence, count: int) -> Part:
+        assert sequence.table is not None
+        start = sequence.table.length
+        return Part(
+            sequence.tokens[start : start + count],
+            start,
+            sequence.view(self._storage),
+            wanted=1 if start + count == len(sequence.tokens) else 0,
+        )
 
-    def _prefill(self, budget: int, outputs: list[Output]) -> None:
+    # What a step computes
+
+    def _plan(self, outputs: list[Output]) -> list[tuple[Sequence, int]]:
+        """The sequences of the next step, and how many tokens of each."""
+        chosen = [(sequence, 1) for sequence in self._decoding() if self._extend(sequence, 1)]
+        chosen = [(sequence, count) for sequence, count in chosen if sequence.table is not None]  # not given up since
+        budget = max(1, self._token_budget - len(chosen))
+        for sequence in self._reading():
+            if budget <= 0:
+                return chosen
+            count = min(budget, sequence.missing)
+            chosen.append((sequence, count))
+            budget -= count
         while budget > 0:
-            if not self._count(_Rank.READING) and not self._admit(outputs):
-                return
-            slot, active = len(self._active) - 1, self._active[-1]
-            prompt = active.request.prompt
-            chunk = torch.tensor(prompt[active.length : active.length + budget])
-            end = active.length + len(chunk)
-            complete = end == len(prompt)
-            try:
-                self._cache.reserve(len(self._active), end)
-                attention = Prefill(self._cache, slot, active.length, len(chunk), self._decoder.device)
-                logits = self._decoder.forward(chunk, attention, last=1 if complete else 0)
-            except (RuntimeError, MemoryError) as error:
-                outputs.append(_broken(active.request.id, error))
-                self._remove(slot, clear=True)
-                continue
-            active.length = end
-            budget -= len(chunk)
-            if complete:
-                assert logits is not None
-                slot = self._start_decoding(slot)
-                outputs += self._choose(logits, range(slot, slot + 1))
-
-    def _admit(self, outputs: list[Output]) -> bool:
-        """Give the first waiting request a slot; False where there is none, or it does not fit beside the others."""
-        while self._waiting and len(self._active) < self._max_batch:
-            request = self._waiting[0]
-            longest = max(self._limit(request), *(self._limit(active.request) for active in self._active), 0)
-            if not self._cache.fits(len(self._active) + 1, longest):
+            admitted = self._admit(alone=not self._running)
+            if admitted is None:
                 break
-            self._waiting.popleft()
-            try:
-                state = SamplerState(
-                    request.params, request.prompt, self._decoder.config.vocab_size, self._decoder.device
-                )
-            except (MicrokernelError, ValueError, RuntimeError) as error:
-                outputs.append(_broken(request.id, error))
-                continue
-            self._active.append(_Active(request, state))
-            return True
-        self._full = bool(self._waiting)
+            count = min(budget, admitted.missing)
+            chosen.append((admitted, count))
+            budget -= count
+        if not chosen and not self._running and self._waiting:
+            outputs.append(self._refuse_first())
+        return chosen
+
+    def _decoding(self) -> Iterator[Sequence]:
+        for sequence in tuple(self._running):
+            if sequence.table is not None and not sequence.held and sequence.missing == 1:
+                yield sequence
+
+    def _reading(self) -> list[Sequence]:
+        return [sequence for sequence in self._running if sequence.missing > 1]
+
+    def _extend(self, sequence: Sequence, count: int) -> bool:
+        """Room for `count` more tokens, if need be from whoever came last; False where the sequence has to wait."""
+        while sequence.table is not None:
+            room = self._cache.extend(sequence.table, sequence.table.length + count)
+            if room is Room.GRANTED:
+                return True
+            owner = sequence.request.owner if room is Room.OVER_QUOTA else None
+            victim = self._last(owner)
+            if victim is sequence and len(self._running) == 1:
+                return False  # the only one, and what is cached is pinned: it waits for that
+            self._give_up(victim)
         return False
 
-    def _limit(self, request: Request) -> int:
-        """How many tokens the request may come to have, prompt and answer."""
-        return min(self.context_length, len(request.prompt) + request.max_tokens)
+    def _last(self, owner: str | None) -> Sequence:
+        """Who came last, of all or of an owner's: it has the least to lose."""
+        return next(one for one in reversed(self._running) if owner is None or one.request.owner == owner)
 
-    def _choose(self, logits: torch.Tensor, slots: range) -> list[Output]:
-        """Sample a token for each of `slots`, and let those go that are done."""
-        chosen = _sample(logits, [self._active[slot].sampler for slot in slots])
-        outputs = []
-        for slot, token in zip(reversed(slots), reversed(chosen), strict=True):  # from above: slots below stay
-            active = self._active[slot]
-            output = self._advance(active, token)
-            outputs.append(output)
-            if output.finish_reason or output.error:
-                self._remove(slot, clear=output.error is not None)
-        return outputs[::-1]
+    def _give_up(self, sequence: Sequence) -> None:
+        """Take a sequence's pages; it is the next to be admitted."""
+        self._running.remove(sequence)
+        self._cache.release(sequence.drop())
+        self._waiting.appendleft(sequence)
 
-    def _advance(self, active: _Active, token: int | MicrokernelError) -> Output:
-        request = active.request
+    def _admit(self, *, alone: bool) -> Sequence | None:
+        """Let the first that waits and fits into the batch, with pages for all that it has; None where none can be."""
+        if self._stuck or len(self._running) >= self._max_batch:
+            return None
+        over: set[str] = set()
+        for sequence in self._waiting:
+            owner = sequence.request.owner
+            if owner in over:
+                continue
+            table = self._cache.begin(owner, self._space, sequence.tokens)
+            needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
+            crowded = self._cache.held + needed > CROWDED * self._pages and not alone
+            room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
+            if room is Room.GRANTED:
+                sequence.table = table
+                self._waiting.remove(sequence)
+                self._running.append(sequence)
+                return sequence
+            self._cache.release(table)
+            if room is not Room.OVER_QUOTA:
+                break  # nobody overtakes: a long prompt would wait for ever behind short ones
+            over.add(owner)
+        self._stuck = bool(self._waiting)
+        return None
+
+    def _refuse_first(self) -> Output:
+        """What waits cannot be admitted though nothing runs: it never will be."""
+        sequence = self._waiting.popleft()
+        self._stuck = False
+        status, needed = self._cache.status(), -(-len(sequence.tokens) // PAGE)
+        owner = sequence.request.owner
+        account = status.owners.get(owner)
+        limit = "" if account is None or account.quota is None else f", of which '{owner}' may have {account.quota}"
+        return Output(
+            sequence.request.id,
+            NO_TOKEN,
+            error=Overloaded(
+                f"the prompt needs {needed} pages of {PAGE} tokens; {status.free + status.evictable} of {status.pages} "
+                f"are to be had{limit}",
+                remedy="shorten the prompt, raise the quota, or give the model a larger cache",
+            ),
+        )
+
+    # What a step gave
+
+    def _take(self, sequence: Sequence, token: int | MicrokernelError) -> Output:
+        request = sequence.request
         if isinstance(token, MicrokernelError):
+            self._leave(sequence, broken=isinstance(token, DataLoss))
             return Output(request.id, NO_TOKEN, error=token)
-        active.last = token
-        active.generated += 1
+        sequence.tokens.append(token)
+        reason = None
         if token in request.stop_tokens:
-            return Output(request.id, token, "stop")
-        if len(request.prompt) + active.generated >= self._limit(request):
-            return Output(request.id, token, "length")
-        return Output(request.id, token)
+            reason = "stop"
+        elif len(sequence.tokens) >= sequence.limit:
+            reason = "length"
+        if reason is not None:
+            self._leave(sequence)
+        return Output(request.id, token, reason)
 
-    def _start_decoding(self, slot: int) -> int:
-        """The prompt in the last slot has been read; returns the slot that it has now."""
-        edge = self._count(_Rank.DECODING)
-        self._swap(slot, edge)
-        self._active[edge].rank = _Rank.DECODING
-        return edge
-
-    def _remove(self, slot: int, *, clear: bool = False) -> None:
-        """Free a slot and close the gap, each rank filling it from its own end."""
-        if clear:
-            self._cache.clear(slot)
-        self._full = False
-        gap = slot
-        for rank in _Rank:
-            last = max((other for other, active in enumerate(self._active) if active.rank is rank), default=-1)
-            if last > gap:
-                self._move(last, gap)
-                gap = last
-        self._active.pop()
-
-    def _count(self, rank: _Rank) -> int:
-        return sum(active.rank is rank for active in self._active)
-
-    def _swap(self, one: int, other: int) -> None:
-        if one != other:
-            a, b = self._active[one], self._active[other]
-            self._cache.swap(one, other, max(a.length, b.length))
-            self._active[one], self._active[other] = b, a
-
-    def _move(self, source: int, target: int) -> None:
-        self._active[target] = self._active[source]
-        self._cache.move(source, target, self._active[target].length)
+    def _leave(self, sequence: Sequence, *, broken: bool = False) -> None:
+        """Out of the batch; what it has computed stays cached, unless its numbers are broken."""
+        self._running.remove(sequence)
+        self._stuck = False
+        table = sequence.drop()
+        if broken:
+            for page in self._cache.clear(table):
+                self._storage.clear(page)
+        else:
+            self._cache.release(table)
 
     def _fail(self, error: Exception) -> list[Output]:
         """End everything that runs with `error`, from a step that could not be done; what waits goes on."""
-        outputs = [_broken(active.request.id, error) for active in self._active]
-        self._active.clear()
-        self._full = False
-        self._cache.release()
+        outputs = [_broken(sequence.request.id, error) for sequence in self._running]
+        for sequence in tuple(self._running):
+            self._leave(sequence, broken=True)
         return outputs
 
 
-class _Rank(Enum):
-    """What a sequence is doing; slots are taken in this order, so that those that decode are a view of the cache."""
-
-    DECODING = 0
-    HELD = 1
-    READING = 2  # its prompt; at most one does
-
-
-class _Active:
-    """A sequence that has a slot."""
-
-    __slots__ = ("generated", "last", "length", "rank", "request", "sampler")
-
-    def __init__(self, request: Request, sampler: SamplerState) -> None:
-        self.request = request
-        self.sampler = sampler
-        self.length = 0  # tokens in the cache
-        self.generated = 0
-        self.last = NO_TOKEN  # chosen, and not in the cache yet
-        self.rank = _Rank.READING
-
-
-def _sample(logits: torch.Tensor, states: Sequence[SamplerState]) -> list[int | MicrokernelError]:
+def _sample(logits: torch.Tensor, states: Several[SamplerState]) -> list[int | MicrokernelError]:
     try:
         tokens = sample(logits, states).tolist()
     except (MicrokernelError, RuntimeError, ValueError, IndexError, OverflowError) as error:
@@ -335,7 +349,7 @@ def _broken(request: int, error: Exception) -> Output:
     return Output(request, NO_TOKEN, error=from_exception(error, service="inference"))
 
 
-def check_prompt(prompt: Sequence[int], max_tokens: int, *, context_length: int, vocab_size: int) -> None:
+def check_prompt(prompt: Several[int], max_tokens: int, *, context_length: int, vocab_size: int) -> None:
     """Raise `Invalid` for what no engine of such a model could run; cheap, for callers to ask first."""
     if not prompt:
         raise Invalid("the prompt has no tokens", field="prompt")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from forward_passes import in_chunks, new_cache, one_by_one
+from forward_passes import Lane, in_chunks, lanes, one_by_one
 from tiny_models import CPU, VOCABULARY, tiny_decoder, write_gguf
 
-from services.inference.eager.attention import Decode, Prefill
 from services.inference.eager.decoder import choose_dtype
 
 TOKENS = [int(token) for token in torch.randint(0, VOCABULARY, (60,), generator=torch.Generator().manual_seed(4))]
@@ -37,10 +36,9 @@ def test_a_sliding_window_forgets_what_is_outside_of_it(tmp_path):
 def test_sequences_of_different_lengths_share_a_step_without_mixing(dtype, tmp_path):
     decoder = tiny_decoder(write_gguf(tmp_path / "tiny.gguf"), dtype)
     prompts = [TOKENS[:3], TOKENS[10:40], TOKENS[20:21], TOKENS[5:25]]
-    cache = new_cache(decoder, slots=4, length=100)
-    for slot, prompt in enumerate(prompts):
-        decoder.forward(torch.tensor(prompt), Prefill(cache, slot, 0, len(prompt), CPU), last=0)
-    together = decoder.forward(torch.tensor([9] * 4), Decode(cache, [len(prompt) for prompt in prompts], CPU))
+    four = lanes(decoder, 4, length=100)
+    decoder.forward(four[0].storage, [lane.part(prompt, 0) for lane, prompt in zip(four, prompts, strict=True)])
+    together = decoder.forward(four[0].storage, [lane.part([9]) for lane in four])
     alone = torch.stack([in_chunks(decoder, [*prompt, 9])[-1] for prompt in prompts])
     limit = {torch.float32: 2e-5, torch.bfloat16: 0.06}[dtype]  # bfloat16: a few units in the last of 8 bits
     torch.testing.assert_close(together, alone, atol=limit, rtol=1e-3)
@@ -49,21 +47,43 @@ def test_sequences_of_different_lengths_share_a_step_without_mixing(dtype, tmp_p
 def test_many_long_sequences_take_the_other_attention_and_agree(tmp_path):
     decoder = tiny_decoder(write_gguf(tmp_path / "tiny.gguf", context=512), torch.bfloat16)
     prompt = (TOKENS * 6)[:300]
-    cache = new_cache(decoder, slots=8, length=400)
-    for slot in range(8):
-        decoder.forward(torch.tensor(prompt[slot:]), Prefill(cache, slot, 0, 300 - slot, CPU), last=0)
-    logits = decoder.forward(torch.tensor([9] * 8), Decode(cache, [300 - slot for slot in range(8)], CPU))
-    alone = torch.stack([in_chunks(decoder, [*prompt[slot:], 9])[-1] for slot in range(8)])
+    eight = lanes(decoder, 8, length=400)
+    for number, lane in enumerate(eight):
+        decoder.forward(lane.storage, [lane.part(prompt[number:], 0)])
+    logits = decoder.forward(eight[0].storage, [lane.part([9]) for lane in eight])
+    alone = torch.stack([in_chunks(decoder, [*prompt[number:], 9])[-1] for number in range(8)])
     torch.testing.assert_close(logits, alone, atol=0.06, rtol=1e-3)
 
 
 def test_only_the_wanted_logits_are_computed(tmp_path):
     decoder = tiny_decoder(write_gguf(tmp_path / "tiny.gguf"))
-    cache = new_cache(decoder)
-    assert decoder.forward(torch.tensor(TOKENS), Prefill(cache, 0, 0, 60, CPU), last=0) is None
-    last = decoder.forward(torch.tensor(TOKENS), Prefill(cache, 0, 0, 60, CPU), last=1)
-    assert last.dtype is torch.float32
-    torch.testing.assert_close(last, in_chunks(decoder, TOKENS)[-1:], atol=1e-5, rtol=1e-4)
+    first, second, third = lanes(decoder, 3, length=64)
+    assert decoder.forward(first.storage, [first.part(TOKENS, 0)]).shape == (0, VOCABULARY)
+    parts = [first.part([1], 0), second.part(TOKENS, 1), third.part(TOKENS[:9], 2)]
+    wanted = decoder.forward(first.storage, parts)
+    assert wanted.dtype is torch.float32
+    whole = in_chunks(decoder, TOKENS)
+    torch.testing.assert_close(wanted, whole[[59, 7, 8]], atol=2e-5, rtol=1e-4)
+
+
+def test_single_tokens_and_prompts_share_a_step(tmp_path):
+    decoder = tiny_decoder(write_gguf(tmp_path / "tiny.gguf"))
+    first, second, third = lanes(decoder, 3, length=64)
+    decoder.forward(first.storage, [first.part(TOKENS[:20], 0), third.part(TOKENS[:33], 0)])
+    parts = [first.part([TOKENS[20]]), second.part(TOKENS[:7], 1), third.part([TOKENS[33]])]
+    mixed = decoder.forward(first.storage, parts)
+    torch.testing.assert_close(mixed, in_chunks(decoder, TOKENS)[[20, 6, 33]], atol=2e-5, rtol=1e-4)
+
+
+def test_a_page_that_was_read_and_written_back_elsewhere_goes_on_with_the_same_bits(tmp_path):
+    decoder = tiny_decoder(write_gguf(tmp_path / "tiny.gguf"), torch.bfloat16)
+    here, there = Lane(decoder, length=64), Lane(decoder, length=64)
+    decoder.forward(here.storage, [here.part(TOKENS[:40], 0)])
+    for page in range(3):
+        there.storage.write(page, here.storage.read(page))
+    there.part(TOKENS[:40])
+    one = decoder.forward(here.storage, [here.part(TOKENS[40:])])
+    assert torch.equal(one, decoder.forward(there.storage, [there.part(TOKENS[40:])]))
 
 
 def test_positions_beyond_the_first_rotations_are_reached(tmp_path, monkeypatch):

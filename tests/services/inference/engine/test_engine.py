@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 import torch
 from forward_passes import one_by_one
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import VOCABULARY, tiny_decoder, write_gguf
 
-from microkernel.errors import AlreadyExists, DataLoss, Invalid
+from microkernel.errors import AlreadyExists, DataLoss, Invalid, Overloaded
 from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.sampler import ResolvedSampling
 
@@ -196,12 +197,11 @@ def test_a_row_without_finite_numbers_ends_and_its_mates_go_on(decoder, monkeypa
     engine.step()
     forward, poisoned = decoder.forward, []
 
-    def damaged(tokens, attention, **how):
-        logits = forward(tokens, attention, **how)
-        if not poisoned and len(tokens) == 2:
+    def damaged(storage, parts):
+        logits = forward(storage, parts)
+        if not poisoned and len(parts) == 2:
             logits[1] = float("nan")
-            for layer in engine._cache._layers:
-                layer[:, 1] = float("nan")
+            storage._pages[parts[1].table] = float("nan")
             poisoned.append(True)
         return logits
 
@@ -225,7 +225,7 @@ def test_a_step_that_fails_ends_what_runs_and_the_engine_goes_on(decoder, monkey
     engine.step()
     with monkeypatch.context() as patch:
         patch.setattr(decoder, "forward", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("out of memory")))
-        outputs = engine._decode(2)
+        outputs = engine.step()
     assert {output.id for output in outputs} == {1, 2}
     assert all("out of memory" in str(output.error) for output in outputs)
     assert run(engine) == {3: alone(decoder, request(3))}
@@ -245,7 +245,7 @@ def test_parameters_that_spoil_sampling_end_their_own_request_only(decoder, monk
     engine.add(request(1))
     engine.add(request(2))
     engine.step()
-    engine._active[1].sampler.params = bad
+    engine._running[1].sampler.params = bad
     monkeypatch.setattr(module, "sample", sample)
     outputs = engine.step()
     assert outputs[0].error is None
@@ -271,9 +271,8 @@ def test_the_same_seed_gives_the_same_answer_alone_and_in_a_batch(decoder):
 
 
 def test_a_cache_limit_shortens_the_batch_and_never_the_answers(decoder):
-    token = Engine(decoder)._cache._token_bytes
     wanted = [request(number, [number + 1] * 20, 30) for number in range(5)]
-    engine = Engine(decoder, cache_bytes=2 * 64 * token)
+    engine = Engine(decoder, cache_bytes=8 * Engine(decoder).page_bytes)
     for one in wanted:
         engine.add(one)
     most, tokens = 0, {}
@@ -281,21 +280,72 @@ def test_a_cache_limit_shortens_the_batch_and_never_the_answers(decoder):
         for output in engine.step():
             tokens.setdefault(output.id, []).append(output.token)
         most = max(most, engine.running)
-        assert engine.cache_bytes <= 2 * 64 * token
-    assert most == 2
+    assert most == 3, "each needs 2 pages at first and 4 in the end"
     assert tokens == {one.id: alone(decoder, one) for one in wanted}
 
 
-def test_an_idle_engine_gives_its_cache_back(decoder):
+def test_an_idle_engine_forgets_its_pages(decoder):
     engine = Engine(decoder)
-    assert engine.cache_bytes == 0
-    engine.add(request(1))
-    run(engine)
-    assert engine.cache_bytes > 0
+    with_prompt = request(1, [5] * 40)
+    engine.add(with_prompt)
+    first = run(engine)[1]
+    assert engine.pages.cached > 0
     engine.release_cache()
-    assert engine.cache_bytes == 0
-    engine.add(request(1))
-    assert run(engine)[1] == alone(decoder, request(1))
+    assert engine.pages.free == engine.pages.pages
+    engine.add(with_prompt)
+    assert run(engine)[1] == first
+
+
+def test_a_prompt_that_was_read_before_is_found_and_gives_the_same_answer(decoder):
+    engine = Engine(decoder)
+    one = request(1, list(range(1, 60)))
+    engine.add(one)
+    first = run(engine)[1]
+    engine.add(one)
+    assert run(engine)[1] == first
+    assert engine.pages.hits == 48, "full pages, and never the last token"
+
+
+def test_nobody_finds_the_prompt_of_another_owner(decoder):
+    engine = Engine(decoder)
+    prompt = list(range(1, 60))
+    for number, owner in enumerate(("one", "other", "one", "other")):
+        engine.add(msgspec.structs.replace(request(number, prompt), owner=owner))
+        run(engine)
+        owners = engine.pages.owners
+        assert owners[owner].hits == (0 if number < 2 else 48)
+
+
+def test_an_owner_over_its_quota_waits_while_others_run_and_all_answers_are_right(decoder):
+    engine = Engine(decoder)
+    engine.set_quota("small", 4)
+    wanted = [
+        msgspec.structs.replace(request(number, [number + 1] * 20, 30), owner="small" if number < 3 else "large")
+        for number in range(6)
+    ]
+    for one in wanted:
+        engine.add(one)
+    tokens = {}
+    while not engine.idle:
+        for output in engine.step():
+            assert output.error is None
+            tokens.setdefault(output.id, []).append(output.token)
+        assert engine.pages.owners.get("small", None) is None or engine.pages.owners["small"].used <= 4
+    assert tokens == {one.id: alone(decoder, one) for one in wanted}
+
+
+def test_what_its_quota_can_never_hold_is_refused_with_the_numbers(decoder):
+    engine = Engine(decoder)
+    engine.set_quota("small", 2)
+    engine.add(msgspec.structs.replace(request(1, [1] * 60), owner="small"))
+    engine.add(request(2))
+    outputs = [output for _ in range(10) for output in engine.step()]
+    refused = [output for output in outputs if output.id == 1]
+    assert len(refused) == 1
+    assert isinstance(refused[0].error, Overloaded)
+    assert "4 pages" in refused[0].error.message
+    assert "'small' may have 2" in refused[0].error.message
+    assert sum(output.id == 2 for output in outputs) == 8
 
 
 def test_bfloat16_and_many_mates_keep_answers_finite(tmp_path):

@@ -1,0 +1,70 @@
+"""Pages as one tensor, [pages, layers, 2 (keys, values), kv heads, 16 tokens, head size]; hot: in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from microkernel.errors import Invalid
+from services.inference.cache.keys import PAGE
+from services.inference.checkpoint.architecture import DecoderConfig
+
+__all__ = ["TensorPages", "page_bytes"]
+
+
+class TensorPages:
+    """Keys and values of `count` pages. A position that was never written is zero."""
+
+    def __init__(self, config: DecoderConfig, count: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.page_bytes = page_bytes(config, dtype)
+        self._shape = (count, config.layers, 2, config.kv_heads, PAGE, config.head_dim)
+        self._pages = self._empty()
+
+    def table(self, pages: Sequence[int]) -> torch.Tensor:
+        """The pages' numbers, int64 on the device."""
+        return torch.tensor(pages, dtype=torch.int64, device=self.device)
+
+    def write(self, page: int, content: bytes) -> None:
+        """Put back what `read` gave."""
+        if len(content) != self.page_bytes:
+            raise Invalid(f"a page has {self.page_bytes} bytes, not {len(content)}")
+        values = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(self.dtype)
+        self._pages[page].view(-1).copy_(values)
+
+    def read(self, page: int) -> bytes:
+        """A page's content."""
+        return self._pages[page].reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
+
+    def copy(self, source: int, target: int) -> None:
+        """Write all of page `source` over page `target`."""
+        self._pages[target].copy_(self._pages[source])
+
+    def clear(self, page: int) -> None:
+        """Make a page zero: a NaN left behind would reach later sequences, as a weight of 0 does not undo it."""
+        self._pages[page].zero_()
+
+    def release(self) -> None:
+        """Give the memory back; contents are lost."""
+        self._pages = self._empty()
+
+    def store(self, layer: int, pages: torch.Tensor, offsets: torch.Tensor, kv: torch.Tensor) -> None:
+        """Write `kv` [n, 2, kv heads, head size], one token each, at `offsets` of `pages` (both int64 [n])."""
+        self._pages[:, layer][pages, :, :, offsets] = kv
+
+    def load(self, layer: int, tables: torch.Tensor) -> torch.Tensor:
+        """Keys and values of the pages in `tables` [n, pages]: [2, n, kv heads, tokens, head size]."""
+        found = self._pages[:, layer][tables]  # [n, pages, 2, kv heads, 16, head size]
+        n, count, _, heads, _, size = found.shape
+        return found.permute(2, 0, 3, 1, 4, 5).reshape(2, n, heads, count * PAGE, size)
+
+    def _empty(self) -> torch.Tensor:
+        with torch.inference_mode(mode=False):
+            return torch.zeros(self._shape, device=self.device, dtype=self.dtype)
+
+
+def page_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    """What one page takes in all layers."""
+    return 2 * PAGE * config.layers * config.kv_heads * config.head_dim * dtype.itemsize

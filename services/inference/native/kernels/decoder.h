@@ -1,0 +1,43 @@
+// What the decoder's step works on: the model's weights, the step's tokens, and the space between them.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "attention.h"
+#include "product.h"
+#include "team.h"
+
+namespace mk {
+
+struct Layer {
+    Matrix query, key, value, output, gate, up, down;
+    const float* attention_norm;  // [hidden]
+    const float* ffn_norm;        // [hidden]
+    const float* query_norm;      // [size], or null
+    const float* key_norm;        // [size], or null
+    int64_t window;               // tokens seen, 0: all
+};
+
+struct Model {
+    int32_t hidden, ffn, layers, heads, kv_heads, size, vocabulary;
+    float epsilon;
+    Matrix table;            // embedding: a row for each token
+    Matrix head;             // to the vocabulary
+    const float* norm;       // [hidden]
+    const float* rotations;  // [positions][size / 2][cosine, sine]
+    const Layer* layer;      // [layers]
+
+    Heads shape() const { return {layers, heads, kv_heads, size}; }
+};
+
+// The work of a step. A sequence's tokens lie beside each other, in the order of their positions.
+struct Batch {
+    int32_t tokens, sequences, wanted, threads;
+    const int32_t* ids;         // [tokens]
+    const Sequence* sequence;   // [sequences]
+    const int32_t* rows;        // [wanted]: places of the tokens whose logits are wanted
+    float* logits;              // [wanted][vocabulary]
+};
+
+}  // namespace mk
