@@ -13,6 +13,7 @@ import msgspec
 from microkernel.errors import Invalid
 from microkernel.executor import Executor
 from services.inference.cache.keys import PAGE
+from services.inference.cache.saved import SavedPages
 from services.inference.checkpoint.architecture import DecoderConfig
 from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from services.inference.checkpoint.model_defaults import model_defaults
@@ -85,8 +86,11 @@ def fit(opened: Opened, slots: int, length: int | None, cache_limit: int) -> Fit
     return Fit(slots, longest, opened.plan.weight_bytes, pages * opened.plan.page_bytes)
 
 
-def make_engine(opened: Opened, size: Fit, *, token_budget: int) -> Engine:
-    """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`."""
+def make_engine(opened: Opened, size: Fit, *, token_budget: int, saved: SavedPages | None = None) -> Engine:
+    """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`.
+
+    Contexts are kept in `saved` where the model's content is known.
+    """
     return Engine(
         opened.plan.make(),
         max_batch=size.slots,
@@ -94,6 +98,7 @@ def make_engine(opened: Opened, size: Fit, *, token_budget: int) -> Engine:
         token_budget=token_budget,
         cache_bytes=size.cache_bytes,
         space=opened.digest.encode(),
+        saved=saved if opened.digest else None,
     )
 
 
@@ -116,11 +121,18 @@ class Loaded:
 
     @staticmethod
     async def load(
-        name: str, opened: Opened, size: Fit, executor: Executor, now: Callable[[], float], *, token_budget: int
+        name: str,
+        opened: Opened,
+        size: Fit,
+        executor: Executor,
+        now: Callable[[], float],
+        *,
+        token_budget: int,
+        saved: SavedPages | None = None,
     ) -> Loaded:
         """Read the weights onto the device; takes seconds, on the compute thread."""
 
-        engine = await executor.run(lambda: make_engine(opened, size, token_budget=token_budget))
+        engine = await executor.run(lambda: make_engine(opened, size, token_budget=token_budget, saved=saved))
         return Loaded(name, opened, size, engine, Runner(engine, executor, now))
 
     @property

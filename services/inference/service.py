@@ -27,6 +27,7 @@ from microkernel.events import Event
 from microkernel.message import Message, convert, current_call
 from microkernel.service import Service, every, handles, on, streams
 from services.devices.messages import Device
+from services.inference.cache.saved import SavedPages
 from services.inference.decoders import Computing
 from services.inference.generation import Generation
 from services.inference.loaded import Loaded, fit, open_model
@@ -58,6 +59,7 @@ class InferenceSettings(Message, kw_only=True):
     model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens,
     `cache_share` the part of the device's free memory that their cache may take, `token_budget` how many tokens one
     step computes at most. Without `kernels`, everything is computed by torch.
+    Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are.
     """
 
     model: str = DEFAULT_MODEL
@@ -67,6 +69,7 @@ class InferenceSettings(Message, kw_only=True):
     cache_share: float = 0.5
     token_budget: int = 512
     kernels: bool = True
+    contexts_bytes: int = 4 << 30
     temperature: float = 0.2  # with top_p 0.9 what SmolLM2's authors recommend: small models wander when it is high
     top_p: float = 0.9
 
@@ -107,6 +110,7 @@ class Inference(Service):
         self._answers: dict[int, _Answer] = {}
         self._ready = asyncio.Event()
         self._computing: dict[str, Computing] = {}  # by device
+        self._saved: SavedPages | None = None
         self._defaults = SamplingParams(temperature=self.settings.temperature, top_p=self.settings.top_p)
 
     async def ready(self) -> None:
@@ -120,6 +124,8 @@ class Inference(Service):
         for name, computing in self._computing.items():
             with suppress(MicrokernelError):  # its device has gone, and its threads with it
                 await self.executor(name).run(computing.close)
+        if self._saved is not None:
+            await asyncio.to_thread(self._saved.close)
 
     @streams(credit=16)
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
@@ -343,7 +349,9 @@ class Inference(Service):
         try:
             self.publish("inference.loading", model=model.name, stage="loading", bytes=size.weight_bytes)
             budget = self.settings.token_budget
-            loaded = await Loaded.load(model.name, opened, size, executor, self.clock.now, token_budget=budget)
+            loaded = await Loaded.load(
+                model.name, opened, size, executor, self.clock.now, token_budget=budget, saved=await self._contexts()
+            )
             loaded.reservation = reservation.id
             loaded.task = self.spawn(loaded.runner.run(), name=f"run {model.name}")
             self.publish("inference.loading", model=model.name, stage="warming")
@@ -358,6 +366,14 @@ class Inference(Service):
         self.log.info("model '%s' is ready on %s after %.1f s", model.name, device.name, seconds)
         self.publish("inference.loaded", self._describe(loaded))
         return loaded
+
+    async def _contexts(self) -> SavedPages | None:
+        """The contexts on disk, of all models; looked through when the first model is loaded."""
+        if self._saved is None and self.settings.contexts_bytes > 0:
+            self._saved = await asyncio.to_thread(SavedPages, self.state_dir / "contexts", self.settings.contexts_bytes)
+            if self._saved.failed:
+                self.log.warning("contexts are not saved: %s", self._saved.failed)
+        return self._saved
 
     def _computing_on(self, device: Device) -> Computing:
         """What `device` computes with, the same for all of its models."""

@@ -28,12 +28,15 @@ from microkernel.errors import (
 )
 from services.inference.cache.cache import Cache, Room, Status
 from services.inference.cache.keys import PAGE
+from services.inference.cache.saved import SavedPages
+from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Decoder, Part
 from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
 from services.inference.engine.sequence import Request, Sequence
 
 __all__ = ["Engine", "Output", "Request", "check_prompt"]
 
+PATIENCE = 0.005  # seconds that a step waits for the disk where there is nothing to compute
 CROWDED = 0.8  # share of the pages in use from which nothing new is admitted beside what runs
 
 
@@ -61,12 +64,14 @@ class Engine:
         max_length: int | None = None,
         cache_bytes: int | None = None,
         space: bytes = b"",
+        saved: SavedPages | None = None,
     ) -> None:
         """Start empty.
 
         At most `max_batch` sequences run at once, none longer than `max_length` tokens (None: the model's context).
         One step computes `token_budget` tokens, and pages take up to `cache_bytes` (None: as much as the batch at
         full length needs). `space` names the model's content: equal prefixes in equal spaces have equal pages.
+        Those of long contexts are kept in `saved` too, and found there again.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -83,6 +88,7 @@ class Engine:
         self._space = space + decoder.layout.encode()
         self._storage = decoder.storage(self._pages)
         self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
+        self._contexts = Contexts(self._cache, self._storage, saved)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order in which they were admitted
         self._refused: list[Output] = []
@@ -161,8 +167,10 @@ class Engine:
     def step(self) -> list[Output]:
         """Run one quantum: a token for every sequence that decodes, then prompts as far as the budget goes."""
         outputs, self._refused = self._refused, []
+        self._contexts.take(self._running, wait=0.0)
         chosen = self._plan(outputs)
         if not chosen:
+            self._contexts.take(self._running, wait=PATIENCE)
             return outputs
         parts = [self._part(sequence, count) for sequence, count in chosen]
         try:
@@ -175,6 +183,8 @@ class Engine:
             self._cache.advance(sequence.table, part.tokens)
             if part.wanted:
                 answering.append(sequence)
+                if len(part.tokens) > 1:
+                    self._contexts.keep(sequence)  # a node that is killed has the prompt at least
         tokens = _sample(logits, [sequence.sampler for sequence in answering]) if answering else []
         outputs += [self._take(sequence, token) for sequence, token in zip(answering, tokens, strict=True)]
         return outputs
@@ -213,6 +223,8 @@ class Engine:
             admitted = self._admit(alone=not self._running)
             if admitted is None:
                 break
+            if admitted.loading is not None:
+                continue
             count = min(budget, admitted.missing)
             chosen.append((admitted, count))
             budget -= count
@@ -222,11 +234,11 @@ class Engine:
 
     def _decoding(self) -> Iterator[Sequence]:
         for sequence in tuple(self._running):
-            if sequence.table is not None and not sequence.held and sequence.missing == 1:
+            if sequence.table is not None and not sequence.held and not sequence.loading and sequence.missing == 1:
                 yield sequence
 
     def _reading(self) -> list[Sequence]:
-        return [sequence for sequence in self._running if sequence.missing > 1]
+        return [sequence for sequence in self._running if sequence.missing > 1 and not sequence.loading]
 
     def _extend(self, sequence: Sequence, count: int) -> bool:
         """Room for `count` more tokens, if need be from whoever came last; False where the sequence has to wait."""
@@ -247,6 +259,7 @@ class Engine:
 
     def _give_up(self, sequence: Sequence) -> None:
         """Take a sequence's pages; it is the next to be admitted."""
+        self._contexts.keep(sequence)
         self._running.remove(sequence)
         self._cache.release(sequence.drop())
         self._waiting.appendleft(sequence)
@@ -266,6 +279,7 @@ class Engine:
             room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
             if room is Room.GRANTED:
                 sequence.table = table
+                self._contexts.begin(sequence)
                 self._waiting.remove(sequence)
                 self._running.append(sequence)
                 return sequence
@@ -313,6 +327,8 @@ class Engine:
 
     def _leave(self, sequence: Sequence, *, broken: bool = False) -> None:
         """Out of the batch; what it has computed stays cached, unless its numbers are broken."""
+        if not broken:
+            self._contexts.keep(sequence)
         self._running.remove(sequence)
         self._stuck = False
         table = sequence.drop()

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from services.inference.cache.keys import PAGE
+from services.inference.cache.saved import Loading
 from services.inference.cache.table import Table
 from services.inference.engine.forward import Storage
 from services.inference.engine.sampler import ResolvedSampling, SamplerState
@@ -36,7 +37,7 @@ class Sequence:
     decodes, and all of them again after it had to give its pages to others.
     """
 
-    __slots__ = ("_stand", "_view", "held", "limit", "request", "sampler", "table", "tokens")
+    __slots__ = ("_stand", "_view", "held", "limit", "loading", "request", "sampler", "saved", "table", "tokens")
 
     def __init__(self, request: Request, sampler: SamplerState, limit: int) -> None:
         self.request = request
@@ -45,6 +46,8 @@ class Sequence:
         self.tokens: list[int] = list(request.prompt)
         self.table: Table | None = None
         self.held = False
+        self.loading: Loading | None = None  # pages that come from disk; nothing is computed until they are there
+        self.saved = 0  # how many of its pages were given to the disk
         self._view: Any = None
         self._stand = (-1, -1, -1)
 
@@ -69,7 +72,9 @@ class Sequence:
 
     def drop(self) -> Table:
         """Its table, which it no longer has."""
-        table, self.table = self.table, None
+        if self.loading is not None:
+            self.loading.cancel()
+        table, self.table, self.loading, self.saved = self.table, None, None, 0
         assert table is not None
         self._view, self._stand = None, (-1, -1, -1)
         return table

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tiny_models import VOCABULARY, tiny_decoder, write_gguf
 
 from microkernel.errors import AlreadyExists, DataLoss, Invalid, Overloaded
+from services.inference.cache.keys import page_keys
+from services.inference.cache.saved import SavedPages
 from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.sampler import ResolvedSampling
 
@@ -369,3 +371,95 @@ def test_a_held_sequence_gives_nothing_until_it_goes_on(decoder):
     engine.hold(1, held=False)
     assert not engine.idle
     assert [output.id for output in engine.step()] == [1]
+
+
+@pytest.fixture(scope="module")
+def long_decoder(tmp_path_factory):
+    return tiny_decoder(write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", context=1024))
+
+
+def long_request(number: int, owner: str = "local") -> Request:
+    prompt = [(7 * place) % VOCABULARY for place in range(500)]
+    return msgspec.structs.replace(request(number, prompt, 20), owner=owner)
+
+
+def test_a_long_prompt_goes_on_in_another_engine_without_being_read_again(long_decoder, tmp_path):
+    expected = alone(long_decoder, long_request(1))
+    saved = SavedPages(tmp_path, 1 << 30)
+    first = Engine(long_decoder, saved=saved)
+    first.add(long_request(1))
+    assert run(first)[1] == expected
+    saved.close()
+
+    found = SavedPages(tmp_path, 1 << 30)
+    assert found.count == 519 // 16, "the last token's keys and values were never needed"
+    second = Engine(long_decoder, saved=found)
+    second.add(long_request(2))
+    computed = count_tokens(second)
+    assert run(second)[2] == expected
+    assert computed[0] == 500 - 496, "31 full pages came from the disk"
+    found.close()
+
+
+def test_a_saved_page_that_is_damaged_is_computed_and_the_answer_is_the_same(long_decoder, tmp_path):
+    saved = SavedPages(tmp_path, 1 << 30)
+    first = Engine(long_decoder, saved=saved)
+    first.add(long_request(1))
+    expected = run(first)[1]
+    saved.flush()
+    keys = page_keys(first._space, "local", long_request(1).prompt)
+    (tmp_path / keys[10].hex()).write_bytes(b"damaged")
+    second = Engine(long_decoder, saved=saved)
+    second.add(long_request(2))
+    computed = count_tokens(second)
+    assert run(second)[2] == expected
+    assert computed[0] == 500 - 160
+    saved.close()
+
+
+def test_nobody_finds_the_saved_prompt_of_another_owner(long_decoder, tmp_path):
+    saved = SavedPages(tmp_path, 1 << 30)
+    first = Engine(long_decoder, saved=saved)
+    first.add(long_request(1, "one"))
+    run(first)
+    saved.flush()
+    second = Engine(long_decoder, saved=saved)
+    second.add(long_request(2, "other"))
+    computed = count_tokens(second)
+    run(second)
+    assert computed[0] == 500
+    saved.close()
+
+
+def test_a_sequence_cancelled_while_its_pages_come_from_disk_leaves_nothing_behind(long_decoder, tmp_path):
+    saved = SavedPages(tmp_path, 1 << 30)
+    first = Engine(long_decoder, saved=saved)
+    first.add(long_request(1))
+    expected = run(first)[1]
+    saved.flush()
+    second = Engine(long_decoder, saved=saved)
+    second.add(long_request(2))
+    second.step()
+    assert second.cancel(2)
+    assert second.idle
+    assert second.pages.held == 0
+    second.add(long_request(3))
+    assert run(second)[3] == expected
+    saved.close()
+
+
+def count_tokens(engine: Engine) -> list[int]:
+    """How many prompt tokens the engine computes from now on, in its only element."""
+    forward, counted = engine._decoder.forward, [0]
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(decoder, name)
+
+        def forward(self, storage, parts):
+            counted[0] += sum(len(part.tokens) for part in parts if len(part.tokens) > 1)
+            return forward(storage, parts)
+
+    decoder = engine._decoder
+    engine._decoder = Counting()
+    return counted

@@ -1,0 +1,65 @@
+"""Long contexts between the device and the disk; hot: looked at once a step, works once a page.
+
+Pages go to the disk when a prompt has been read and when a sequence leaves, and come back when a prompt begins with
+what they hold. They are put in place on the device's thread, between two steps; the disk has a thread of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Several
+
+from services.inference.cache.cache import Cache
+from services.inference.cache.keys import PAGE, page_keys
+from services.inference.cache.saved import SavedPages
+from services.inference.engine.forward import Storage
+from services.inference.engine.sequence import Sequence
+
+__all__ = ["Contexts"]
+
+LONG = 256  # tokens from which a context is saved: shorter ones are computed as fast as they are read
+WORTH = 4  # pages from which reading them is begun
+
+
+class Contexts:
+    """What an engine saves, and finds again."""
+
+    def __init__(self, cache: Cache, storage: Storage, saved: SavedPages | None) -> None:
+        """Without `saved`, nothing is."""
+        self._cache = cache
+        self._storage = storage
+        self._saved = saved
+
+    def begin(self, sequence: Sequence) -> None:
+        """Begin to read what is saved of a sequence behind what it has; its table has room for all of its tokens."""
+        table = sequence.table
+        if self._saved is None or table is None or len(sequence.tokens) < LONG:
+            return
+        keys = page_keys(table.space, table.owner, sequence.tokens[:-1])[len(table.nodes) :]
+        found = self._saved.find(keys)
+        if found >= WORTH:
+            sequence.loading = self._saved.load(keys[:found])
+
+    def take(self, sequences: Several[Sequence], *, wait: float) -> None:
+        """Put the pages that have come where they belong; if there are none yet, wait up to `wait` seconds."""
+        for sequence in sequences:
+            loading, table = sequence.loading, sequence.table
+            if loading is None or table is None:
+                continue
+            for content in loading.take(wait=wait):
+                start = table.length
+                self._storage.write(table.pages[start // PAGE], content)
+                self._cache.advance(table, sequence.tokens[start : start + PAGE])
+            if loading.done:
+                sequence.loading = None
+                sequence.saved = len(table.nodes)
+            wait = 0.0  # for the first of them
+
+    def keep(self, sequence: Sequence) -> None:
+        """Give the full pages of a long context to the disk, as many as it takes now."""
+        table = sequence.table
+        if self._saved is None or table is None or table.length < LONG:
+            return
+        for key, page in zip(table.keys[sequence.saved :], table.pages[sequence.saved :], strict=False):
+            if not self._saved.has(key) and not self._saved.save(key, self._storage.read(page)):
+                return
+            sequence.saved += 1

@@ -1,0 +1,378 @@
+// The kernels against plain scalar code, and whole steps against themselves: alone or together, on any threads, in any
+// chunks. It includes their source, so sanitizers and emulators see all of it; what it reads lies in pieces of exactly
+// the size that they need. Prints what failed; the exit code says whether anything did.
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "kernels.cpp"
+
+namespace {
+
+int failures = 0;
+
+void check(bool right, const std::string& what) {
+    if (!right && ++failures <= 20) std::printf("wrong: %s\n", what.c_str());
+}
+
+std::mt19937 generator(7);
+float uniform(float from, float to) { return std::uniform_real_distribution<float>(from, to)(generator); }
+int integer(int from, int to) { return std::uniform_int_distribution<int>(from, to)(generator); }
+
+float from_bfloat16(uint16_t half) {
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+uint16_t to_bfloat16(float x) {
+    uint16_t out[LANES];
+    store_bfloat16(out, spread(x));
+    return out[0];
+}
+
+void check_functions() {
+    for (int i = 0; i <= 87000; i += LANES) {
+        float x[LANES], got[LANES], gated[LANES];
+        for (int j = 0; j < LANES; ++j) x[j] = static_cast<float>(-(i + j)) / 1000.0f + uniform(-0.0005f, 0.0f);
+        for (float& value : x) value = std::clamp(value, -87.0f, 0.0f);
+        store(got, exponential(load(x)));
+        for (float& value : x) value = -value / 4;
+        store(gated, silu(load(x)));
+        for (int j = 0; j < LANES; ++j) {
+            const double exact = std::exp(static_cast<double>(-4 * x[j]));
+            check(std::abs(got[j] / exact - 1) < 2e-7, "exponential of " + std::to_string(-4 * x[j]));
+            const double gate = x[j] / (1 + std::exp(-static_cast<double>(x[j])));
+            check(std::abs(gated[j] - gate) <= 3e-7 * std::abs(gate), "silu of " + std::to_string(x[j]));
+        }
+    }
+    for (int sign = -1; sign <= 1; sign += 2) {
+        float far[LANES];
+        store(far, silu(spread(300.0f * static_cast<float>(sign))));
+        check(far[0] == (sign > 0 ? 300.0f : 0.0f) || std::abs(far[0]) < 1e-30f, "silu far from 0");
+    }
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+        if ((bits & 0x7c00) == 0x7c00) continue;
+        const auto half = static_cast<uint16_t>(bits);
+        check(to_half(from_half(reinterpret_cast<const uint8_t*>(&half))) == half, "float16 " + std::to_string(bits));
+    }
+    check(to_bfloat16(1.00390625f) == 0x3f80 && to_bfloat16(1.01171875f) == 0x3f82, "bfloat16 rounds halves to even");
+    float x[LANES];
+    for (int j = 0; j < LANES; ++j) x[j] = static_cast<float>(j * 7 % LANES) - 20.5f;
+    check(sum(load(x)) == -208.0f && largest(load(x)) == -5.5f, "sum or largest over the lanes");
+}
+
+// A packed matrix of random content; every byte of quants is a valid one.
+struct RandomMatrix {
+    Matrix matrix{};
+    std::vector<uint8_t> quants;
+    std::vector<uint16_t> scales, minima;
+    std::vector<float> bias;
+
+    RandomMatrix(Kind kind, int rows, int columns, bool biased = false) {
+        int64_t sizes[3];
+        mk_sizes(static_cast<int32_t>(kind), rows, columns, sizes);
+        quants.resize(sizes[0]), scales.resize(sizes[1] / 2), minima.resize(sizes[2] / 2);
+        const float usual = 1.0f / std::sqrt(static_cast<float>(columns));
+        if (kind == Kind::BFLOAT16) {
+            auto* weights = reinterpret_cast<uint16_t*>(quants.data());
+            for (size_t i = 0; i < quants.size() / 2; ++i) weights[i] = to_bfloat16(uniform(-2 * usual, 2 * usual));
+        } else {
+            const int bits = kind <= Kind::BITS4_MINIMUM ? 4 : kind <= Kind::BITS5_MINIMUM ? 5 : kind == Kind::BITS6 ? 6 : 8;
+            const float step = usual * 4 / static_cast<float>(1 << bits);
+            for (uint8_t& each : quants) each = static_cast<uint8_t>(integer(0, 255));
+            for (uint16_t& each : scales) each = to_half(uniform(step / 2, step));
+            for (uint16_t& each : minima) each = to_half(uniform(-2 * usual, -usual));
+        }
+        if (biased) {
+            bias.resize((rows + LANES - 1) / LANES * LANES);
+            for (float& each : bias) each = uniform(-1, 1);
+        }
+        matrix = {kind, rows, columns, quants.data(), scales.data(), minima.data(), biased ? bias.data() : nullptr};
+    }
+
+    float weight(int row, int column) const {
+        const int tile = row / LANES, lane = row % LANES, groups = matrix.columns / 32, group = tile * groups + column / 32;
+        if (matrix.kind == Kind::BFLOAT16) {
+            const auto* weights = reinterpret_cast<const uint16_t*>(quants.data());
+            return from_bfloat16(weights[(tile * matrix.columns + column / 2 * 2) * LANES + lane * 2 + column % 2]);
+        }
+        float value = 0;
+        with_format(matrix.kind, [&](auto format) {
+            using Format = decltype(format);
+            const auto half = [](const uint16_t& at) { return from_half(reinterpret_cast<const uint8_t*>(&at)); };
+            const int quant = Format::get(quants.data() + group * Format::BYTES, lane, column % 32) - Format::ZERO;
+            const int part = group * Format::SCALES + column % 32 * Format::SCALES / 32;
+            value = half(scales[part * LANES + lane]) * static_cast<float>(quant);
+            if (Format::MINIMUM) value += half(minima[group * LANES + lane]);
+        });
+        return value;
+    }
+};
+
+struct RoundedInputs {
+    std::vector<int8_t> quants;
+    std::vector<float> scales, totals;
+    std::vector<uint16_t> rounded;
+    Inputs inputs;
+
+    RoundedInputs(int tokens, int columns)
+        : quants(tokens * columns), scales(tokens * columns / 32), totals(3 * scales.size()), rounded(tokens * columns),
+          inputs{quants.data(), scales.data(), totals.data(), rounded.data(), columns, tokens} {}
+
+    float value(Kind kind, int token, int column) const {
+        const size_t tokens = inputs.tokens, at = column / 32 * tokens + token;
+        if (kind == Kind::BFLOAT16) return from_bfloat16(rounded[(column / 2 * tokens + token) * 2 + column % 2]);
+        return scales[at] * quants[32 * at + column % 32];
+    }
+};
+
+void check_products(Kind kind) {
+    constexpr int ROWS = 50, COLUMNS = 96;
+    const RandomMatrix packed(kind, ROWS, COLUMNS, true);
+    for (int tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 17, 30}) {
+        const std::string what = "product of kind " + std::to_string(static_cast<int>(kind)) + ", " + std::to_string(tokens) + " tokens";
+        RoundedInputs all(tokens, COLUMNS), one(1, COLUMNS);
+        for (int token = 0; token < tokens; ++token) {
+            std::vector<float> x(COLUMNS);
+            for (float& each : x) each = token == 2 ? 0.0f : uniform(-3, 3);
+            all.inputs.take(token, x.data(), true, true);
+            one.inputs.take(0, x.data(), true, true);
+            for (int column = 0; column < COLUMNS; ++column) {
+                const float of = std::abs(all.value(kind, token, column) - x[column]);
+                check(of <= 3.0f / (kind == Kind::BFLOAT16 ? 256 : 254) * 1.01f, what + ": inputs");
+            }
+            if (token != tokens - 1) continue;
+            for (int tile = 0; tile < packed.matrix.tiles(); ++tile) {
+                float together[LANES], alone[LANES];
+                each_token(packed.matrix, tile, all.inputs, tokens, [&](int t, Floats sums) { if (t == token) store(together, sums); });
+                each_token(packed.matrix, tile, one.inputs, 1, [&](int, Floats sums) { store(alone, sums); });
+                check(std::memcmp(together, alone, sizeof alone) == 0, what + ": not the same bits as alone");
+            }
+        }
+        for (int tile = 0; tile < packed.matrix.tiles(); ++tile) {
+            each_token(packed.matrix, tile, all.inputs, tokens, [&](int token, Floats sums) {
+                float got[LANES];
+                store(got, sums);
+                for (int row = tile * LANES; row < std::min(ROWS, (tile + 1) * LANES); ++row) {
+                    double exact = packed.bias[row], size = std::abs(exact);
+                    for (int column = 0; column < COLUMNS; ++column) {
+                        const double term = static_cast<double>(packed.weight(row, column)) * all.value(kind, token, column);
+                        exact += term, size += std::abs(term);
+                    }
+                    check(std::abs(got[row % LANES] - exact) <= 4e-6 * size, what);
+                }
+            });
+        }
+    }
+}
+
+void check_packing(Source source, int block, int bytes) {
+    constexpr int ROWS = 19;
+    const int columns = 2 * std::max(block, 32);
+    std::vector<uint8_t> blocks(static_cast<size_t>(ROWS) * columns / block * bytes);
+    for (uint8_t& each : blocks) each = static_cast<uint8_t>(integer(0, 255));
+    static const std::map<Source, Kind> KINDS = {
+        {Source::Q4_0, Kind::BITS4}, {Source::Q4_1, Kind::BITS4_MINIMUM}, {Source::Q4_K, Kind::BITS4_MINIMUM},
+        {Source::Q5_0, Kind::BITS5}, {Source::Q5_1, Kind::BITS5_MINIMUM}, {Source::Q5_K, Kind::BITS5_MINIMUM},
+        {Source::Q6_K, Kind::BITS6}, {Source::Q8_0, Kind::BITS8}};
+    const auto found = KINDS.find(source);
+    const Kind kind = found == KINDS.end() ? Kind::BFLOAT16 : found->second;
+    RandomMatrix target(kind, ROWS, columns);
+    std::fill(target.quants.begin(), target.quants.end(), 0);
+    mk_pack(static_cast<int32_t>(kind), static_cast<int32_t>(source), blocks.data(), columns / block * bytes, 0, ROWS, columns,
+            target.quants.data(), target.scales.data(), target.minima.data());
+    if (kind == Kind::BFLOAT16) return;
+    for (int column = 0; column < columns; ++column) {
+        const Group group = read_group(source, blocks.data() + static_cast<size_t>(ROWS - 1) * columns / block * bytes, column / 32);
+        with_format(kind, [&](auto format) {
+            using Format = decltype(format);
+            const uint8_t* last = target.quants.data() + (columns / 32 + column / 32) * Format::BYTES;
+            check(Format::get(last, (ROWS - 1) % LANES, column % 32) == group.quants[column % 32], "a packed quant");
+        });
+    }
+}
+
+struct Pages {
+    std::vector<std::unique_ptr<uint16_t[]>> pages;
+    std::vector<uint16_t*> table;
+
+    Pages(const Heads& shape, int tokens) {
+        for (int i = 0; i < (tokens + PAGE - 1) / PAGE; ++i) {
+            pages.push_back(std::make_unique<uint16_t[]>(shape.page()));
+            table.push_back(pages.back().get());
+            for (size_t j = 0; j < shape.page(); ++j) table.back()[j] = to_bfloat16(uniform(-1e37f, 1e37f));  // left by another
+        }
+    }
+};
+
+template <int ROWS>
+void check_attention(int size, int window, int end) {
+    const Heads shape{2, 2, 2, size};
+    const std::string what = "attention of " + std::to_string(ROWS) + " rows of " + std::to_string(size) + ", window " +
+                             std::to_string(window) + ", end " + std::to_string(end);
+    Pages pages(shape, end);
+    const Sequence sequence{pages.table.data(), 0, ROWS, end - ROWS};
+    std::vector<std::vector<float>> keys(end, std::vector<float>(size)), values(keys);
+    for (int token = 0; token < end; ++token) {
+        for (int d = 0; d < size; ++d) keys[token][d] = uniform(-2, 2), values[token][d] = uniform(-1, 1);
+        append(shape, sequence, 1, 1, token, keys[token].data(), values[token].data());
+    }
+    std::vector<uint16_t> queries(ROWS * size);
+    for (uint16_t& each : queries) each = to_bfloat16(uniform(-2, 2));
+    int from[ROWS], to[ROWS];
+    std::vector<float> store_of(2 * ROWS * size);
+    Part whole[ROWS], part[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+        to[r] = end - ROWS + r, from[r] = window > 0 ? std::max(0, to[r] + 1 - window) : 0;
+        whole[r].values = store_of.data() + r * size, part[r].values = store_of.data() + (ROWS + r) * size;
+    }
+    for (int span = from[0] / SPAN; span <= to[ROWS - 1] / SPAN; ++span) {
+        attend_span<ROWS>(shape, sequence, 1, 1, span, queries.data(), from, to, span == from[0] / SPAN ? whole : part);
+        for (int r = 0; span != from[0] / SPAN && r < ROWS; ++r) join(whole[r], part[r], size);
+    }
+    for (int r = 0; r < ROWS; ++r) {
+        std::vector<float> got(size);
+        normalise(whole[r], size, got.data());
+        std::vector<double> weights(end), exact(size);
+        double most = -1e30, total = 0;
+        for (int token = from[r]; token <= to[r]; ++token) {
+            for (int d = 0; d < size; ++d) {
+                weights[token] += static_cast<double>(from_bfloat16(queries[r * size + d])) * from_bfloat16(to_bfloat16(keys[token][d]));
+            }
+            most = std::max(most, weights[token] /= std::sqrt(static_cast<double>(size)));
+        }
+        for (int token = from[r]; token <= to[r]; ++token) {
+            total += weights[token] = std::exp(weights[token] - most);
+            for (int d = 0; d < size; ++d) exact[d] += weights[token] * from_bfloat16(to_bfloat16(values[token][d]));
+        }
+        for (int d = 0; d < size; ++d) check(std::abs(got[d] - exact[d] / total) < 1.0 / 256, what);  // weights: 9 bits
+    }
+}
+
+struct RandomModel {
+    std::vector<std::unique_ptr<RandomMatrix>> matrices;
+    std::vector<std::unique_ptr<std::vector<float>>> vectors;
+    std::vector<Layer> layers;
+    Model model{};
+
+    Matrix matrix(Kind kind, int rows, int columns, bool biased = false) {
+        return matrices.emplace_back(std::make_unique<RandomMatrix>(kind, rows, columns, biased))->matrix;
+    }
+    const float* vector(int count, float from, float to) {
+        auto& made = *vectors.emplace_back(std::make_unique<std::vector<float>>(count));
+        for (float& each : made) each = uniform(from, to);
+        return made.data();
+    }
+
+    RandomModel(int hidden, int ffn, int heads, int kv_heads, int size, int vocabulary, int positions, int64_t window) {
+        for (int i = 0; i < 2; ++i) {
+            layers.push_back({matrix(Kind::BITS4_MINIMUM, heads * size, hidden, true), matrix(Kind::BITS5, kv_heads * size, hidden, true),
+                              matrix(i ? Kind::BFLOAT16 : Kind::BITS8, kv_heads * size, hidden, true),
+                              matrix(Kind::BITS6, hidden, heads * size), matrix(Kind::BITS4, ffn, hidden),
+                              matrix(Kind::BITS4, ffn, hidden), matrix(Kind::BITS5_MINIMUM, hidden, ffn),
+                              vector(hidden, 0.5, 1.5), vector(hidden, 0.5, 1.5), i ? vector(size, 0.5, 1.5) : nullptr,
+                              i ? vector(size, 0.5, 1.5) : nullptr, i ? window : 0});
+        }
+        model = {hidden, ffn, 2, heads, kv_heads, size, vocabulary, 1e-5f, matrix(Kind::BITS8, vocabulary, hidden),
+                 matrix(Kind::BFLOAT16, vocabulary, hidden), vector(hidden, 0.5, 1.5), vector(positions * size, -0.7f, 0.7f),
+                 layers.data()};
+    }
+};
+
+struct Runner {
+    Team* team;
+    Space* space = mk_space_new();
+    explicit Runner(int threads) : team(mk_team_new(threads)) {}
+    ~Runner() { mk_team_free(team), mk_space_free(space); }
+
+    // Feeds `prompts` in steps of `chunk` tokens each, all of them together; the last token's logits of each.
+    std::vector<std::vector<float>> feed(const Model& model, const std::vector<std::vector<int32_t>>& prompts, int chunk, int threads) {
+        std::vector<Pages> pages;
+        for (const auto& prompt : prompts) pages.emplace_back(model.shape(), static_cast<int>(prompt.size()));
+        std::vector<std::vector<float>> result(prompts.size());
+        for (size_t start = 0;; start += chunk) {
+            std::vector<Sequence> sequences;
+            std::vector<int32_t> ids, rows;
+            std::vector<size_t> whose;
+            for (size_t i = 0; i < prompts.size(); ++i) {
+                if (start >= prompts[i].size()) continue;
+                const int count = static_cast<int>(std::min<size_t>(chunk, prompts[i].size() - start));
+                sequences.push_back({pages[i].table.data(), static_cast<int32_t>(ids.size()), count, static_cast<int32_t>(start)});
+                ids.insert(ids.end(), prompts[i].begin() + start, prompts[i].begin() + start + count);
+                if (start + count == prompts[i].size()) rows.push_back(static_cast<int32_t>(ids.size()) - 1), whose.push_back(i);
+            }
+            if (sequences.empty()) return result;
+            std::vector<float> logits(rows.size() * model.vocabulary);
+            const Batch batch{static_cast<int32_t>(ids.size()), static_cast<int32_t>(sequences.size()), static_cast<int32_t>(rows.size()),
+                              threads, ids.data(), sequences.data(), rows.data(), logits.data()};
+            check(mk_step(&model, team, space, &batch) == 0, "a step found no memory");
+            for (size_t i = 0; i < whose.size(); ++i) {
+                result[whose[i]].assign(logits.begin() + i * model.vocabulary, logits.begin() + (i + 1) * model.vocabulary);
+            }
+        }
+    }
+};
+
+void check_steps(const RandomModel& random, const std::vector<int>& lengths, Runner& runner, const std::string& what) {
+    const Model& model = random.model;
+    std::vector<std::vector<int32_t>> prompts;
+    for (int length : lengths) {
+        prompts.emplace_back();
+        for (int i = 0; i < length; ++i) prompts.back().push_back(integer(0, model.vocabulary - 1));
+    }
+    std::vector<std::vector<float>> alone;
+    for (const auto& prompt : prompts) alone.push_back(runner.feed(model, {prompt}, 1 << 20, 1)[0]);
+    for (const auto& logits : alone) {
+        float most = 0;
+        for (float each : logits) check(std::isfinite(each), what + ": a logit that is not finite"), most = std::max(most, std::abs(each));
+        check(most > 0.01f, what + ": no logits");
+    }
+    for (int threads : {1, 2, 1000}) {  // of which there are 3
+        check(runner.feed(model, prompts, 1 << 20, threads) == alone, what + ": others in the step change bits");
+        check(runner.feed(model, prompts, 37, threads) == alone, what + ": chunks change bits");
+        if (lengths[0] > 1000) continue;
+        check(runner.feed(model, {prompts[0]}, 1, threads)[0] == alone[0], what + ": single tokens change bits");
+    }
+}
+
+void check_parts() {
+    check_functions();
+    for (int kind = 0; kind <= 6; ++kind) check_products(static_cast<Kind>(kind));
+    const struct { Source source; int block, bytes; } packings[] = {
+        {Source::F32, 1, 4}, {Source::F16, 1, 2}, {Source::BF16, 1, 2}, {Source::Q4_0, 32, 18}, {Source::Q4_1, 32, 20},
+        {Source::Q5_0, 32, 22}, {Source::Q5_1, 32, 24}, {Source::Q8_0, 32, 34}, {Source::Q4_K, 256, 144},
+        {Source::Q5_K, 256, 176}, {Source::Q6_K, 256, 210}};
+    for (const auto& each : packings) check_packing(each.source, each.block, each.bytes);
+    for (int size : {16, 48, 128}) {
+        for (int window : {0, 1, 300}) {
+            for (int end : {16, 17, 257, 600}) {
+                check_attention<1>(size, window, end), check_attention<3>(size, window, end);
+                check_attention<MOST_QUERIES>(size, window, end);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const std::string which = count > 1 ? arguments[1] : "all";
+    if (which != "steps") check_parts();
+    Runner runner(3);
+    {
+        const RandomModel small(32, 64, 2, 1, 16, 50, 8192, 0);  // grouped, and a vocabulary that fills no tile
+        check_steps(small, {300, 1, 40}, runner, "a small model");
+        if (which == "long") check_steps(small, {5000, 3}, runner, "5000 tokens");
+    }
+    const RandomModel wide(96, 128, 20, 1, 32, 131, 1024, 77);  // more heads in a group than are attended for at once
+    check_steps(wide, {270, 5, 33, 1, 1, 1, 1, 90}, runner, "a model with a group of 20 and a window");
+    const RandomModel again(64, 96, 6, 3, 32, 16, 1024, 0);  // takes turns with others in one Space
+    check_steps(again, {20, 600}, runner, "a third model");
+    std::printf(failures ? "%d failures\n" : "all right\n", failures);
+    return failures ? 1 : 0;
+}
