@@ -78,7 +78,7 @@ class Engine:
         whole = -(-longest // PAGE)
         self._pages = max_batch * whole
         if cache_bytes is not None:
-            self._pages = min(self._pages, cache_bytes // decoder.storage(1).page_bytes)
+            self._pages = cache_bytes // decoder.storage(1).page_bytes
         self.context_length = min(longest, self._pages * PAGE)
         if self.context_length < 2 or max_batch < 1 or token_budget < 1:
             raise Invalid(f"{self._pages} pages, a batch of {max_batch} and a budget of {token_budget} cannot run")

@@ -1,0 +1,28 @@
+"""The kernels' decoder of a tiny model, where there are kernels for this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_models import write_gguf
+
+from microkernel.errors import PreconditionFailed
+from services.inference.checkpoint.checkpoint import open_checkpoint
+from services.inference.native.build import open_kernels
+from services.inference.native.decoder import NativeDecoder
+from services.inference.native.weights import open_weights
+
+
+@pytest.fixture(scope="session")
+def native_decoder(tmp_path_factory: pytest.TempPathFactory):
+    folder: Path = tmp_path_factory.mktemp("kernels")
+    folder.chmod(0o700)
+    try:
+        kernels = open_kernels(folder)
+    except PreconditionFailed as error:
+        pytest.skip(error.message)
+    checkpoint = open_checkpoint(write_gguf(folder / "tiny.gguf", context=512))
+    team = kernels.team(2)
+    yield NativeDecoder(checkpoint, open_weights(checkpoint, kernels, file=None), team)
+    team.close()

@@ -1,0 +1,203 @@
+"""Whatever comes in whatever order, every answer is what its request gets alone, and no page is lost or shared wrongly.
+
+Requests of three owners with colliding prompts join, rest, leave and finish while quotas change, caches are dropped,
+pages run out and the engine is replaced by another that finds what was saved on disk. On the kernels' decoder, whose
+bits do not depend on any of that.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from microkernel.errors import Overloaded
+from services.inference.cache.saved import SavedPages
+from services.inference.engine.engine import Engine, Request
+from services.inference.engine.sampler import ResolvedSampling
+
+OWNERS = ("ann", "bob", "eve")
+PAGES = 16
+BEGINNINGS = [[(start + 3 * place) % 250 for place in range(90)] for start in (0, 0, 40)]
+PARAMS = (
+    ResolvedSampling(temperature=0.0),
+    ResolvedSampling(temperature=1.3, seed=7),
+    ResolvedSampling(temperature=0.9, top_p=0.8, frequency_penalty=0.5, seed=8),
+)
+
+requests = st.builds(
+    lambda beginning, length, last, tokens, params, owner: (
+        (*BEGINNINGS[beginning][:length], last),
+        tokens,
+        PARAMS[params],
+        OWNERS[owner],
+    ),
+    beginning=st.integers(0, 2),
+    length=st.integers(0, 90),
+    last=st.integers(0, 5),
+    tokens=st.integers(1, 120),
+    params=st.integers(0, 2),
+    owner=st.integers(0, 2),
+)
+
+
+class EngineInAnyOrder(RuleBasedStateMachine):
+    """`decoder` is set by the test."""
+
+    decoder = None
+    expected: dict = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.numbers = iter(range(1_000_000))
+        self.asked: dict[int, tuple] = {}
+        self.given: dict[int, list[int]] = {}
+        self.held: set[int] = set()
+        self.quotas: dict[str, int | None] = {}
+
+    @initialize(budget=st.sampled_from((1, 5, 16, 64, 512)), batch=st.integers(2, 8))
+    def start(self, budget: int, batch: int) -> None:
+        self.budget, self.batch = budget, batch
+        self.saved = SavedPages(Path(self.folder.name), 1 << 24)
+        self._new_engine()
+
+    def _new_engine(self) -> None:
+        page = self.decoder.storage(1).page_bytes
+        self.engine = Engine(
+            self.decoder,
+            max_batch=self.batch,
+            token_budget=self.budget,
+            max_length=256,
+            cache_bytes=PAGES * page,
+            saved=self.saved,
+        )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for owner in OWNERS:
+            self.engine.set_quota(owner, None)
+        for number in tuple(self.asked):
+            self.engine.hold(number, held=False)
+        for _ in range(5000):
+            if self.engine.idle:
+                break
+            self.step(1)
+        assert not self.asked, "all that was asked has come to an end"
+        status = self.engine.pages
+        assert status.held == 0
+        assert status.free + status.cached == PAGES
+        self.saved.close()
+        self.folder.cleanup()
+
+    @rule(several=st.lists(requests, min_size=1, max_size=4))
+    def ask(self, several: list[tuple]) -> None:
+        for request in several:
+            number = next(self.numbers)
+            prompt, tokens, params, owner = request
+            self.asked[number], self.given[number] = request, []
+            self.engine.add(Request(id=number, prompt=prompt, max_tokens=tokens, params=params, owner=owner))
+
+    @rule(steps=st.integers(1, 20))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            for output in self.engine.step():
+                if output.error is not None:
+                    assert isinstance(output.error, Overloaded)
+                    assert self.quotas.get(self.asked[output.id][3]) is not None, "only a quota refuses here"
+                    self._end(output.id, whole=False)
+                    continue
+                self.given[output.id].append(output.token)
+                if output.finish_reason is not None:
+                    self._end(output.id, whole=True)
+
+    @precondition(lambda self: self.asked)
+    @rule(choice=st.integers(0, 100))
+    def cancel(self, choice: int) -> None:
+        number = sorted(self.asked)[choice % len(self.asked)]
+        assert self.engine.cancel(number)
+        self._end(number, whole=False)
+
+    @precondition(lambda self: self.asked)
+    @rule(choice=st.integers(0, 100), held=st.booleans())
+    def hold(self, choice: int, held: bool) -> None:
+        self.engine.hold(sorted(self.asked)[choice % len(self.asked)], held=held)
+
+    @rule(owner=st.sampled_from(OWNERS), pages=st.sampled_from((None, 3, 5, 7, 9)))
+    def quota(self, owner: str, pages: int | None) -> None:
+        self.quotas[owner] = pages
+        self.engine.set_quota(owner, pages)
+
+    @precondition(lambda self: not self.asked)
+    @rule()
+    def forget(self) -> None:
+        self.engine.release_cache()
+
+    @rule()
+    def replace(self) -> None:
+        """As after a crash: what runs is asked again, and may find on disk what it had."""
+        self.saved.flush()
+        self._new_engine()
+        self.quotas.clear()
+        for number, (prompt, tokens, params, owner) in self.asked.items():
+            self.given[number] = []
+            self.engine.add(Request(id=number, prompt=prompt, max_tokens=tokens, params=params, owner=owner))
+
+    @invariant()
+    def pages_add_up(self) -> None:
+        if hasattr(self, "engine"):
+            status = self.engine.pages
+            assert status.free + status.cached + status.held == PAGES
+            assert sum(account.used for account in status.owners.values()) == PAGES - status.free
+
+    def _end(self, number: int, *, whole: bool) -> None:
+        request = self.asked.pop(number)
+        given, expected = self.given.pop(number), self._alone(request)
+        assert given == (expected if whole else expected[: len(given)])
+
+    def _alone(self, request: tuple) -> list[int]:
+        if request not in self.expected:
+            prompt, tokens, params, _ = request
+            engine = Engine(self.decoder, max_length=256)
+            engine.add(Request(id=0, prompt=prompt, max_tokens=tokens, params=params))
+            answer = []
+            while not engine.idle:
+                answer += [output.token for output in engine.step()]
+            self.expected[request] = answer
+        return self.expected[request]
+
+
+@pytest.fixture
+def machine(native_decoder, monkeypatch):
+    monkeypatch.setattr("services.inference.engine.contexts.LONG", 32)
+    monkeypatch.setattr("services.inference.engine.contexts.WORTH", 1)
+    monkeypatch.setattr(EngineInAnyOrder, "decoder", native_decoder)
+    return EngineInAnyOrder
+
+
+def run(machine, *, examples: int, steps: int) -> None:
+    chosen = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+def test_every_answer_is_what_its_request_gets_alone(machine):
+    run(machine, examples=15, steps=40)
+
+
+@pytest.mark.slow
+def test_every_answer_is_what_its_request_gets_alone_in_ten_thousand_steps(machine):
+    run(machine, examples=200, steps=60)
