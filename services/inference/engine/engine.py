@@ -246,11 +246,7 @@ class Engine:
             room = self._cache.extend(sequence.table, sequence.table.length + count)
             if room is Room.GRANTED:
                 return True
-            owner = sequence.request.owner if room is Room.OVER_QUOTA else None
-            victim = self._last(owner)
-            if victim is sequence and len(self._running) == 1:
-                return False  # the only one, and what is cached is pinned: it waits for that
-            self._give_up(victim)
+            self._give_up(self._last(sequence.request.owner if room is Room.OVER_QUOTA else None))
         return False
 
     def _last(self, owner: str | None) -> Sequence:

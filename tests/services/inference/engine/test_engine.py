@@ -373,6 +373,20 @@ def test_a_held_sequence_gives_nothing_until_it_goes_on(decoder):
     assert [output.id for output in engine.step()] == [1]
 
 
+def test_an_answer_that_outgrows_its_quota_ends_with_an_error_and_what_came_is_right(decoder):
+    engine = Engine(decoder)
+    engine.set_quota("small", 3)
+    one = msgspec.structs.replace(request(1, [9] * 30, 60), owner="small")
+    engine.add(one)
+    outputs = []
+    while not engine.idle:
+        outputs += engine.step()
+    assert isinstance(outputs.pop().error, Overloaded)
+    assert [output.token for output in outputs] == alone(decoder, one)[: len(outputs)]
+    assert len(outputs) == 48 - 30 + 1, "the last token was chosen, and its keys found no room"
+    assert engine.pages.held == 0
+
+
 @pytest.fixture(scope="module")
 def long_decoder(tmp_path_factory):
     return tiny_decoder(write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", context=1024))
