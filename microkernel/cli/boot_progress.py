@@ -16,6 +16,7 @@ __all__ = ["SUBJECTS", "BootProgress", "Step"]
 SUBJECTS = ("service.*.*", "devices.*", "models.progress", "inference.*", "gateway.listening")
 FAILED = frozenset({"broken", "quarantined", "restarting"})
 LOADING = {
+    "preparing": "looking for the CPU's kernels, or building them",
     "reading": "reading the file",
     "loading": "putting the weights on the device",
     "warming": "making the first token",

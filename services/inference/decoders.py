@@ -59,11 +59,34 @@ class Computing:
         self._wanted = kernels
         self._kernels: Kernels | None = None
         self._team: Team | None = None
+        self._prepared = False
         self._missing = ""
+
+    @property
+    def prepared(self) -> bool:
+        """Whether `prepare` has been done."""
+        return self._prepared
+
+    def prepare(self) -> None:
+        """Find the kernels or build them, which takes seconds, once for a machine; and start their threads."""
+        if self._prepared:
+            return
+        self._prepared = True
+        if self.device.type != "cpu":
+            self._missing = f"there are no kernels for {self.device.type}"
+        elif not self._wanted:
+            self._missing = "the settings ask for torch"
+        else:
+            try:
+                self._kernels = open_kernels(None if self._folder is None else self._folder / "kernels")
+                self._team = self._kernels.team(self._cores)
+            except PreconditionFailed as error:
+                self._missing = error.message
 
     def plan(self, checkpoint: Checkpoint, digest: str | None) -> Plan:
         """How to compute this model. `digest` names its content, for what is kept of it."""
-        why = self._open(checkpoint)
+        self.prepare()
+        why = self._missing or packed.fits(checkpoint.config) or ""
         if why or self._kernels is None or self._team is None:
             return _Eager(checkpoint, self.device, self._cores, why)
         file = None
@@ -76,20 +99,6 @@ class Computing:
         if self._team is not None:
             self._team.close()
         self._team = None
-
-    def _open(self, checkpoint: Checkpoint) -> str:
-        """Why the kernels do not compute this model; empty where they do."""
-        if self.device.type != "cpu":
-            return f"there are no kernels for {self.device.type}"
-        if not self._wanted:
-            return "the settings ask for torch"
-        if self._kernels is None and not self._missing:
-            try:
-                self._kernels = open_kernels(None if self._folder is None else self._folder / "kernels")
-                self._team = self._kernels.team(self._cores)
-            except PreconditionFailed as error:
-                self._missing = error.message
-        return self._missing or packed.fits(checkpoint.config) or ""
 
 
 class _Native(msgspec.Struct, frozen=True):

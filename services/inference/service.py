@@ -330,8 +330,12 @@ class Inference(Service):
         began = self.clock.now()
         device = convert(await self.call("devices.show", name=self.settings.device), Device)
         executor = self.executor(device.name)
+        computing = self._computing_on(device)
+        if not computing.prepared:
+            self.publish("inference.loading", model=model.name, stage="preparing")
+            await executor.run(computing.prepare)
         self.publish("inference.loading", model=model.name, stage="reading")
-        opened = await executor.run(open_model, Path(model.path), self._computing_on(device), model.digest)
+        opened = await executor.run(open_model, Path(model.path), computing, model.digest)
         if opened.plan.why:
             self.log.warning("model '%s' is computed by torch: %s", model.name, opened.plan.why)
         limit = int(device.memory_free_bytes * self.settings.cache_share)

@@ -60,7 +60,8 @@ def _choose(variant: str | None) -> str:
             raise PreconditionFailed("there are no kernels for this CPU's instruction set")
         return here[0]
     if variant not in here:
-        raise PreconditionFailed(f"this CPU cannot run kernels for {variant}: it can {', '.join(here) or 'none'}")
+        others = f", only for {', '.join(here)}" if here else ""
+        raise PreconditionFailed(f"this CPU cannot run kernels for {variant}{others}")
     return variant
 
 

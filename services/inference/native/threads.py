@@ -46,11 +46,14 @@ class _Class:
         self._counts = sorted({max(1, most >> shift) for shift in range(most.bit_length())}, reverse=True)
         self._expected: dict[int, float] = {}  # seconds a token
         self._best = most
-        self._interval = SELDOM
+        self._interval = SOON
         self._wait = SOON
         self._tries = 0
+        self._promising: int | None = None
 
     def next(self) -> int:
+        if self._promising is not None:
+            return self._promising
         self._wait -= 1
         if self._wait > 0 or len(self._counts) == 1:
             return self._best
@@ -62,13 +65,18 @@ class _Class:
 
     def note(self, count: int, seconds: float) -> None:
         expected = self._expected.get(count)
+        was = self._expected.get(self._best)
+        # What is expected of a number that is seldom tried may be old: what surprises is tried again at once.
+        self._promising = count if count != self._best and was is not None and seconds < BETTER * was else None
         if expected is None:
             self._expected[count] = seconds
         else:
             if count == self._best and seconds > SLOW * expected:
                 self._wait = min(self._wait, 2)
+                self._interval = SOON
             self._expected[count] = expected + NEWEST * (min(seconds, 4 * expected) - expected)
         best = self._expected.get(self._best)
         if best is not None and self._expected[count] < BETTER * best:
             self._best = count
             self._wait = self._interval = SOON
+            self._promising = None
