@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -86,10 +87,12 @@ def fit(opened: Opened, slots: int, length: int | None, cache_limit: int) -> Fit
     return Fit(slots, longest, opened.plan.weight_bytes, pages * opened.plan.page_bytes)
 
 
-def make_engine(opened: Opened, size: Fit, *, token_budget: int, saved: SavedPages | None = None) -> Engine:
+def make_engine(
+    opened: Opened, size: Fit, *, token_budget: int, saved: SavedPages | None = None, owner_share: float = 1.0
+) -> Engine:
     """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`.
 
-    Contexts are kept in `saved` where the model's content is known.
+    Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages.
     """
     return Engine(
         opened.plan.make(),
@@ -99,19 +102,23 @@ def make_engine(opened: Opened, size: Fit, *, token_budget: int, saved: SavedPag
         cache_bytes=size.cache_bytes,
         space=opened.digest.encode(),
         saved=saved if opened.digest else None,
+        owner_share=owner_share,
     )
 
 
 class Loaded:
     """A model that answers."""
 
-    def __init__(self, name: str, opened: Opened, size: Fit, engine: Engine, runner: Runner) -> None:
+    def __init__(self, name: str, opened: Opened, size: Fit, engine: Engine, runner: Runner, asked_at: float) -> None:
         self.name = name
         self.size = size
         self.tokenizer = opened.tokenizer
         self.runner = runner
+        self.ref = name  # what it is found by again
         self.reservation: int | None = None
         self.created = int(time.time())
+        self.asked_at = asked_at
+        self._asking = 0
         self.task: asyncio.Task[None] | None = None
         self._config: DecoderConfig = opened.checkpoint.config
         self._template = opened.template
@@ -129,11 +136,28 @@ class Loaded:
         *,
         token_budget: int,
         saved: SavedPages | None = None,
+        owner_share: float = 1.0,
     ) -> Loaded:
         """Read the weights onto the device; takes seconds, on the compute thread."""
 
-        engine = await executor.run(lambda: make_engine(opened, size, token_budget=token_budget, saved=saved))
-        return Loaded(name, opened, size, engine, Runner(engine, executor, now))
+        engine = await executor.run(
+            lambda: make_engine(opened, size, token_budget=token_budget, saved=saved, owner_share=owner_share)
+        )
+        return Loaded(name, opened, size, engine, Runner(engine, executor, now), now())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody asks it anything."""
+        return self._asking == 0
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Somebody asks it something, from here to the end of the block: it stays."""
+        self._asking += 1
+        try:
+            yield
+        finally:
+            self._asking -= 1
 
     @property
     def context_length(self) -> int:

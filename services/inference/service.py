@@ -43,7 +43,7 @@ from services.inference.messages import (
 )
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
-from services.memory.messages import Reservation
+from services.memory.messages import Reservation, Reserve
 from services.models.messages import DEFAULT_MODEL, Model, PullProgress
 from services.scheduler.messages import Exit, Process, ProcessState, Progress, Report, Signal, Spawn
 
@@ -56,10 +56,10 @@ SLOW_READER_WHEN_WANTED = 5.0  # the same while others wait for a place
 
 class InferenceSettings(Message, kw_only=True):
     """`model` is loaded at the start and answers who names none. Sampling defaults are for what neither request nor
-    model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens,
-    `cache_share` the part of the device's free memory that their cache may take, `token_budget` how many tokens one
-    step computes at most. Without `kernels`, everything is computed by torch.
-    Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are.
+    model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens, `cache_share`
+    the part of the device's free memory that their pages may take, `owner_share` the part of the pages that one owner
+    may have, `token_budget` how many tokens one step computes at most. Without `kernels`, everything is computed by
+    torch. Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are.
     """
 
     model: str = DEFAULT_MODEL
@@ -69,6 +69,7 @@ class InferenceSettings(Message, kw_only=True):
     cache_share: float = 0.5
     token_budget: int = 512
     kernels: bool = True
+    owner_share: float = 1.0
     contexts_bytes: int = 4 << 30
     temperature: float = 0.2  # with top_p 0.9 what SmolLM2's authors recommend: small models wander when it is high
     top_p: float = 0.9
@@ -105,6 +106,7 @@ class Inference(Service):
         self._loaded: dict[str, Loaded] = {}
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
         self._failed: dict[str, str] = {}
+        self._resting: dict[str, str] = {}  # refs of models that made room for others and are loaded when asked
         self._default: str | None = None
         self._numbers = itertools.count(1)
         self._answers: dict[int, _Answer] = {}
@@ -131,23 +133,25 @@ class Inference(Service):
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
         loaded = await self._model(message.model)
-        prompt = await loaded.encode_chat(message.messages)
-        last = message.messages[-1].content if message.messages else ""
-        answer = self._answer(loaded, prompt, message, kind="chat", title=_title(last), continues=False)
-        async with aclosing(answer):
-            async for piece in answer:
-                yield piece
+        with loaded.asked():
+            prompt = await loaded.encode_chat(message.messages)
+            last = message.messages[-1].content if message.messages else ""
+            answer = self._answer(loaded, prompt, message, kind="chat", title=_title(last), continues=False)
+            async with aclosing(answer):
+                async for piece in answer:
+                    yield piece
 
     @streams(credit=16)
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
         loaded = await self._model(message.model)
-        prompt = message.prompt
-        tokens = await loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
-        answer = self._answer(loaded, tokens, message, kind="complete", title=_title(prompt), continues=True)
-        async with aclosing(answer):
-            async for piece in answer:
-                yield piece
+        with loaded.asked():
+            prompt = message.prompt
+            tokens = await loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
+            answer = self._answer(loaded, tokens, message, kind="complete", title=_title(prompt), continues=True)
+            async with aclosing(answer):
+                async for piece in answer:
+                    yield piece
 
     @handles(deadline=None)
     async def load(self, message: LoadModel) -> LoadedModel:
@@ -170,6 +174,8 @@ class Inference(Service):
         shown = {name: self._describe(loaded) for name, loaded in self._loaded.items()}
         for name in self._loading:
             shown.setdefault(name, LoadedModel(name=name, state="loading"))
+        for name in self._resting:
+            shown.setdefault(name, LoadedModel(name=name, state="stored", default=name == self._default))
         for model in await self._stored():
             why = self._failed.get(model.name, "")
             shown.setdefault(
@@ -291,10 +297,13 @@ class Inference(Service):
             name = self._default
         loaded = self._loaded.get(name or "")
         if loaded is not None:
+            loaded.asked_at = self.clock.now()
             return loaded
         if self._default is None:
             await self._ready.wait()
             return await self._model(name)
+        if name in self._resting:
+            return await self._load(self._resting[name])
         if name not in {model.name for model in await self._stored()}:
             raise NotFound(f"no model is named '{name}'", field="model", remedy="see `mk models` or GET /v1/models")
         return await self._load(str(name))
@@ -340,23 +349,23 @@ class Inference(Service):
             self.log.warning("model '%s' is computed by torch: %s", model.name, opened.plan.why)
         limit = int(device.memory_free_bytes * self.settings.cache_share)
         size = await executor.run(fit, opened, self.settings.slots, self.settings.context_length, limit)
-        reservation = convert(
-            await self.call(
-                "memory.reserve",
-                purpose=f"model '{model.name}'",
-                bytes=size.weight_bytes + size.cache_bytes,
-                device=device.name,
-            ),
-            Reservation,
-        )
+        reservation = await self._reserve(model.name, size.weight_bytes + size.cache_bytes, device)
         loaded: Loaded | None = None
         try:
             self.publish("inference.loading", model=model.name, stage="loading", bytes=size.weight_bytes)
             budget = self.settings.token_budget
             loaded = await Loaded.load(
-                model.name, opened, size, executor, self.clock.now, token_budget=budget, saved=await self._contexts()
+                model.name,
+                opened,
+                size,
+                executor,
+                self.clock.now,
+                token_budget=budget,
+                saved=await self._contexts(),
+                owner_share=self.settings.owner_share,
             )
             loaded.reservation = reservation.id
+            loaded.ref = model.ref
             loaded.task = self.spawn(loaded.runner.run(), name=f"run {model.name}")
             self.publish("inference.loading", model=model.name, stage="warming")
             await self._first_token(loaded)
@@ -366,6 +375,7 @@ class Inference(Service):
             await self._release(reservation.id)
             raise
         self._loaded[model.name] = loaded
+        self._resting.pop(model.name, None)
         seconds = self.clock.now() - began
         self.log.info("model '%s' is ready on %s after %.1f s", model.name, device.name, seconds)
         self.publish("inference.loaded", self._describe(loaded))
@@ -378,6 +388,25 @@ class Inference(Service):
             if self._saved.failed:
                 self.log.warning("contexts are not saved: %s", self._saved.failed)
         return self._saved
+
+    async def _reserve(self, name: str, size: int, device: Device) -> Reservation:
+        """Memory for a model; idle ones give theirs back where it is short, the least recently asked first.
+
+        They are loaded again when they are asked, in a moment, and find their long contexts on disk. Raises
+        `Overloaded`.
+        """
+        ask = Reserve(purpose=f"model '{name}'", bytes=size, device=device.name)
+        while True:
+            try:
+                return convert(await self.call("memory.reserve", ask), Reservation)
+            except Overloaded:
+                idle = [loaded for loaded in self._loaded.values() if loaded.idle]
+                if not idle:
+                    raise
+            victim = min(idle, key=lambda loaded: loaded.asked_at)
+            self.log.info("model '%s' makes room for '%s'", victim.name, name)
+            self._resting[victim.name] = victim.ref
+            await self._unload(victim)
 
     def _computing_on(self, device: Device) -> Computing:
         """What `device` computes with, the same for all of its models."""

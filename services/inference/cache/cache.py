@@ -238,6 +238,10 @@ class Cache:
         self._pages.set_quota(owner, pages)
         self._trim(owner)
 
+    def quota(self, owner: str) -> int | None:
+        """How many pages `owner` may have; None: as many as there are."""
+        return self._pages.quota(owner)
+
     def evict(self, count: int) -> int:
         """Make up to `count` cached pages free, the least recently used first; returns how many."""
         count = max(0, min(count, self._prefixes.idle()))

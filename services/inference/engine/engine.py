@@ -65,13 +65,15 @@ class Engine:
         cache_bytes: int | None = None,
         space: bytes = b"",
         saved: SavedPages | None = None,
+        owner_share: float = 1.0,
     ) -> None:
         """Start empty.
 
         At most `max_batch` sequences run at once, none longer than `max_length` tokens (None: the model's context).
         One step computes `token_budget` tokens, and pages take up to `cache_bytes` (None: as much as the batch at
         full length needs). `space` names the model's content: equal prefixes in equal spaces have equal pages.
-        Those of long contexts are kept in `saved` too, and found there again.
+        Those of long contexts are kept in `saved` too, and found there again. One owner may have `owner_share` of the
+        pages, if `set_quota` has said nothing else.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -89,6 +91,7 @@ class Engine:
         self._storage = decoder.storage(self._pages)
         self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
         self._contexts = Contexts(self._cache, self._storage, saved)
+        self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order in which they were admitted
         self._refused: list[Output] = []
@@ -135,6 +138,8 @@ class Engine:
         except (MicrokernelError, ValueError, RuntimeError) as error:
             self._refused.append(_broken(request.id, error))
             return
+        if self._owner_pages is not None and self._cache.quota(request.owner) is None:
+            self._cache.set_quota(request.owner, self._owner_pages)
         limit = min(self.context_length, len(request.prompt) + request.max_tokens)
         self._waiting.append(Sequence(request, state, limit))
         self._stuck = False

@@ -252,6 +252,28 @@ async def test_a_second_model_is_loaded_when_asked_for_and_unloaded_again(tiny, 
         assert len(account.reservations) == 1
 
 
+async def test_an_idle_model_makes_room_for_another_and_comes_back_when_it_is_asked(tiny, tmp_path):
+    other = write_tiny_model(tmp_path / "other")
+    async with node(tiny) as system:
+        [account] = await system.call("memory.usage")
+        share = 1.5 * account.reserved_bytes / account.limit_bytes * 0.8
+    services = (Devices, Memory, Models, Scheduler, Inference)
+    settings = {"inference": {"model": str(tiny)}, "memory": {"share": share}}
+    async with TestKernel(*services, settings=settings) as system:
+        first, _ = await answer(system, max_tokens=8, temperature=0)
+        busy = system.stream("inference.chat", messages=HELLO, max_tokens=400)
+        await reading(busy)
+        with pytest.raises(Overloaded):
+            await system.call("inference.load", ref=str(other))
+        async for _ in busy:
+            pass
+        loaded = await system.call("inference.load", ref=str(other))
+        [account] = await system.call("memory.usage")
+        assert [reservation.purpose for reservation in account.reservations] == [f"model '{loaded.name}'"]
+        again, last = await answer(system, max_tokens=8, temperature=0)
+        assert (again, last.model) == (first, "tiny")
+
+
 async def test_a_model_without_a_template_completes_and_says_why_it_does_not_chat(tmp_path):
     import json
 

@@ -336,6 +336,15 @@ def test_an_owner_over_its_quota_waits_while_others_run_and_all_answers_are_righ
     assert tokens == {one.id: alone(decoder, one) for one in wanted}
 
 
+def test_everybody_has_a_share_unless_a_quota_says_otherwise(decoder):
+    engine = Engine(decoder, cache_bytes=16 * Engine(decoder).page_bytes, owner_share=0.25)
+    engine.set_quota("large", 9)
+    for number, owner in enumerate(("small", "large")):
+        engine.add(msgspec.structs.replace(request(number, [number] * 20), owner=owner))
+    run(engine)
+    assert {name: owner.quota for name, owner in engine.pages.owners.items()} == {"small": 4, "large": 9}
+
+
 def test_what_its_quota_can_never_hold_is_refused_with_the_numbers(decoder):
     engine = Engine(decoder)
     engine.set_quota("small", 2)
