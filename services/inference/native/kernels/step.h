@@ -44,8 +44,10 @@ class Step {
 
     static size_t at(int row, int width) { return static_cast<size_t>(row) * width; }
 
+    // `use(i)` for i from 0 to count - 1, by whoever comes first; in pieces that are not too small to be counted.
     template <class Use>
-    void split(int count, Use use, int piece = 1) {
+    void split(int count, Use use) {
+        const int piece = piece_of(count);
         for (int first; (first = team_.next() * piece) < count;) {
             for (int i = first; i < std::min(first + piece, count); ++i) use(i);
         }
@@ -125,7 +127,7 @@ class Step {
             const Matrix* const* matrix = matrices.begin();
             for (; tile >= (*matrix)->tiles(); ++matrix, ++number) tile -= (*matrix)->tiles();
             each_token(**matrix, tile, inputs, tokens, [&](int token, Floats sums) { use(number, tile, token, sums); });
-        }, piece_of(tiles));
+        });
     }
 
     // Small enough that no thread waits long for another one's last piece, large enough that counting costs little.
@@ -171,7 +173,7 @@ class Step {
             each_token(layer.up, tile, inputs, tokens_, [&](int token, Floats sums) {
                 store(out + at(token, model_.ffn), multiply(load(out + at(token, model_.ffn)), sums));
             });
-        }, piece_of(tiles));
+        });
         team_.meet();
         const Inputs activated = take(thread, space_.ffn, tokens_, {&layer.down}, [&](int token, float* out) {
             std::memcpy(out, space_.activated + at(token, model_.ffn), sizeof(float) * model_.ffn);
