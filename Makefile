@@ -14,7 +14,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt
 
-.PHONY: boot chat test test-all check format docs bench peers clean help
+.PHONY: boot chat test test-all check format docs bench bench-engine peers clean help
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
@@ -48,23 +48,28 @@ docs: $(VENV)/.development
 bench: $(VENV)/.runtime
 	@for each in $(BENCH); do echo $(BIN)/python -m benchmarks.$$each $(ARGS); $(BIN)/python -m benchmarks.$$each $(ARGS) || exit 1; done
 
+bench-engine: $(VENV)/.runtime
+	$(BIN)/python -m benchmarks.engine $(ARGS)
+
 peers: $(VENV)/.development
 	$(PIP) -e '.[peers]'
 
 clean:
 	rm -rf $(VENV) docs/_build build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
+COMPILED := setup.py services/inference/native/recipe.py $(wildcard microkernel/*.[ch] services/inference/native/kernels/*)
+
 # A stamp a set-up: the second call starts at once, a changed pin installs again.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("microkernel needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: pyproject.toml constraints.txt microkernel/_run.c microkernel/_arrivals.c microkernel/_coroutine.h | $(VENV)/bin/python
+$(VENV)/.runtime: pyproject.toml constraints.txt $(COMPILED) | $(VENV)/bin/python
 	@echo "installing microkernel and its pinned dependencies into $(VENV) ..."
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.development: pyproject.toml constraints.txt microkernel/_run.c microkernel/_arrivals.c microkernel/_coroutine.h | $(VENV)/bin/python
+$(VENV)/.development: pyproject.toml constraints.txt $(COMPILED) | $(VENV)/bin/python
 	@echo "installing what tests and checks need into $(VENV) ..."
 	@$(PIP) -e '.[test,check,docs,traces]'
 	@touch $@ $(VENV)/.runtime
