@@ -27,7 +27,7 @@ class BuildExtensions(build_ext):
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             wrong = recipe.compile_kernels(variant, compiler, target)
-            if wrong is not None:  # as with the C modules, the installation goes on: the node builds them, or uses torch
+            if wrong is not None:  # the installation goes on: a node builds them, or computes with torch
                 sys.stderr.write(f"kernels for {variant} were not built: {wrong}\n")
 
 
