@@ -55,7 +55,7 @@ EVENTS = (
     EventKind(
         "inference.loading",
         {"model": str, "stage": str, "bytes?": int},
-        "a model is being loaded; `stage` is `preparing` (the kernels, once), `reading`, `loading` (with its `bytes`) or `warming`",
+        "a model is being loaded; `stage` is `preparing` (kernels), `reading`, `loading` (with `bytes`) or `warming`",
     ),
     EventKind("inference.loaded", LoadedModel, "a model has made its first token"),
     EventKind("inference.unloaded", {"model": str}, "a model has left its device"),

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -96,20 +95,14 @@ def _version(compiler: list[str]) -> str:
 
 
 def _build(path: Path, variant: str, compiler: list[str]) -> None:
-    """Make the library at `path`. It gets its name when it is whole, so two processes may build it at once."""
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
-        try:
-            wrong = recipe.compile_kernels(variant, compiler, place / path.name)
-            if wrong is not None:
-                raise PreconditionFailed(f"the kernels cannot be built: {wrong}")
-            (place / path.name).replace(path)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
     except OSError as error:
         raise PreconditionFailed(f"the kernels cannot be built in {folder}: {error.strerror}") from error
+    wrong = recipe.compile_kernels(variant, compiler, path)
+    if wrong is not None:
+        raise PreconditionFailed(f"the kernels cannot be built: {wrong}")
     _remove_old(folder, variant, path)
 
 
@@ -117,7 +110,7 @@ def _remove_old(folder: Path, variant: str, newest: Path) -> None:
     for path in folder.glob(f"kernels-{variant}-*.so"):
         if path != newest:
             path.unlink(missing_ok=True)  # who has it loaded keeps it
-    for path in folder.glob("build-*"):
+    for path in folder.glob(f"{recipe.UNFINISHED}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED:
                 shutil.rmtree(path, ignore_errors=True)

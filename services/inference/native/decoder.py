@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from microkernel.errors import Internal
 from services.inference.checkpoint.checkpoint import Checkpoint
 from services.inference.eager.rope import rotations
 from services.inference.engine.forward import Part
 from services.inference.native.library import Batch, Layer, Matrix, Model, Sequence, Team
-from services.inference.native.pages import HostPages
+from services.inference.native.pages import TOKENS, HostPages
 from services.inference.native.threads import ThreadCount
 from services.inference.native.weights import Weights
 
@@ -70,12 +71,17 @@ class NativeDecoder:
         end = 0
         for row, part in zip(sequences, parts, strict=True):
             count = len(part.tokens)
+            # The kernels check nothing.
+            if part.start + count > TOKENS * len(part.table) or part.wanted > count:
+                raise Internal(f"{count} tokens at {part.start}, {part.wanted} wanted: {len(part.table)} pages")
             row.pages, row.first, row.count, row.start = part.table.ctypes.data, len(tokens), count, part.start
             tokens += part.tokens
             wanted += range(len(tokens) - part.wanted, len(tokens))
             end = max(end, part.start + count)
         if end > len(self._rotations):
-            self._extend_rotations(max(end, min(2 * end, self.config.context_length)))  # the kernels check nothing
+            self._extend_rotations(max(end, min(2 * end, self.config.context_length)))
+        if tokens and (min(tokens) < 0 or max(tokens) >= self.config.vocab_size):
+            raise Internal(f"a token is outside of 0 to {self.config.vocab_size - 1}")
         ids, rows = np.array(tokens, dtype=np.int32), np.array(wanted, dtype=np.int32)
         logits = torch.empty(len(wanted), self.config.vocab_size)
         batch = Batch(

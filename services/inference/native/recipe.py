@@ -19,9 +19,20 @@ import tempfile
 from pathlib import Path
 from typing import IO, NamedTuple
 
-__all__ = ["SOURCES", "VARIANTS", "buildable", "compile_kernels", "find_compiler", "is_current", "mark", "runnable"]
+__all__ = [
+    "SOURCES",
+    "UNFINISHED",
+    "VARIANTS",
+    "buildable",
+    "compile_kernels",
+    "find_compiler",
+    "is_current",
+    "mark",
+    "runnable",
+]
 
 SOURCES = Path(__file__).parent / "kernels"
+UNFINISHED = "build-"  # how the folder of a build is called, beside its target
 TIMEOUT = 120.0  # seconds; a build takes 6 on one core of 2025
 # No -ffast-math and no contraction: the same bits from every compiler that keeps to IEEE 754, and in every batch.
 FLAGS = (
@@ -91,14 +102,22 @@ def find_compiler() -> list[str] | None:
 
 
 def compile_kernels(variant: str, compiler: list[str], target: Path) -> str | None:
-    """Build `variant` as the file `target`. Where that cannot be, says in one line why."""
+    """Build `variant` as the file `target`. Where that cannot be, says in one line why.
+
+    It gets its name when it is whole, so several processes may build it at once.
+    """
     name = Path(compiler[0]).name
     source = str(SOURCES / "kernels.cpp")
     define = f'-DMK_SOURCES="{_marked(mark(variant))}"'
     try:
-        with tempfile.TemporaryFile(dir=target.parent) as said:
-            status = _run([*compiler, *_flags(variant), define, "-o", str(target), source], said)
-            if status == 0 and target.exists():
+        with (
+            tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=target.parent) as place,
+            tempfile.TemporaryFile() as said,
+        ):
+            made = Path(place, target.name)
+            status = _run([*compiler, *_flags(variant), define, "-o", str(made), source], said)
+            if status == 0 and made.exists():
+                made.replace(target)
                 return None
             said.seek(0)
             output = said.read(1 << 16).decode(errors="replace")

@@ -10,6 +10,9 @@
 
 #include "kernels.cpp"
 
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+extern "C" const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
+
 namespace {
 
 int failures = 0;
@@ -340,6 +343,14 @@ void check_steps(const RandomModel& random, const std::vector<int>& lengths, Run
     }
 }
 
+// More than any address space holds: refused before anything is read, and the next step finds all as it was.
+void check_short_memory(Runner& runner) {
+    Model model{};
+    model.hidden = model.ffn = 1 << 30, model.heads = model.kv_heads = 1, model.size = 16;
+    const Batch batch{1 << 30, 0, 0, 3, nullptr, nullptr, nullptr, nullptr};
+    check(mk_step(&model, runner.team, runner.space, &batch) == 1, "a step that no memory holds is refused");
+}
+
 void check_parts() {
     check_functions();
     for (int kind = 0; kind <= 6; ++kind) check_products(static_cast<Kind>(kind));
@@ -373,6 +384,8 @@ int main(int count, char** arguments) {
     check_steps(wide, {270, 5, 33, 1, 1, 1, 1, 90}, runner, "a model with a group of 20 and a window");
     const RandomModel again(64, 96, 6, 3, 32, 16, 1024, 0);  // takes turns with others in one Space
     check_steps(again, {20, 600}, runner, "a third model");
+    check_short_memory(runner);
+    check_steps(again, {33, 2}, runner, "after memory was short");
     std::printf(failures ? "%d failures\n" : "all right\n", failures);
     return failures ? 1 : 0;
 }

@@ -77,7 +77,7 @@ def changed_sources(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(recipe, "SOURCES", folder)
 
 
-def test_a_real_compiler_builds_every_variant_that_this_machine_runs(opened, variant):
+def test_every_variant_that_this_machine_runs_can_be_had(opened, variant):
     assert opened(variant).variant == variant
     assert opened(variant).sizes(0, 17, 64) == (2 * 2 * 4 * 64, 2 * 2 * 16 * 2, 0)
 
@@ -159,7 +159,10 @@ def test_a_library_outlives_its_compiler(compiler, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("echo 'in file x' >&2; echo 'x.h:3: error: no bytes here' >&2; exit 1", r"said: x\.h:3: error: no bytes here$"),
+        (
+            "echo 'in file x' >&2; echo 'x.h:3: error: no bytes here' >&2; exit 1",
+            r"said: x\.h:3: error: no bytes here$",
+        ),
         ("echo nonsense; exit 3", "said: nonsense$"),
         ("exit 4", "said: status 4$"),
         ("exit 0", "said: status 0$"),  # and made nothing
@@ -206,7 +209,7 @@ def test_a_cpu_without_the_instructions_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(recipe, "_cpu_features", lambda: frozenset({"sse4_2"}))
     with pytest.raises(PreconditionFailed, match="no kernels for this CPU"):
         open_kernels(tmp_path)
-    with pytest.raises(PreconditionFailed, match="cannot run kernels for avx2: it can none"):
+    with pytest.raises(PreconditionFailed, match="cannot run kernels for avx2$"):
         open_kernels(tmp_path, "avx2")
     with pytest.raises(PreconditionFailed, match="cannot run kernels for nonsense"):
         open_kernels(tmp_path, "nonsense")
@@ -257,7 +260,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_still_read(compiler, tmp_p
     folder.chmod(0o500)
     open_kernels(folder)
     compiler.version("two")
-    with pytest.raises(PreconditionFailed, match="cannot be built in"):
+    with pytest.raises(PreconditionFailed, match="cannot be built"):
         open_kernels(folder)
     folder.chmod(0o700)
 
