@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.default_model import stored_model
 from benchmarks.first_token.contender import Broken, Contender
 from benchmarks.first_token.llama_cpp_peer import llama_cpp, requantise
 from benchmarks.first_token.measures import measures, tasks
@@ -49,7 +50,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> int:
     """Run the benchmark."""
     args = _arguments()
-    model = args.model or _stored_model()
+    model = args.model or stored_model()
     machine = this_machine()
     _print_lines(machine.lines())
     with tempfile.TemporaryDirectory(prefix="first-token-") as scratch:
@@ -64,7 +65,13 @@ def main() -> int:
         for name, why in skipped.items():
             print(f"\n{name}: skipped, {why}")
         prompts = Prompts(model)
-        rounds = Rounds(present, prompts, quick=args.quick, tell=_tell)
+        rounds = Rounds(
+            present,
+            prompts,
+            lambda: tasks(prompts, quick=args.quick),
+            first_start=not args.quick,
+            tell=_tell,
+        )
         found = _run(rounds, args.rounds)
         ours, *others = (each.name for each in present)
         rows = rows_of(found, measures(tasks(prompts, quick=args.quick)), ours, others)
@@ -146,19 +153,6 @@ def _contenders(model: Path, cores: int, scratch: Path) -> list[Contender]:
 
 def _wanted(contender: Contender, only: Sequence[str]) -> bool:
     return contender.name == "microkernel" or not only or any(word in contender.name for word in only)
-
-
-def _stored_model() -> Path:
-    """The default model from the usual state folder's store, pulled into it if it is not there yet."""
-    from microkernel.root import default_root
-    from services.models.messages import DEFAULT_MODEL
-    from services.models.pull import pull
-    from services.models.store import ModelStore
-    from services.models.transfer import Transfer
-
-    store = ModelStore(default_root() / "models")
-    store.open()
-    return Path(pull(store, DEFAULT_MODEL, Transfer()).path)
 
 
 def _print_lines(lines: Sequence[str]) -> None:

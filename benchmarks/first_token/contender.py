@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-__all__ = ["Answer", "Broken", "Contender", "Memory", "Prompt", "Running"]
+__all__ = ["Answer", "Broken", "Contender", "Late", "Memory", "Prompt", "Running"]
 
 
 class Broken(Exception):
@@ -20,13 +20,25 @@ class Prompt(msgspec.Struct, frozen=True):
     ids: list[int]
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """How one stream went: tokens counted, and when the first and the last came, in seconds since all were asked."""
+class Late(msgspec.Struct, frozen=True):
+    """A prompt that comes when each of the others has `after` tokens of its answer."""
+
+    prompt: list[int]
+    after: int
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one stream went: tokens counted, and when the first and the last came, in seconds since all were asked.
+
+    `times` are those of all tokens where the contender tells them, and `asked` is when it was asked itself.
+    """
 
     prompt_tokens: int
     tokens: int
     first: float
     last: float
+    times: list[float] = []
+    asked: float = 0.0
 
 
 class Memory(msgspec.Struct, frozen=True):

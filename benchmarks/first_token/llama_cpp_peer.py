@@ -28,7 +28,7 @@ def llama_cpp(model: Path, cores: int, log: Path, *, weights: str) -> Worker:
     return Worker(
         f"llama.cpp, {weights}",
         "llama_decode in a plain loop, all streams in one batch; token ids in and out",
-        engine="llama_cpp_peer",
+        engine=__name__,
         model=model,
         cores=cores,
         packages={"llama_cpp": "llama-cpp-python"},
@@ -36,13 +36,13 @@ def llama_cpp(model: Path, cores: int, log: Path, *, weights: str) -> Worker:
     )
 
 
-def requantise(model: Path, target: Path) -> None:
-    """Write `model` as Q4_0, the format that llama.cpp repacks and is fastest with."""
+def requantise(model: Path, target: Path, kind: str = "Q4_0") -> None:
+    """Write `model` as `kind`; Q4_0 is the format that llama.cpp repacks and is fastest with."""
     import llama_cpp
 
     with _quiet(llama_cpp):
         params = llama_cpp.llama_model_quantize_default_params()
-        params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+        params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
         params.allow_requantize = True
         failed = llama_cpp.llama_model_quantize(str(model).encode(), str(target).encode(), ctypes.byref(params))
     if failed:
@@ -63,13 +63,13 @@ class Engine:
         self._model = llama_cpp.llama_model_load_from_file(str(model).encode(), params)
         if not self._model:
             raise OSError(f"llama.cpp could not load {model}")
-        self._words = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
-        self._alone = _Context(self, sequences=1, room=ROOM_ALONE)
+        self._words = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model)))
+        self._alone = _Context(self, sequences=1, room=ROOM_ALONE, settings={})
         self._many: _Context | None = None
 
-    def generate(self, prompts: list[list[int]], tokens: int) -> list[Answer]:
-        """Greedy; no token stops an answer."""
-        context = self._context(len(prompts))
+    def generate(self, prompts: list[list[int]], tokens: int, settings: dict[str, int] | None = None) -> list[Answer]:
+        """Greedy; no token stops an answer. `settings` are fields of llama.cpp's context that are not its defaults."""
+        context = self._context(len(prompts), settings or {})
         clock = Clock(prompts)
         chosen = context.read(prompts)
         for stream in range(len(prompts)):
@@ -80,13 +80,15 @@ class Engine:
                 clock.note(stream)
         return clock.answers()
 
-    def make_context(self, sequences: int, room: int) -> Any:
-        """A context for `sequences` of `room` tokens each, with llama.cpp's defaults for all else."""
+    def make_context(self, sequences: int, room: int, settings: dict[str, int]) -> Any:
+        """A context for `sequences` of `room` tokens each, with `settings`, and llama.cpp's defaults for all else."""
         params = self._api.llama_context_default_params()
         params.n_ctx = sequences * room
         params.n_batch = PROMPT_BATCH
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = self._cores
+        for name, value in settings.items():
+            setattr(params, name, value)
         context = self._api.llama_init_from_model(self._model, params)
         if not context:
             raise MemoryError("llama.cpp could not make a context")
@@ -102,24 +104,28 @@ class Engine:
         """Size of the vocabulary."""
         return self._words
 
-    def _context(self, sequences: int) -> _Context:
+    def _context(self, sequences: int, settings: dict[str, int]) -> _Context:
         if sequences == 1:
+            if self._alone.settings != settings:
+                self._alone.close()
+                self._alone = _Context(self, sequences=1, room=ROOM_ALONE, settings=settings)
             return self._alone
-        if self._many is None or self._many.sequences != sequences:
+        if self._many is None or (self._many.sequences, self._many.settings) != (sequences, settings):
             if self._many is not None:
                 self._many.close()
-            self._many = _Context(self, sequences=sequences, room=ROOM_EACH)
+            self._many = _Context(self, sequences=sequences, room=ROOM_EACH, settings=settings)
         return self._many
 
 
 class _Context:
     """One of llama.cpp's contexts and the batch that fills it."""
 
-    def __init__(self, engine: Engine, *, sequences: int, room: int) -> None:
+    def __init__(self, engine: Engine, *, sequences: int, room: int, settings: dict[str, int]) -> None:
         self.sequences = sequences
+        self.settings = settings
         self._api = engine.api
         self._words = engine.words
-        self._context = engine.make_context(sequences, room)
+        self._context = engine.make_context(sequences, room, settings)
         self._memory = self._api.llama_get_memory(self._context)
         self._batch = self._api.llama_batch_init(PROMPT_BATCH, 0, 1)
 

@@ -31,11 +31,20 @@ class Task(msgspec.Struct, frozen=True):
 
     def run(self, running: Running) -> tuple[float, int]:
         """The median over the questions, each a list of prompts asked together; and the fewest tokens of any answer."""
-        for prompts in self.warm_up:
-            running.generate(prompts, 2)
-        answers = [running.generate(prompts, self.tokens) for prompts in self.questions]
+        answers = self.ask(running)
         fewest = min(answer.tokens for together in answers for answer in together)
         return statistics.median(map(self.value, answers)), fewest
+
+    def take(self, running: Running) -> tuple[dict[Measure, float], int]:
+        """The same as `run`, by measure: there may be more than one."""
+        value, fewest = self.run(running)
+        return {self.measure: value}, fewest
+
+    def ask(self, running: Running) -> list[list[Answer]]:
+        """The answers to each question, after the warm-up."""
+        for prompts in self.warm_up:
+            running.generate(prompts, 2)
+        return [running.generate(prompts, self.tokens) for prompts in self.questions]
 
 
 def tasks(prompts: Prompts, *, quick: bool) -> list[Task]:

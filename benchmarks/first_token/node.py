@@ -35,9 +35,12 @@ TAIL = 2_000  # characters of a node's log that an error shows
 
 
 class Node:
-    """The whole system. `root` is kept from start to start, as a user's is, and empty at the first."""
+    """The whole system. `root` is kept from start to start, as a user's is, and empty at the first.
 
-    def __init__(self, model: Path, root: Path, *, door: str = "http") -> None:
+    `service` is a Python file with one more service to boot.
+    """
+
+    def __init__(self, model: Path, root: Path, *, door: str = "http", service: Path | None = None) -> None:
         self.name = "microkernel" if door == "http" else f"microkernel, {door}"
         self.about = {
             "http": "a node with its default settings; chats over HTTP as a stream of events, client on this machine",
@@ -46,12 +49,13 @@ class Node:
         self._model = model
         self._root = root
         self._door = door
+        self._service = service
 
     @property
     def command(self) -> list[str]:
         """How the node is booted."""
         boot = ["-m", "microkernel", "boot", "--root", str(self._root), "--port", "0", "--model", str(self._model)]
-        return [sys.executable, *boot]
+        return [sys.executable, *boot, *(["--service", str(self._service)] if self._service else [])]
 
     def versions(self) -> dict[str, str]:
         """Of what the node computes with."""

@@ -42,6 +42,7 @@ class Prompts:
         return self._make(number, words)
 
     def _make(self, number: int, words: int) -> Prompt:
+        from microkernel.message import convert
         from services.inference.messages import ChatMessage
         from services.inference.text.template import encode_prompt
 
@@ -58,5 +59,5 @@ class Prompts:
                 "content": "Write a very long story about a ship that sails around the world, with many details.",
             },
         ]
-        rendered = self._template.render([ChatMessage(**message) for message in messages])
+        rendered = self._template.render([convert(message, ChatMessage) for message in messages])
         return Prompt(messages, encode_prompt(self._tokenizer, rendered))

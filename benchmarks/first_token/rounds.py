@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from benchmarks.first_token.contender import Broken, Contender, Running
-from benchmarks.first_token.measures import FIRST_START, MEMORY, PRIVATE, READY, Task, tasks
+from benchmarks.first_token.measures import FIRST_START, MEMORY, PRIVATE, READY, Task
 from benchmarks.first_token.prompts import Prompts
 from benchmarks.measure import Round
 
@@ -14,36 +15,45 @@ __all__ = ["Rounds"]
 
 
 class Rounds:
-    """Runs rounds. A contender that breaks is left out from then on; `left` says why, `notes` what else to know."""
+    """Runs rounds. A contender that breaks is left out from then on; `left` says why, `notes` what else to know.
+
+    `tasks` makes those of one round, with prompts that are new. With `first_start`, each contender is started once
+    before the first round: on empty state.
+    """
 
     def __init__(
-        self, contenders: Sequence[Contender], prompts: Prompts, *, quick: bool, tell: Callable[[str], None]
+        self,
+        contenders: Sequence[Contender],
+        prompts: Prompts,
+        tasks: Callable[[], Sequence[Task]],
+        *,
+        first_start: bool,
+        tell: Callable[[str], None],
     ) -> None:
         self.left: dict[str, str] = {}
         self.notes: list[str] = []
         self._contenders = list(contenders)
         self._prompts = prompts
-        self._quick = quick
+        self._tasks = tasks
+        self._first_start = first_start
         self._tell = tell
 
     def run(self, number: int) -> Round:
-        """Round `number`, from 0. Before the first, unless it is to be quick, each is started once on empty state."""
+        """Round `number`, from 0."""
         turn = number % len(self._contenders)
         order = [*self._contenders[turn:], *self._contenders[:turn]]
         found: Round = {contender.name: {} for contender in order}
-        if number == 0 and not self._quick:
+        if number == 0 and self._first_start:
             for contender in self._present(order):
-                self._try(contender, lambda contender=contender: self._first_start(contender, found))
+                self._try(contender, partial(self._start_first, contender, found))
         running: dict[str, Running] = {}
         try:
             for contender in self._present(order):
-                self._try(contender, lambda contender=contender: self._start(contender, found, running))
-            for task in tasks(self._prompts, quick=self._quick):
+                self._try(contender, partial(self._start, contender, found, running))
+            for task in self._tasks():
                 self._tell(f"round {number + 1}: {task.measure.name}")
                 for contender in self._present(order):
-                    self._try(
-                        contender, lambda contender=contender, task=task: self._ask(contender, task, found, running)
-                    )
+                    self._try(contender, partial(self._ask, contender, task, found, running))
             for contender in self._present(order):
                 memory = running[contender.name].memory()
                 found[contender.name][MEMORY.name] = memory.peak
@@ -66,7 +76,7 @@ class Rounds:
             self.left[contender.name] = str(error)
             self._tell(f"{contender.name} is out: {error}")
 
-    def _first_start(self, contender: Contender, found: Round) -> None:
+    def _start_first(self, contender: Contender, found: Round) -> None:
         self._tell(f"first start of {contender.name}")
         began = time.perf_counter()
         running = contender.start(self._prompts.short()[0])
@@ -81,11 +91,11 @@ class Rounds:
         found[contender.name][READY.name] = time.perf_counter() - began
 
     def _ask(self, contender: Contender, task: Task, found: Round, running: dict[str, Running]) -> None:
-        measure = task.measure
-        value, fewest = task.run(running[contender.name])
-        found[contender.name][measure.name] = value
+        values, fewest = task.take(running[contender.name])
+        found[contender.name] |= {measure.name: value for measure, value in values.items()}
         if fewest < task.tokens:
             self.notes.append(
-                f"{contender.name}: {measure.name}: an answer ended after {fewest} of {task.tokens} tokens"
+                f"{contender.name}: {task.measure.name}: an answer ended after {fewest} of {task.tokens} tokens"
             )
-        self._tell(f"  {contender.name}: {value * measure.scale:.4g} {measure.unit}")
+        shown = ", ".join(f"{value * measure.scale:.4g} {measure.unit}" for measure, value in values.items())
+        self._tell(f"  {contender.name}: {shown}")

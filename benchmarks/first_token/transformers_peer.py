@@ -16,7 +16,7 @@ def transformers(model: Path, cores: int, log: Path, *, dtype: str = "float32") 
     return Worker(
         f"transformers, {dtype}",
         f"weights unpacked to {dtype}; generate() with a static batch; token ids in and out",
-        engine="transformers_peer",
+        engine=__name__,
         model=model,
         cores=cores,
         # accelerate and gguf are what transformers itself asks for to read a GGUF file.

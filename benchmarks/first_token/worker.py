@@ -1,7 +1,7 @@
 """An engine in a process of its own: lines of JSON in, lines of JSON out, times taken beside the engine.
 
-An engine is a module of this package with a class `Engine(model, cores, **options)` whose `generate(prompts, tokens)`
-takes lists of token ids. What it costs to come over the pipe is not in the times, but for the start's.
+An engine is a module with a class `Engine(model, cores, **options)` whose `generate(prompts, tokens)` takes lists of
+token ids; it may take more by name. What it costs to come over the pipe is not in the times, but for the start's.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from benchmarks.first_token.contender import Answer, Broken, Memory, Prompt
+from benchmarks.first_token.contender import Answer, Broken, Late, Memory, Prompt
 from benchmarks.first_token.memory import memory_of
 from benchmarks.versions import package_versions
 
-__all__ = ["Worker", "serve"]
+__all__ = ["Clock", "RunningWorker", "Worker", "note", "serve"]
 
 PATIENCE = 600.0  # seconds for a start or an answer
 TAIL = 2_000
+NOTE = "note: "  # begins a line of the log that people are to know of
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Worker:
-    """A contender whose engine is the module `engine` of this package; `packages` are modules it needs to import."""
+    """A contender whose engine is the module `engine`; `packages` are modules that it needs to import."""
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class Worker:
         self.about = about
         self._packages = packages
         self._log = log
-        self._arguments = [f"benchmarks.first_token.{engine}", str(model), str(cores), json.dumps(options or {})]
+        self._arguments = [engine, str(model), str(cores), json.dumps(options or {})]
 
     @property
     def command(self) -> list[str]:
@@ -65,6 +66,13 @@ class Worker:
         """The packages that are not installed."""
         absent = [package for module, package in self._packages.items() if importlib.util.find_spec(module) is None]
         return f"not installed: {', '.join(absent)}" if absent else None
+
+    def notes(self) -> list[str]:
+        """What the engine said that people are to know."""
+        if not self._log.exists():
+            return []
+        lines = self._log.read_text(errors="replace").splitlines()
+        return [f"{self.name}: {line.removeprefix(NOTE)}" for line in lines if line.startswith(NOTE)]
 
     def start(self, prompt: Prompt) -> RunningWorker:
         """Start the process and have a token made."""
@@ -90,9 +98,13 @@ class RunningWorker:
 
     def generate(self, prompts: list[Prompt], tokens: int) -> list[Answer]:
         """Have the other side do it."""
+        return self.ask(prompts, tokens)
+
+    def ask(self, prompts: list[Prompt], tokens: int, **more: Any) -> list[Answer]:
+        """The same, with what else the engine takes by name."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        question = {"prompts": [prompt.ids for prompt in prompts], "tokens": tokens}
+        question = {"prompts": [prompt.ids for prompt in prompts], "tokens": tokens, **more}
         try:
             self._process.stdin.write(msgspec.json.encode(question) + b"\n")
             self._process.stdin.flush()
@@ -134,8 +146,13 @@ def serve(engine: Any, questions: BinaryIO, answers: BinaryIO) -> None:
     """Answer until the other side closes the pipe."""
     for line in questions:
         question = json.loads(line)
-        answers.write(msgspec.json.encode(engine.generate(question["prompts"], question["tokens"])) + b"\n")
+        answers.write(msgspec.json.encode(engine.generate(**question)) + b"\n")
         answers.flush()
+
+
+def note(line: str) -> None:
+    """Said by an engine: what people are to know beside its numbers."""
+    print(f"{NOTE}{line}", file=sys.stderr, flush=True)
 
 
 class Clock:
@@ -144,7 +161,19 @@ class Clock:
     def __init__(self, prompts: list[list[int]]) -> None:
         self._lengths = [len(prompt) for prompt in prompts]
         self._times: list[list[float]] = [[] for _ in prompts]
+        self._asked = [0.0] * len(prompts)
         self._began = time.perf_counter()
+
+    def join(self, late: Late) -> int:
+        """One more stream is asked now; returns its number."""
+        self._lengths.append(len(late.prompt))
+        self._times.append([])
+        self._asked.append(time.perf_counter() - self._began)
+        return len(self._times) - 1
+
+    def is_due(self, late: Late) -> bool:
+        """Whether each stream has as many tokens as `late` waits for."""
+        return all(len(times) >= late.after for times in self._times)
 
     def note(self, stream: int) -> None:
         """A token of `stream` can be read now."""
@@ -153,8 +182,8 @@ class Clock:
     def answers(self) -> list[Answer]:
         """What has been noted."""
         return [
-            Answer(length, len(times), times[0], times[-1])
-            for length, times in zip(self._lengths, self._times, strict=True)
+            Answer(length, len(times), times[0], times[-1], times, asked)
+            for length, times, asked in zip(self._lengths, self._times, self._asked, strict=True)
         ]
 
 

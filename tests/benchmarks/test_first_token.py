@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 
 import pytest
 
-from benchmarks.first_token.contender import Answer, Broken, Memory, Prompt
-from benchmarks.first_token.measures import Task, rate_of_all, rate_of_one
+from benchmarks.first_token.contender import Answer, Broken, Late, Memory, Prompt
+from benchmarks.first_token.measures import Task, rate_of_all, rate_of_one, tasks
 from benchmarks.first_token.node import _answer_of
 from benchmarks.first_token.rounds import Rounds
-from benchmarks.first_token.worker import serve
+from benchmarks.first_token.worker import Clock, Worker, note, serve
 from benchmarks.measure import Measure
 from benchmarks.spread import ratio, spread_of
 from benchmarks.table import render, rows_of
@@ -112,7 +113,7 @@ def test_an_answer_that_ended_early_is_noted():
         def generate(self, prompts, tokens):
             return [Answer(1, min(tokens, 7), first=1.0, last=2.0) for _ in prompts]
 
-    rounds = Rounds([Terse("terse", [])], Numbered(), quick=True, tell=lambda _: None)
+    rounds = quick_rounds([Terse("terse", [])])
     rounds.run(0)
     assert rounds.notes[-1] == "terse: 8 streams, in all: an answer ended after 7 of 32 tokens"
 
@@ -159,9 +160,14 @@ class Numbered:
         return Prompt([], [self.number] * tokens)
 
 
+def quick_rounds(contenders, tell=lambda _: None):
+    prompts = Numbered()
+    return Rounds(contenders, prompts, lambda: tasks(prompts, quick=True), first_start=False, tell=tell)
+
+
 def test_contenders_get_the_same_prompts_in_an_order_that_turns():
     log = []
-    rounds = Rounds([Scripted("a", log), Scripted("b", log)], Numbered(), quick=True, tell=lambda _: None)
+    rounds = quick_rounds([Scripted("a", log), Scripted("b", log)])
     rounds.run(0)
     first = [entry for entry in log if entry[0] == "ask"]
     log.clear()
@@ -179,7 +185,7 @@ def test_contenders_get_the_same_prompts_in_an_order_that_turns():
 def test_a_contender_that_breaks_is_out_and_said_so_and_the_others_go_on():
     log, told = [], []
     contenders = [Scripted("good", log), Scripted("bad", log, breaks=True)]
-    rounds = Rounds(contenders, Numbered(), quick=True, tell=told.append)
+    rounds = quick_rounds(contenders, told.append)
     found = rounds.run(0)
     assert rounds.left == {"bad": "it fell over"}
     assert any("bad is out: it fell over" in line for line in told)
@@ -225,3 +231,41 @@ def test_the_far_side_of_the_pipe_answers_line_by_line_until_it_is_closed():
         {"prompt_tokens": 1, "tokens": 4, "first": 0.5, "last": math.pi},
     ]
     assert [json.loads(line) for line in answers.getvalue().splitlines()] == [one, one]
+
+
+def test_what_else_an_engine_takes_comes_over_the_pipe_by_name():
+    class Engine:
+        def generate(self, prompts, tokens, late=None):
+            return [Answer(len(late["prompt"]), tokens, first=0.5, last=1.0)]
+
+    answers = io.BytesIO()
+    serve(
+        Engine(), io.BytesIO(b'{"prompts": [[1]], "tokens": 4, "late": {"prompt": [1, 2, 3], "after": 2}}\n'), answers
+    )
+    assert json.loads(answers.getvalue())[0]["prompt_tokens"] == 3
+
+
+def test_a_late_prompt_is_due_when_each_stream_has_its_tokens_and_is_timed_from_then_on():
+    clock, late = Clock([[1], [2, 3]]), Late([4, 5, 6], after=2)
+    for stream in (0, 0, 1):
+        assert not clock.is_due(late)
+        clock.note(stream)
+    clock.note(1)
+    assert clock.is_due(late)
+    number = clock.join(late)
+    clock.note(number)
+    first, second, third = clock.answers()
+    assert (first.tokens, second.tokens, third.tokens) == (2, 2, 1)
+    assert (third.prompt_tokens, first.asked) == (3, 0.0)
+    assert second.last <= third.asked <= third.first
+    assert first.times == sorted(first.times)
+
+
+def test_what_an_engine_notes_is_told_beside_its_numbers(tmp_path, capsys):
+    log = tmp_path / "log"
+    worker = Worker("ours", "", engine="", model=tmp_path, cores=1, packages={}, log=log)
+    assert worker.notes() == []
+    sys.stderr.write("a library's own line\n")
+    note("computed by torch")
+    log.write_text(capsys.readouterr().err)
+    assert worker.notes() == ["ours: computed by torch"]
