@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 import torch
 
-from microkernel.errors import PreconditionFailed
+from microkernel.errors import Overloaded, PreconditionFailed
 from services.inference.checkpoint.checkpoint import Checkpoint
 from services.inference.eager import decoder as eager
 from services.inference.eager.pages import page_bytes as eager_page_bytes
@@ -80,7 +80,7 @@ class Computing:
             try:
                 self._kernels = open_kernels(None if self._folder is None else self._folder / "kernels")
                 self._team = self._kernels.team(self._cores)
-            except PreconditionFailed as error:
+            except (PreconditionFailed, Overloaded) as error:
                 self._missing = error.message
 
     def plan(self, checkpoint: Checkpoint, digest: str | None) -> Plan:
