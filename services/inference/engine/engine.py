@@ -10,8 +10,7 @@ when its turn comes, and is computed again where it is not.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+import time
 from collections.abc import Sequence as Several
 
 import msgspec
@@ -22,22 +21,22 @@ from microkernel.errors import (
     DataLoss,
     Invalid,
     MicrokernelError,
-    Overloaded,
     PreconditionFailed,
     from_exception,
 )
-from services.inference.cache.cache import Cache, Room, Status
+from services.inference.cache.cache import Cache, Status
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
+from services.inference.engine.batch import Batch, Share
 from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Decoder, Part
+from services.inference.engine.pace import Pace
 from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
 from services.inference.engine.sequence import Request, Sequence
 
 __all__ = ["Engine", "Output", "Request", "check_prompt"]
 
 PATIENCE = 0.005  # seconds that a step waits for the disk where there is nothing to compute
-CROWDED = 0.8  # share of the pages in use from which nothing new is admitted beside what runs
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -66,6 +65,7 @@ class Engine:
         space: bytes = b"",
         saved: SavedPages | None = None,
         owner_share: float = 1.0,
+        slowdown: float = 1.7,
     ) -> None:
         """Start empty.
 
@@ -73,7 +73,8 @@ class Engine:
         One step computes `token_budget` tokens, and pages take up to `cache_bytes` (None: as much as the batch at
         full length needs). `space` names the model's content: equal prefixes in equal spaces have equal pages.
         Those of long contexts are kept in `saved` too, and found there again. One owner may have `owner_share` of the
-        pages, if `set_quota` has said nothing else.
+        pages, if `set_quota` has said nothing else. Steps that read prompts are to take at most `slowdown` times what
+        those who decode would take alone.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -85,33 +86,38 @@ class Engine:
         if self.context_length < 2 or max_batch < 1 or token_budget < 1:
             raise Invalid(f"{self._pages} pages, a batch of {max_batch} and a budget of {token_budget} cannot run")
         self._decoder = decoder
-        self._max_batch = max_batch
-        self._token_budget = token_budget
         self._space = space + decoder.layout.encode()
         self._storage = decoder.storage(self._pages)
         self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
         self._contexts = Contexts(self._cache, self._storage, saved)
         self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # in the order in which they were admitted
+        self._pace = Pace(slowdown)
+        self._batch = Batch(
+            self._cache,
+            self._storage,
+            self._contexts,
+            self._pace,
+            space=self._space,
+            pages=self._pages,
+            most=max_batch,
+            budget=token_budget,
+        )
         self._refused: list[Output] = []
-        self._stuck = False  # what waits found no room, and nothing has changed since
 
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing until somebody asks for more."""
-        works = any(not sequence.held for sequence in self._running)
-        return not (works or self._refused or (self._waiting and not self._stuck))
+        return not self._refused and self._batch.idle
 
     @property
     def running(self) -> int:
         """How many sequences are in the batch."""
-        return len(self._running)
+        return len(self._batch.running)
 
     @property
     def waiting(self) -> int:
         """How many requests wait for a place."""
-        return len(self._waiting)
+        return len(self._batch.waiting)
 
     @property
     def page_bytes(self) -> int:
@@ -129,7 +135,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queue a request. One that cannot run gets its error as the next step's output."""
-        if any(request.id == other.request.id for other in (*self._waiting, *self._running)):
+        if self._batch.find(request.id) is not None:
             raise AlreadyExists(f"request {request.id} is running already")
         try:
             self.check(request.prompt, request.max_tokens)
@@ -141,49 +147,47 @@ class Engine:
         if self._owner_pages is not None and self._cache.quota(request.owner) is None:
             self._cache.set_quota(request.owner, self._owner_pages)
         limit = min(self.context_length, len(request.prompt) + request.max_tokens)
-        self._waiting.append(Sequence(request, state, limit))
-        self._stuck = False
+        self._batch.enter(Sequence(request, state, limit))
 
     def cancel(self, id: int) -> bool:  # noqa: A002 - the request's own field
         """Forget a request; no more output comes for it. False if it is not here (any more)."""
-        for sequence in self._running:
-            if sequence.request.id == id:
-                self._leave(sequence)
-                return True
-        for sequence in self._waiting:
-            if sequence.request.id == id:
-                self._waiting.remove(sequence)
-                self._stuck = False
-                return True
-        return False
+        sequence = self._batch.find(id)
+        if sequence is None:
+            return False
+        self._batch.leave(sequence)
+        return True
 
     def hold(self, id: int, *, held: bool) -> None:  # noqa: A002 - as above
         """Let a sequence rest, its pages kept, or go on: its reader is behind. Does nothing before its first token."""
-        for sequence in self._running:
-            if sequence.request.id == id and sequence.generated:
-                sequence.held = held
+        sequence = self._batch.find(id)
+        if sequence is not None and sequence.generated:
+            sequence.held = held
 
     def set_quota(self, owner: str, pages: int | None) -> None:
         """Let `owner` have so many pages, running and cached; None: as many as there are."""
         self._cache.set_quota(owner, pages)
-        self._stuck = False
+        self._batch.changed()
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Run one quantum: a token for every sequence that decodes, then prompts as far as the budget goes."""
         outputs, self._refused = self._refused, []
-        self._contexts.take(self._running, wait=0.0)
-        chosen = self._plan(outputs)
-        if not chosen:
-            self._contexts.take(self._running, wait=PATIENCE)
+        self._contexts.take(self._batch.running, wait=0.0)
+        shares = self._batch.plan()
+        if not shares:
+            if (refused := self._batch.refuse()) is not None:
+                outputs.append(_broken(refused[0].request.id, refused[1]))
+            self._contexts.take(self._batch.running, wait=PATIENCE)
             return outputs
-        parts = [self._part(sequence, count) for sequence, count in chosen]
+        parts = [self._part(share) for share in shares]
+        began = time.perf_counter()
         try:
             logits = self._decoder.forward(self._storage, parts)
         except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
             return outputs + self._fail(error)
         answering = []
-        for (sequence, _), part in zip(chosen, parts, strict=True):
+        for share, part in zip(shares, parts, strict=True):
+            sequence = share.sequence
             assert sequence.table is not None
             self._cache.advance(sequence.table, part.tokens)
             if part.wanted:
@@ -192,121 +196,25 @@ class Engine:
                     self._contexts.keep(sequence)  # a node that is killed has the prompt at least
         tokens = _sample(logits, [sequence.sampler for sequence in answering]) if answering else []
         outputs += [self._take(sequence, token) for sequence, token in zip(answering, tokens, strict=True)]
+        self._pace.note(*_rows(parts), time.perf_counter() - began)
         return outputs
 
     def release_cache(self) -> None:
         """Forget all pages and give their memory back; only while nothing runs."""
-        if self._running:
-            raise PreconditionFailed(f"{len(self._running)} sequences are running")
+        if self._batch.running:
+            raise PreconditionFailed(f"{len(self._batch.running)} sequences are running")
         self._cache.evict(self._pages)
         self._storage.release()
 
-    def _part(self, sequence: Sequence, count: int) -> Part:
+    def _part(self, share: Share) -> Part:
+        sequence = share.sequence
         assert sequence.table is not None
         start = sequence.table.length
         return Part(
-            sequence.tokens[start : start + count],
+            sequence.tokens[start : start + share.count],
             start,
             sequence.view(self._storage),
-            wanted=1 if start + count == len(sequence.tokens) else 0,
-        )
-
-    # What a step computes
-
-    def _plan(self, outputs: list[Output]) -> list[tuple[Sequence, int]]:
-        """The sequences of the next step, and how many tokens of each."""
-        chosen = [(sequence, 1) for sequence in self._decoding() if self._extend(sequence, 1)]
-        chosen = [(sequence, count) for sequence, count in chosen if sequence.table is not None]  # not given up since
-        budget = max(1, self._token_budget - len(chosen))
-        for sequence in self._reading():
-            if budget <= 0:
-                return chosen
-            count = min(budget, sequence.missing)
-            chosen.append((sequence, count))
-            budget -= count
-        while budget > 0:
-            admitted = self._admit(alone=not self._running)
-            if admitted is None:
-                break
-            if admitted.loading is not None:
-                continue
-            count = min(budget, admitted.missing)
-            chosen.append((admitted, count))
-            budget -= count
-        if not chosen and not self._running and self._waiting:
-            outputs.append(self._refuse_first())
-        return chosen
-
-    def _decoding(self) -> Iterator[Sequence]:
-        for sequence in tuple(self._running):
-            if sequence.table is not None and not sequence.held and not sequence.loading and sequence.missing == 1:
-                yield sequence
-
-    def _reading(self) -> list[Sequence]:
-        return [sequence for sequence in self._running if sequence.missing > 1 and not sequence.loading]
-
-    def _extend(self, sequence: Sequence, count: int) -> bool:
-        """Room for `count` more tokens, if need be from whoever came last; False where the sequence has to wait."""
-        while sequence.table is not None:
-            room = self._cache.extend(sequence.table, sequence.table.length + count)
-            if room is Room.GRANTED:
-                return True
-            self._give_up(self._last(sequence.request.owner if room is Room.OVER_QUOTA else None))
-        return False
-
-    def _last(self, owner: str | None) -> Sequence:
-        """Who came last, of all or of an owner's: it has the least to lose."""
-        return next(one for one in reversed(self._running) if owner is None or one.request.owner == owner)
-
-    def _give_up(self, sequence: Sequence) -> None:
-        """Take a sequence's pages; it is the next to be admitted."""
-        self._contexts.keep(sequence)
-        self._running.remove(sequence)
-        self._cache.release(sequence.drop())
-        self._waiting.appendleft(sequence)
-
-    def _admit(self, *, alone: bool) -> Sequence | None:
-        """Let the first that waits and fits into the batch, with pages for all that it has; None where none can be."""
-        if self._stuck or len(self._running) >= self._max_batch:
-            return None
-        over: set[str] = set()
-        for sequence in self._waiting:
-            owner = sequence.request.owner
-            if owner in over:
-                continue
-            table = self._cache.begin(owner, self._space, sequence.tokens)
-            needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
-            crowded = self._cache.held + needed > CROWDED * self._pages and not alone
-            room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
-            if room is Room.GRANTED:
-                sequence.table = table
-                self._contexts.begin(sequence)
-                self._waiting.remove(sequence)
-                self._running.append(sequence)
-                return sequence
-            self._cache.release(table)
-            if room is not Room.OVER_QUOTA:
-                break  # nobody overtakes: a long prompt would wait for ever behind short ones
-            over.add(owner)
-        self._stuck = bool(self._waiting)
-        return None
-
-    def _refuse_first(self) -> Output:
-        """What waits cannot be admitted though nothing runs: it never will be."""
-        sequence = self._waiting.popleft()
-        self._stuck = False
-        status, needed = self._cache.status(), -(-len(sequence.tokens) // PAGE)
-        owner = sequence.request.owner
-        account = status.owners.get(owner)
-        limit = "" if account is None or account.quota is None else f", of which '{owner}' may have {account.quota}"
-        return Output(
-            sequence.request.id,
-            NO_TOKEN,
-            error=Overloaded(
-                f"the prompt needs {needed} pages of {PAGE} tokens; {status.free + status.evictable} of {status.pages} "
-                f"are to be had{limit}",
-                remedy="shorten the prompt, raise the quota, or give the model a larger cache",
-            ),
+            wanted=1 if start + share.count == len(sequence.tokens) else 0,
         )
 
     # What a step gave
@@ -314,7 +222,7 @@ class Engine:
     def _take(self, sequence: Sequence, token: int | MicrokernelError) -> Output:
         request = sequence.request
         if isinstance(token, MicrokernelError):
-            self._leave(sequence, broken=isinstance(token, DataLoss))
+            self._batch.leave(sequence, broken=isinstance(token, DataLoss))
             return Output(request.id, NO_TOKEN, error=token)
         sequence.tokens.append(token)
         reason = None
@@ -323,27 +231,14 @@ class Engine:
         elif len(sequence.tokens) >= sequence.limit:
             reason = "length"
         if reason is not None:
-            self._leave(sequence)
+            self._batch.leave(sequence)
         return Output(request.id, token, reason)
-
-    def _leave(self, sequence: Sequence, *, broken: bool = False) -> None:
-        """Out of the batch; what it has computed stays cached, unless its numbers are broken."""
-        if not broken:
-            self._contexts.keep(sequence)
-        self._running.remove(sequence)
-        self._stuck = False
-        table = sequence.drop()
-        if broken:
-            for page in self._cache.clear(table):
-                self._storage.clear(page)
-        else:
-            self._cache.release(table)
 
     def _fail(self, error: Exception) -> list[Output]:
         """End everything that runs with `error`, from a step that could not be done; what waits goes on."""
-        outputs = [_broken(sequence.request.id, error) for sequence in self._running]
-        for sequence in tuple(self._running):
-            self._leave(sequence, broken=True)
+        outputs = [_broken(sequence.request.id, error) for sequence in self._batch.running]
+        for sequence in tuple(self._batch.running):
+            self._batch.leave(sequence, broken=True)
         return outputs
 
 
@@ -360,6 +255,12 @@ def _sample(logits: torch.Tensor, states: Several[SamplerState]) -> list[int | M
         remedy="verify the model's files; a model that overflows in bfloat16 needs float32",
     )
     return [broken if token == NO_TOKEN else token for token in tokens]
+
+
+def _rows(parts: Several[Part]) -> tuple[int, int]:
+    """How many tokens of a step were decoded, and how many were of prompts."""
+    decoding = sum(len(part.tokens) == part.wanted for part in parts)
+    return decoding, sum(len(part.tokens) for part in parts) - decoding
 
 
 def _broken(request: int, error: Exception) -> Output:
