@@ -27,11 +27,12 @@ __all__ = ["Batch", "Share"]
 CROWDED = 0.8  # share of the pages in use from which nothing new is admitted beside what runs
 
 
-class Share(msgspec.Struct, gc=False):
-    """What a step computes of one sequence: so many of the tokens that it has."""
+class Share(msgspec.Struct):
+    """What a step computes of one sequence: so many of the tokens that it has, and those that are guessed to follow."""
 
     sequence: Sequence
     count: int
+    guessed: list[int] = []
 
 
 class Batch:
@@ -55,6 +56,8 @@ class Batch:
         """
         self.running: list[Sequence] = []  # in the order in which they were admitted
         self.waiting: deque[Sequence] = deque()
+        self.paused: list[Sequence] = []  # the one that was paused first has to give its pages first
+        self._known: dict[int, Sequence] = {}  # all of them, by the ids of their requests
         self._cache = cache
         self._storage = storage
         self._contexts = contexts
@@ -73,32 +76,105 @@ class Batch:
 
     def find(self, id: int) -> Sequence | None:  # noqa: A002 - the request's own field
         """The sequence of that request."""
-        return next((one for one in (*self.running, *self.waiting) if one.request.id == id), None)
+        return self._known.get(id)
+
+    @property
+    def followers(self) -> int:
+        """How many wait for another one's prompt to be read."""
+        return len(self._known) - len(self.running) - len(self.waiting) - len(self.paused)
 
     def enter(self, sequence: Sequence) -> None:
-        """One more that waits."""
-        self.waiting.append(sequence)
+        """One more: it waits for a place, or for the prompt that another one reads for it as well."""
+        self._known[sequence.request.id] = sequence
         self._stuck = False
+        leader = self._known.get(-1 if sequence.request.fork_of is None else sequence.request.fork_of)
+        if leader is None or leader.generated or leader.request.prompt != sequence.request.prompt:
+            self.waiting.append(sequence)
+            return
+        sequence.leader = leader = leader.leader or leader
+        leader.followers.append(sequence)
 
     def changed(self) -> None:
         """What waits may find room now."""
         self._stuck = False
 
+    def fork(self, leader: Sequence) -> list[Sequence]:
+        """The prompt of `leader` has been read: its followers go on from it, as many as have a place; returns those."""
+        followers, leader.followers = leader.followers, []
+        forked = []
+        assert leader.table is not None
+        for follower in followers:
+            follower.leader = None
+            if len(self.running) >= self._most:
+                self.waiting.appendleft(follower)  # it finds the prompt's pages when its turn comes
+                continue
+            follower.table = self._cache.fork(leader.table)
+            follower.saved = leader.saved
+            self.running.append(follower)
+            forked.append(follower)
+        return forked
+
+    def pause(self, sequence: Sequence) -> None:
+        """Let it rest, with its pages for as long as nobody else needs them."""
+        if sequence in self.paused:
+            return
+        self._part(sequence)
+        if sequence.loading is not None:
+            self._cache.release(sequence.drop())  # they are read again
+        self.paused.append(sequence)
+        self._stuck = False
+
+    def resume(self, sequence: Sequence) -> None:
+        """Let it go on: at once where it has its pages and there is a place, or as the next."""
+        if sequence not in self.paused:
+            return
+        self.paused.remove(sequence)
+        self._stuck = False
+        if sequence.table is not None and len(self.running) < self._most:
+            self.running.append(sequence)
+            return
+        self._swap_out(sequence)
+        self.waiting.appendleft(sequence)
+
+    def swap_out(self, sequence: Sequence) -> None:
+        """Take the pages of one that is paused; those of a long context go to the disk."""
+        if sequence in self.paused:
+            self._swap_out(sequence)
+            self._stuck = False
+
     def leave(self, sequence: Sequence, *, broken: bool = False) -> None:
         """Forget a sequence; what it has computed stays cached, unless its numbers are broken."""
         self._stuck = False
+        self._part(sequence)
+        del self._known[sequence.request.id]
         if sequence.table is None:
-            self.waiting.remove(sequence)
             return
         if not broken:
             self._contexts.keep(sequence)
-        self.running.remove(sequence)
         table = sequence.drop()
         if broken:
             for page in self._cache.clear(table):
                 self._storage.clear(page)
         else:
             self._cache.release(table)
+
+    def _part(self, sequence: Sequence) -> None:
+        """Take it from where it is; the first that follows it leads the others from now on."""
+        if sequence.leader is not None:
+            sequence.leader.followers.remove(sequence)
+            sequence.leader = None
+        elif sequence in self.paused:
+            self.paused.remove(sequence)
+        elif sequence.table is None:
+            self.waiting.remove(sequence)
+        else:
+            self.running.remove(sequence)
+        if sequence.followers:
+            first, *others = sequence.followers
+            sequence.followers, first.followers, first.leader = [], others, None
+            for other in others:
+                other.leader = first
+            self.waiting.appendleft(first)
 
     # What a step computes
 
@@ -125,8 +201,8 @@ class Batch:
         """The first that waits, if it waits for what it will never get: nothing runs, and it cannot be admitted."""
         if self.running or not self.waiting:
             return None
-        sequence = self.waiting.popleft()
-        self._stuck = False
+        sequence = self.waiting[0]
+        self.leave(sequence)
         status, needed = self._cache.status(), -(-len(sequence.tokens) // PAGE)
         owner = sequence.request.owner
         account = status.owners.get(owner)
@@ -151,8 +227,28 @@ class Batch:
             room = self._cache.extend(sequence.table, sequence.table.length + count)
             if room is Room.GRANTED:
                 return True
-            self._give_up(self._last(sequence.request.owner if room is Room.OVER_QUOTA else None))
+            owner = sequence.request.owner if room is Room.OVER_QUOTA else None
+            if not self._reclaim(owner):
+                self._give_up(self._last(owner))
         return False
+
+    def reserve(self, sequence: Sequence, count: int) -> bool:
+        """Room for `count` more tokens where there is some to be had; nobody gives up any for it."""
+        table = sequence.table
+        return table is not None and self._cache.extend(table, table.length + count) is Room.GRANTED
+
+    def _reclaim(self, owner: str | None) -> bool:
+        """Take the pages of one that is paused, of all or of an owner's; False where none has any."""
+        for sequence in self.paused:
+            if sequence.table is not None and (owner is None or sequence.request.owner == owner):
+                self._swap_out(sequence)
+                return True
+        return False
+
+    def _swap_out(self, sequence: Sequence) -> None:
+        if sequence.table is not None:
+            self._contexts.keep(sequence)
+            self._cache.release(sequence.drop())
 
     def _last(self, owner: str | None) -> Sequence:
         """Who came last, of all or of an owner's: it has the least to lose."""
@@ -174,19 +270,28 @@ class Batch:
             owner = sequence.request.owner
             if owner in over:
                 continue
-            table = self._cache.begin(owner, self._space, sequence.tokens)
-            needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
-            crowded = self._cache.held + needed > CROWDED * self._pages and not alone
-            room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
+            room = self._begin(sequence, alone=alone)
+            while room is not Room.GRANTED and self._reclaim(owner if room is Room.OVER_QUOTA else None):
+                room = self._begin(sequence, alone=alone)
             if room is Room.GRANTED:
-                sequence.table = table
-                self._contexts.begin(sequence)
                 self.waiting.remove(sequence)
                 self.running.append(sequence)
+                self._contexts.begin(sequence)
                 return sequence
-            self._cache.release(table)
             if room is not Room.OVER_QUOTA:
                 break  # nobody overtakes: a long prompt would wait for ever behind short ones
             over.add(owner)
         self._stuck = bool(self.waiting)
         return None
+
+    def _begin(self, sequence: Sequence, *, alone: bool) -> Room:
+        """Pages for all that a sequence has; it has them only with `GRANTED`."""
+        table = self._cache.begin(sequence.request.owner, self._space, sequence.tokens)
+        needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
+        crowded = self._cache.held + needed > CROWDED * self._pages and not alone
+        room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
+        if room is Room.GRANTED:
+            sequence.table = table
+        else:
+            self._cache.release(table)
+        return room

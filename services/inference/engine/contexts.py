@@ -11,6 +11,7 @@ from collections.abc import Sequence as Several
 from services.inference.cache.cache import Cache
 from services.inference.cache.keys import PAGE, page_keys
 from services.inference.cache.saved import SavedPages
+from services.inference.cache.table import Table
 from services.inference.engine.forward import Storage
 from services.inference.engine.sequence import Sequence
 
@@ -30,14 +31,26 @@ class Contexts:
         self._saved = saved
 
     def begin(self, sequence: Sequence) -> None:
-        """Begin to read what is saved of a sequence behind what it has; its table has room for all of its tokens."""
+        """Begin to read what is saved of a sequence behind what it has; its table has room for all of its tokens.
+
+        What a restored context has brought is put in place at once.
+        """
         table = sequence.table
+        if table is not None and sequence.brought[1] > table.length:
+            self._put(sequence, table)
         if self._saved is None or table is None or len(sequence.tokens) < LONG:
             return
         keys = page_keys(table.space, table.owner, sequence.tokens[:-1])[len(table.nodes) :]
         found = self._saved.find(keys)
         if found >= WORTH:
             sequence.loading = self._saved.load(keys[:found])
+
+    def _put(self, sequence: Sequence, table: Table) -> None:
+        (contents, length), sequence.brought = sequence.brought, ((), 0)
+        for index in range(len(table.nodes), len(contents)):
+            start = table.length
+            self._storage.write(table.pages[index], contents[index])
+            self._cache.advance(table, sequence.tokens[start : min(start + PAGE, length)])
 
     def take(self, sequences: Several[Sequence], *, wait: float) -> None:
         """Put the pages that have come where they belong; if there are none yet, wait up to `wait` seconds."""

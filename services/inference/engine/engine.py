@@ -21,6 +21,7 @@ from microkernel.errors import (
     DataLoss,
     Invalid,
     MicrokernelError,
+    NotFound,
     PreconditionFailed,
     from_exception,
 )
@@ -28,14 +29,18 @@ from services.inference.cache.cache import Cache, Status
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
 from services.inference.engine.batch import Batch, Share
+from services.inference.engine.choice import Answer, choose
+from services.inference.engine.context import Context
 from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Decoder, Part
 from services.inference.engine.pace import Pace
-from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
+from services.inference.engine.proposers import Proposer
+from services.inference.engine.sampler import NO_TOKEN, SamplerState
 from services.inference.engine.sequence import Request, Sequence
 
-__all__ = ["Engine", "Output", "Request", "check_prompt"]
+__all__ = ["Context", "Engine", "Output", "Request", "check_prompt"]
 
+GUESSED_ROWS = 16  # tokens of a step that decodes, guessed ones included: more cost more than they save
 PATIENCE = 0.005  # seconds that a step waits for the disk where there is nothing to compute
 
 
@@ -66,6 +71,7 @@ class Engine:
         saved: SavedPages | None = None,
         owner_share: float = 1.0,
         slowdown: float = 1.7,
+        proposer: Proposer | None = None,
     ) -> None:
         """Start empty.
 
@@ -74,7 +80,7 @@ class Engine:
         full length needs). `space` names the model's content: equal prefixes in equal spaces have equal pages.
         Those of long contexts are kept in `saved` too, and found there again. One owner may have `owner_share` of the
         pages, if `set_quota` has said nothing else. Steps that read prompts are to take at most `slowdown` times what
-        those who decode would take alone.
+        those who decode would take alone. What `proposer` guesses is computed beforehand, where that changes nothing.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -102,6 +108,8 @@ class Engine:
             most=max_batch,
             budget=token_budget,
         )
+        self._proposer = proposer if decoder.invariant else None
+        self._guessed = self._guessed_right = 0
         self._refused: list[Output] = []
 
     @property
@@ -117,7 +125,17 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many requests wait for a place."""
-        return len(self._batch.waiting)
+        return len(self._batch.waiting) + self._batch.followers
+
+    @property
+    def paused(self) -> int:
+        """How many requests rest."""
+        return len(self._batch.paused)
+
+    @property
+    def guessed(self) -> tuple[int, int]:
+        """How many tokens were guessed so far, and how many of them were right."""
+        return self._guessed, self._guessed_right
 
     @property
     def page_bytes(self) -> int:
@@ -135,6 +153,46 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queue a request. One that cannot run gets its error as the next step's output."""
+        sequence = self._sequence(request)
+        if sequence is not None:
+            self._batch.enter(sequence)
+
+    def save(self, id: int) -> Context:  # noqa: A002 - the request's own field
+        """The context of a request as it is now; it goes on, or rests, as it did. Raises `NotFound`."""
+        sequence = self._batch.find(id)
+        if sequence is None:
+            raise NotFound(f"request {id} is not running")
+        table = sequence.table
+        length = 0 if table is None else table.length
+        held = [] if table is None else table.pages[: -(-length // PAGE)]
+        return Context(
+            space=self._space,
+            request=sequence.request,
+            answer=tuple(sequence.tokens[len(sequence.request.prompt) :]),
+            draws=sequence.sampler.draws,
+            length=length,
+            pages=[self._storage.read(page) for page in held],
+        )
+
+    def restore(self, context: Context, id: int) -> None:  # noqa: A002 - as above
+        """Go on with a context, as request `id`: its next token is the one that it would have had.
+
+        Raises `PreconditionFailed` for one of another model, or of other kernels.
+        """
+        if context.space != self._space or any(len(page) != self.page_bytes for page in context.pages):
+            raise PreconditionFailed(
+                "the context is of another model, or of another kind of device", remedy="restore it where it was saved"
+            )
+        sequence = self._sequence(msgspec.structs.replace(context.request, id=id, fork_of=None))
+        if sequence is None:
+            return
+        sequence.tokens += context.answer
+        sequence.sampler.catch_up(context.answer, context.draws)
+        sequence.brought = (context.pages, context.length)
+        self._batch.enter(sequence)
+
+    def _sequence(self, request: Request) -> Sequence | None:
+        """A new one; None where it cannot run: the next step says why. Raises `AlreadyExists`."""
         if self._batch.find(request.id) is not None:
             raise AlreadyExists(f"request {request.id} is running already")
         try:
@@ -143,11 +201,10 @@ class Engine:
             state = SamplerState(request.params, request.prompt, config.vocab_size, self._decoder.device)
         except (MicrokernelError, ValueError, RuntimeError) as error:
             self._refused.append(_broken(request.id, error))
-            return
+            return None
         if self._owner_pages is not None and self._cache.quota(request.owner) is None:
             self._cache.set_quota(request.owner, self._owner_pages)
-        limit = min(self.context_length, len(request.prompt) + request.max_tokens)
-        self._batch.enter(Sequence(request, state, limit))
+        return Sequence(request, state, min(self.context_length, len(request.prompt) + request.max_tokens))
 
     def cancel(self, id: int) -> bool:  # noqa: A002 - the request's own field
         """Forget a request; no more output comes for it. False if it is not here (any more)."""
@@ -162,6 +219,20 @@ class Engine:
         sequence = self._batch.find(id)
         if sequence is not None and sequence.generated:
             sequence.held = held
+
+    def pause(self, id: int, *, paused: bool) -> bool:  # noqa: A002 - as above
+        """Let a request rest, in any state, or go on; its pages stay while nobody else needs them. False if unknown."""
+        sequence = self._batch.find(id)
+        if sequence is not None:
+            (self._batch.pause if paused else self._batch.resume)(sequence)
+        return sequence is not None
+
+    def swap_out(self, id: int) -> bool:  # noqa: A002 - as above
+        """Take the pages of a request that is paused; it goes on all the same. False if unknown."""
+        sequence = self._batch.find(id)
+        if sequence is not None:
+            self._batch.swap_out(sequence)
+        return sequence is not None
 
     def set_quota(self, owner: str, pages: int | None) -> None:
         """Let `owner` have so many pages, running and cached; None: as many as there are."""
@@ -179,23 +250,16 @@ class Engine:
                 outputs.append(_broken(refused[0].request.id, refused[1]))
             self._contexts.take(self._batch.running, wait=PATIENCE)
             return outputs
+        self._guess(shares)
         parts = [self._part(share) for share in shares]
         began = time.perf_counter()
         try:
             logits = self._decoder.forward(self._storage, parts)
         except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
             return outputs + self._fail(error)
-        answering = []
-        for share, part in zip(shares, parts, strict=True):
-            sequence = share.sequence
-            assert sequence.table is not None
-            self._cache.advance(sequence.table, part.tokens)
-            if part.wanted:
-                answering.append(sequence)
-                if len(part.tokens) > 1:
-                    self._contexts.keep(sequence)  # a node that is killed has the prompt at least
-        tokens = _sample(logits, [sequence.sampler for sequence in answering]) if answering else []
-        outputs += [self._take(sequence, token) for sequence, token in zip(answering, tokens, strict=True)]
+        answers = self._answering(shares, parts)
+        choose(logits, answers)
+        outputs += [output for answer in answers for output in self._take(answer)]
         self._pace.note(*_rows(parts), time.perf_counter() - began)
         return outputs
 
@@ -203,36 +267,82 @@ class Engine:
         """Forget all pages and give their memory back; only while nothing runs."""
         if self._batch.running:
             raise PreconditionFailed(f"{len(self._batch.running)} sequences are running")
+        for sequence in self._batch.paused:
+            self._batch.swap_out(sequence)
         self._cache.evict(self._pages)
         self._storage.release()
+
+    def _guess(self, shares: Several[Share]) -> None:
+        """Add to those that decode what may follow, to be computed with them: right guesses save a step each."""
+        if self._proposer is None:
+            return
+        spare = GUESSED_ROWS - len(shares)
+        asked: list[tuple[Share, int]] = []
+        for share in shares:
+            sequence = share.sequence
+            if spare <= 0 or sequence.missing > 1:
+                return  # prompts are being read: they stand behind those who decode
+            most = min(sequence.guess.wanted(), sequence.limit - len(sequence.tokens) - 1, spare)
+            if most > 0:
+                asked.append((share, most))
+                spare -= most
+        guesses = self._proposer.propose([(share.sequence, most) for share, most in asked])
+        for (share, _), guess in zip(asked, guesses, strict=True):
+            if guess and self._batch.reserve(share.sequence, 1 + len(guess)):
+                share.guessed = guess
 
     def _part(self, share: Share) -> Part:
         sequence = share.sequence
         assert sequence.table is not None
         start = sequence.table.length
+        last = start + share.count == len(sequence.tokens)
         return Part(
-            sequence.tokens[start : start + share.count],
+            sequence.tokens[start : start + share.count] + share.guessed,
             start,
             sequence.view(self._storage),
-            wanted=1 if start + share.count == len(sequence.tokens) else 0,
+            wanted=1 + len(share.guessed) if last else 0,
         )
 
     # What a step gave
 
-    def _take(self, sequence: Sequence, token: int | MicrokernelError) -> Output:
+    def _answering(self, shares: Several[Share], parts: Several[Part]) -> list[Answer]:
+        """Those who get tokens from this step, with their rows of the logits; what was computed is in their tables."""
+        answers: list[Answer] = []
+        row = 0
+        for share, part in zip(shares, parts, strict=True):
+            sequence = share.sequence
+            assert sequence.table is not None
+            self._cache.advance(sequence.table, part.tokens[: share.count])
+            if not part.wanted:
+                continue
+            answers.append(Answer(sequence, row, share.guessed))
+            if sequence.followers:
+                answers += [Answer(follower, row) for follower in self._batch.fork(sequence)]
+            if share.count > 1:
+                self._contexts.keep(sequence)  # a node that is killed has the prompt at least
+            row += part.wanted
+        return answers
+
+    def _take(self, answer: Answer) -> list[Output]:
+        sequence = answer.sequence
         request = sequence.request
-        if isinstance(token, MicrokernelError):
-            self._batch.leave(sequence, broken=isinstance(token, DataLoss))
-            return Output(request.id, NO_TOKEN, error=token)
-        sequence.tokens.append(token)
-        reason = None
-        if token in request.stop_tokens:
-            reason = "stop"
-        elif len(sequence.tokens) >= sequence.limit:
-            reason = "length"
-        if reason is not None:
-            self._batch.leave(sequence)
-        return Output(request.id, token, reason)
+        if answer.guessed and answer.tokens:
+            right = len(answer.tokens) - 1
+            sequence.guess.note(len(answer.guessed), right)
+            assert sequence.table is not None
+            self._cache.advance(sequence.table, answer.guessed[:right])
+            self._guessed += len(answer.guessed)
+            self._guessed_right += right
+        outputs = [Output(request.id, token) for token in answer.tokens[:-1]]
+        if answer.tokens:
+            reason = sequence.ended_by(answer.tokens[-1])
+            outputs.append(Output(request.id, answer.tokens[-1], reason))
+            if reason is not None and answer.error is None:
+                self._batch.leave(sequence)
+        if answer.error is not None:
+            self._batch.leave(sequence, broken=isinstance(answer.error, DataLoss))
+            outputs.append(Output(request.id, NO_TOKEN, error=answer.error))
+        return outputs
 
     def _fail(self, error: Exception) -> list[Output]:
         """End everything that runs with `error`, from a step that could not be done; what waits goes on."""
@@ -240,21 +350,6 @@ class Engine:
         for sequence in tuple(self._batch.running):
             self._batch.leave(sequence, broken=True)
         return outputs
-
-
-def _sample(logits: torch.Tensor, states: Several[SamplerState]) -> list[int | MicrokernelError]:
-    try:
-        tokens = sample(logits, states).tolist()
-    except (MicrokernelError, RuntimeError, ValueError, IndexError, OverflowError) as error:
-        if len(states) == 1:
-            return [from_exception(error, service="inference")]
-        # One row's parameters spoilt the batch: each by itself, so that only that row ends.
-        return [_sample(logits[row : row + 1], [state])[0] for row, state in enumerate(states)]
-    broken = DataLoss(
-        "the model's output holds no finite numbers",
-        remedy="verify the model's files; a model that overflows in bfloat16 needs float32",
-    )
-    return [broken if token == NO_TOKEN else token for token in tokens]
 
 
 def _rows(parts: Several[Part]) -> tuple[int, int]:
