@@ -288,6 +288,7 @@ def _usage(generation: Generation, now: float) -> Usage:
     return Usage(
         prompt_tokens=generation.prompt_tokens,
         completion_tokens=generation.tokens,
+        cached_tokens=generation.cached_tokens,
         queue_seconds=max(0.0, (generation.joined or now) - generation.began),
         first_token_seconds=(generation.first_token or now) - generation.began,
         total_seconds=now - generation.began,

@@ -28,6 +28,7 @@ class Generation:
         self.number = number
         self.prompt_tokens = prompt_tokens
         self.tokens = 0
+        self.cached_tokens = 0
         self.began = began
         self.joined: float | None = None
         self.first_token: float | None = None
@@ -63,6 +64,7 @@ class Generation:
         if self.first_token is None:
             self.first_token = now
         self.tokens += 1
+        self.cached_tokens = output.cached
         self._unread += 1
         if output.finish_reason == "stop":
             self._finish("stop")

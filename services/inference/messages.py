@@ -80,10 +80,14 @@ class Complete(SamplingParams, kw_only=True):
 
 
 class Usage(Message, kw_only=True):
-    """What an answer cost. Times in seconds: waiting for the engine, and from asking to the first token."""
+    """What an answer cost. Times in seconds: waiting for the engine, and from asking to the first token.
+
+    Of the prompt's tokens, `cached_tokens` were known from before, and did not have to be read.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0

@@ -110,6 +110,7 @@ class Batch:
                 continue
             follower.table = self._cache.fork(leader.table)
             follower.saved = leader.saved
+            follower.found = len(leader.request.prompt)
             self.running.append(follower)
             forked.append(follower)
         return forked

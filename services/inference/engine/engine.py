@@ -47,13 +47,15 @@ PATIENCE = 0.005  # seconds that a step waits for the disk where there is nothin
 class Output(msgspec.Struct, frozen=True):
     """What a step gave one sequence. After a `finish_reason` (stop, length) or an `error` no more comes.
 
-    With "stop", `token` is the stop token, which is no text. With an error it is -1.
+    With "stop", `token` is the stop token, which is no text. With an error it is -1. Of the prompt's tokens, `cached`
+    did not have to be computed.
     """
 
     id: int
     token: int
     finish_reason: str | None = None
     error: MicrokernelError | None = None
+    cached: int = 0
 
 
 class Engine:
@@ -295,6 +297,8 @@ class Engine:
         sequence = share.sequence
         assert sequence.table is not None
         start = sequence.table.length
+        if sequence.found < 0:
+            sequence.found = min(start, len(sequence.request.prompt))
         last = start + share.count == len(sequence.tokens)
         return Part(
             sequence.tokens[start : start + share.count] + share.guessed,
@@ -333,10 +337,11 @@ class Engine:
             self._cache.advance(sequence.table, answer.guessed[:right])
             self._guessed += len(answer.guessed)
             self._guessed_right += right
-        outputs = [Output(request.id, token) for token in answer.tokens[:-1]]
+        cached = max(0, sequence.found)
+        outputs = [Output(request.id, token, cached=cached) for token in answer.tokens[:-1]]
         if answer.tokens:
             reason = sequence.ended_by(answer.tokens[-1])
-            outputs.append(Output(request.id, answer.tokens[-1], reason))
+            outputs.append(Output(request.id, answer.tokens[-1], reason, cached=cached))
             if reason is not None and answer.error is None:
                 self._batch.leave(sequence)
         if answer.error is not None:

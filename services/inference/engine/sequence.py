@@ -40,7 +40,7 @@ class Sequence:
     """
 
     __slots__ = (
-        *("__weakref__", "_seen", "_view", "brought", "followers", "guess", "held", "leader"),
+        *("__weakref__", "_seen", "_view", "brought", "followers", "found", "guess", "held", "leader"),
         *("limit", "loading", "request", "sampler", "saved", "table", "tokens"),
     )
 
@@ -57,6 +57,7 @@ class Sequence:
         self.leader: Sequence | None = None  # reads the prompt of both
         self.followers: list[Sequence] = []  # those for which it reads the prompt
         self.guess = Guess()
+        self.found = -1  # how many of its tokens were cached when it first ran; -1 before
         self._view: Any = None
         self._seen = -1
 
