@@ -31,6 +31,7 @@ __all__ = ["Node"]
 
 PATIENCE = 600.0  # seconds for a start or an answer: so long only where something is wrong
 RETRY = 0.02
+CONFIG = "benchmark.toml"
 TAIL = 2_000  # characters of a node's log that an error shows
 
 
@@ -43,7 +44,8 @@ class Node:
     def __init__(self, model: Path, root: Path, *, door: str = "http", service: Path | None = None) -> None:
         self.name = "microkernel" if door == "http" else f"microkernel, {door}"
         self.about = {
-            "http": "a node with its default settings; chats over HTTP as a stream of events, client on this machine",
+            "http": "a node that does not guess ahead, as the peers do not, and otherwise has its default settings; "
+            "chats over HTTP as a stream of events, client on this machine",
             "websocket": "the same node, asked over its websocket",
         }[door]
         self._model = model
@@ -55,6 +57,7 @@ class Node:
     def command(self) -> list[str]:
         """How the node is booted."""
         boot = ["-m", "microkernel", "boot", "--root", str(self._root), "--port", "0", "--model", str(self._model)]
+        boot += ["--config", str(self._root / CONFIG)]
         return [sys.executable, *boot, *(["--service", str(self._service)] if self._service else [])]
 
     def versions(self) -> dict[str, str]:
@@ -69,6 +72,7 @@ class Node:
         """Boot, and ask as soon as it listens."""
         self._root.mkdir(parents=True, exist_ok=True)
         (self._root / "node.json").unlink(missing_ok=True)
+        (self._root / CONFIG).write_text('[services.inference]\nspeculation = "off"\n', encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MICROKERNEL_")}
         log = self._root / "benchmark.log"
         with log.open("w") as output:

@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from microkernel.wire.client import connect_sync
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
@@ -125,3 +128,34 @@ def test_a_node_killed_while_it_answers_boots_again_on_the_same_folder_without_a
     with booting(tmp_path, "--model", str(default_model)) as process:
         until(process, is_ready)
         assert ask(tmp_path, "chat", "--once", "Hello", "--max-tokens", "4")
+
+
+def test_after_a_kill_a_conversation_of_2000_tokens_is_not_read_again_and_goes_on_as_it_would_have(
+    tmp_path, default_model
+):
+    talk = [
+        {"role": "user", "content": "A story. " + " ".join(f"Then the keeper lit lamp {lamp}." for lamp in range(200))}
+    ]
+    asked = {"messages": talk, "max_tokens": 40, "temperature": 0}
+
+    def turn() -> tuple[str, int, int]:
+        with connect_sync(root=tmp_path) as system, system.stream("inference.chat", **asked) as pieces:
+            said = list(pieces)
+        usage = said[-1]["usage"]
+        return "".join(piece["text"] for piece in said), usage["prompt_tokens"], usage["cached_tokens"]
+
+    with booting(tmp_path, "--model", str(default_model)) as process:
+        until(process, is_ready)
+        before, length, cached = turn()
+        assert length > 1500
+        assert cached == 0
+        pages = tmp_path / "inference" / "contexts"
+        while len(list(pages.glob("?" * 64))) < length // 16:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    with booting(tmp_path, "--model", str(default_model)) as process:
+        until(process, is_ready)
+        after, _, cached = turn()
+    assert after == before
+    assert cached >= length - 32
