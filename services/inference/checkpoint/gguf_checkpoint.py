@@ -148,7 +148,8 @@ def _config(where: str, header: Header) -> DecoderConfig:
     if architecture not in ("llama", *HALVES):
         raise Invalid(
             f"{where}: the architecture {str(architecture)[:40]!r} is not one that is computed here",
-            remedy=f"use a model of the family {', '.join(('llama', 'mistral', *HALVES))}",
+            remedy=f"use a model of the family {', '.join(('llama', 'mistral', *HALVES))}, or this one's folder with "
+            "safetensors, which transformers may compute",
         )
     if metadata.get(f"{architecture}.expert_count"):
         raise Invalid(f"{where}: a mixture of experts is not computed here", remedy="use a dense model")

@@ -1,14 +1,10 @@
 """A folder in the Hugging Face layout as a checkpoint: `config.json` beside `*.safetensors`, in one file or shards.
 
-The format: https://github.com/huggingface/safetensors#format. Headers are read here first, so that a file that was
-cut off is named before the library maps it. Query and key rows are in rotary halves; `weight` gives pairs.
+Query and key rows are in rotary halves; `weight` gives pairs.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +15,14 @@ from microkernel.errors import DataLoss, Invalid
 from services.inference.checkpoint.architecture import (
     DecoderConfig,
     RopeScaling,
+    Unsupported,
     check_config,
     expected_shapes,
     integer,
     number,
 )
 from services.inference.checkpoint.checkpoint import Dense, Stored, check_tensors, rotated
+from services.inference.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
 
 __all__ = ["SafetensorsCheckpoint"]
 
@@ -34,9 +32,6 @@ CLASSES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
-MAX_HEADER = 100 << 20  # the format's own limit
-MAX_JSON = 16 << 20
 NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -59,21 +54,18 @@ class SafetensorsCheckpoint:
         """Read and check `config.json` and every header; raises `Invalid`, `DataLoss` or `OSError`."""
         self.path = folder
         self.tokenizer_source = folder
-        raw = _json(folder / "config.json")
-        self._tensors: dict[str, tuple[Path, str, tuple[int, ...]]] = {}  # by the file's name: file, dtype, shape
-        for file in _shards(folder):
-            for name, (dtype, shape) in _header(file).items():
-                self._tensors[name] = (file, dtype, shape)
+        raw = read_object(folder / "config.json")
+        self._tensors = read_tensors(folder)
         self.config = _config(folder.name, raw, self._dtype())
         names = {name: _source_name(name) for name in expected_shapes(self.config)}
         check_tensors(
             folder.name,
             self.config,
-            {name: self._tensors[source][2] for name, source in names.items() if source in self._tensors},
+            {name: self._tensors[source].shape for name, source in names.items() if source in self._tensors},
         )
         for source in names.values():
-            if self._tensors[source][1] not in DTYPES:
-                raise Invalid(f"{folder.name}: tensor {source} has the type {self._tensors[source][1]}, not a float")
+            if self._tensors[source].dtype not in FLOATS:
+                raise Invalid(f"{folder.name}: tensor {source} has the type {self._tensors[source].dtype}, not a float")
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that canonical name."""
@@ -81,7 +73,7 @@ class SafetensorsCheckpoint:
 
     def bits(self, name: str) -> float:
         """How many bits one weight of this tensor takes in the file."""
-        return DTYPES[self._tensors[_source_name(name)][1]] * 8.0
+        return FLOATS[self.kind(name)] * 8.0
 
     def is_blocks(self, name: str) -> bool:  # noqa: ARG002 - the protocol's; this format has no blocks
         """Whether `weight` gives this tensor as 4-bit blocks: never."""
@@ -89,7 +81,7 @@ class SafetensorsCheckpoint:
 
     def kind(self, name: str) -> str:
         """GGML's name for the type that this tensor is stored in: F32, F16 or BF16."""
-        return self._tensors[_source_name(name)][1]
+        return self._tensors[_source_name(name)].dtype
 
     def stored(self, name: str) -> Stored:
         """One matrix as bfloat16, or as the float32 that the file has; its rows in canonical order."""
@@ -100,7 +92,7 @@ class SafetensorsCheckpoint:
     def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Dense:
         """Read one tensor as `dtype`. Raises `DataLoss` where it cannot be read or holds no finite numbers."""
         source = _source_name(name)
-        file = self._tensors[source][0]
+        file = self._tensors[source].file
         try:
             with safe_open(file, framework="pt") as tensors:
                 values = tensors.get_tensor(source).to(dtype, copy=True)
@@ -112,7 +104,7 @@ class SafetensorsCheckpoint:
         return Dense(values if order is None else values[order], self.bits(name))
 
     def _dtype(self) -> str:
-        kinds = [dtype for _, dtype, shape in self._tensors.values() if len(shape) > 1]
+        kinds = [tensor.dtype for tensor in self._tensors.values() if len(tensor.shape) > 1]
         return max(sorted(set(kinds)), key=kinds.count, default="")
 
 
@@ -131,92 +123,18 @@ def _source_name(name: str) -> str:
     return f"model.layers.{layer}.{NAMES[part]}.{kind}"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_JSON:
-        raise Invalid(f"{path.name}: larger than {MAX_JSON >> 20} MiB")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataLoss(f"{path.name}: not JSON: {error}", remedy="pull the model again") from error
-    if not isinstance(value, dict):
-        raise Invalid(f"{path.name}: not a JSON object")
-    return value
-
-
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = _json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise Invalid(f"{index.name}: has no weight_map")
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            if Path(name).name != name:
-                raise Invalid(f"{index.name}: '{name[:64]}' is not a file name in its own folder")
-            if not (folder / name).is_file():
-                raise DataLoss(f"{folder.name}: the shard {name} is missing", remedy="pull the model again")
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise Invalid(f"{folder.name}: no *.safetensors beside config.json")
-    return files
-
-
-def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape by tensor name, after a check that the file is as long as its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER
-        if length > MAX_HEADER or 8 + length > size:
-            raise DataLoss(
-                f"{path.name}: the file ends at byte {size}, before its header does: the download is incomplete or it "
-                "is no safetensors file",
-                remedy="pull the model again",
-            )
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise DataLoss(f"{path.name}: the header is not JSON", remedy="pull the model again") from error
-    if not isinstance(header, dict):
-        raise Invalid(f"{path.name}: the header is not a JSON object")
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype, shape, end = _entry(path.name, name, entry)
-        if 8 + length + end > size:
-            raise DataLoss(
-                f"{path.name}: the file ends at byte {size}, tensor {name[:64]!r} needs bytes up to "
-                f"{8 + length + end}: the download is incomplete",
-                remedy="pull the model again",
-            )
-        tensors[name] = (dtype, shape)
-    return tensors
-
-
-def _entry(where: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int]:
-    match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if all(
-            isinstance(size, int) and size >= 0 for size in shape
-        ):
-            if 0 <= start <= end and (dtype not in DTYPES or end - start == math.prod(shape) * DTYPES[dtype]):
-                return dtype, tuple(shape), end
-    raise Invalid(f"{where}: the header's entry for tensor {name[:64]!r} makes no sense")
-
-
 def _config(where: str, raw: dict[str, Any], dtype: str) -> DecoderConfig:
     name = (raw.get("architectures") or [None])[0] if isinstance(raw.get("architectures"), list | None) else None
     architecture = CLASSES.get(str(name))
     if architecture is None:
-        raise Invalid(
+        raise Unsupported(
             f"{where}: the architecture {str(name)[:60]!r} is not one that is computed here",
             remedy=f"use one of {', '.join(CLASSES)}",
         )
     _refuse_unknown(where, raw)
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-        raise Invalid(f"{where}: rope_parameters that differ by layer are not computed here", field="rope_scaling")
+        raise Unsupported(f"{where}: rope_parameters that differ by layer are not computed here", field="rope_scaling")
     hidden, heads = integer(raw, "hidden_size", where), integer(raw, "num_attention_heads", where)
     if heads < 1:
         raise Invalid(f"{where}: num_attention_heads is {heads}", field="heads")
@@ -255,11 +173,11 @@ def _refuse_unknown(where: str, raw: dict[str, Any]) -> None:
     if raw.get("quantization_config"):
         raise Invalid(f"{where}: a quantised safetensors model is not read here", remedy="use its GGUF file")
     if raw.get("hidden_act", "silu") != "silu":
-        raise Invalid(f"{where}: the activation {str(raw['hidden_act'])[:40]!r} is not computed here, only silu")
+        raise Unsupported(f"{where}: the activation {str(raw['hidden_act'])[:40]!r} is not computed here, only silu")
     if raw.get("mlp_bias"):
-        raise Invalid(f"{where}: biases in the feed-forward layers are not computed here")
+        raise Unsupported(f"{where}: biases in the feed-forward layers are not computed here")
     if _partial(raw) or _partial(raw.get("rope_parameters")):
-        raise Invalid(f"{where}: rotating only a part of each head is not computed here")
+        raise Unsupported(f"{where}: rotating only a part of each head is not computed here")
 
 
 def _partial(section: Any) -> bool:
@@ -283,11 +201,11 @@ def _rope_scaling(where: str, rope: dict[str, Any], raw: dict[str, Any]) -> Rope
     if kind == "default":
         return None
     if kind not in ("linear", "llama3", "yarn"):
-        raise Invalid(f"{where}: rope scaling {str(kind)[:40]!r} is not known here: linear, llama3 and yarn are")
+        raise Unsupported(f"{where}: rope scaling {str(kind)[:40]!r} is not known here: linear, llama3 and yarn are")
     rope = _present(rope)
     attention = rope.get("attention_factor")
     if "mscale" in rope or "mscale_all_dim" in rope:
-        raise Invalid(f"{where}: rope scaling with 'mscale' is not known here")
+        raise Unsupported(f"{where}: rope scaling with 'mscale' is not known here")
     return RopeScaling(
         kind=kind,
         factor=float(number(rope, "factor", where)),
