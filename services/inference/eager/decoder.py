@@ -93,6 +93,11 @@ class Decoder:
         return False
 
     @property
+    def paged(self) -> bool:
+        """True: keys and values are all that a sequence has."""
+        return True
+
+    @property
     def layout(self) -> str:
         """Names how a page is laid out and computed."""
         return f"eager-1-{self.device.type}-{self.dtype}".replace("torch.", "")

@@ -29,6 +29,7 @@ from microkernel.errors import (
 from services.inference.cache.cache import Cache, Room, Status
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
+from services.inference.cache.table import Table
 from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Decoder, Part
 from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
@@ -89,8 +90,8 @@ class Engine:
         self._token_budget = token_budget
         self._space = space + decoder.layout.encode()
         self._storage = decoder.storage(self._pages)
-        self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
-        self._contexts = Contexts(self._cache, self._storage, saved)
+        self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant, found_again=decoder.paged)
+        self._contexts = Contexts(self._cache, self._storage, saved if decoder.paged else None)
         self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order in which they were admitted
@@ -180,7 +181,7 @@ class Engine:
         parts = [self._part(sequence, count) for sequence, count in chosen]
         try:
             logits = self._decoder.forward(self._storage, parts)
-        except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
+        except (MicrokernelError, RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
             return outputs + self._fail(error)
         answering = []
         for (sequence, _), part in zip(chosen, parts, strict=True):
@@ -262,7 +263,7 @@ class Engine:
         """Take a sequence's pages; it is the next to be admitted."""
         self._contexts.keep(sequence)
         self._running.remove(sequence)
-        self._cache.release(sequence.drop())
+        self._release(sequence.drop())
         self._waiting.appendleft(sequence)
 
     def _admit(self, *, alone: bool) -> Sequence | None:
@@ -337,7 +338,13 @@ class Engine:
             for page in self._cache.clear(table):
                 self._storage.clear(page)
         else:
-            self._cache.release(table)
+            self._release(table)
+
+    def _release(self, table: Table) -> None:
+        first = table.pages[0]
+        self._cache.release(table)
+        if not self._decoder.paged:
+            self._storage.clear(first)
 
     def _fail(self, error: Exception) -> list[Output]:
         """End everything that runs with `error`, from a step that could not be done; what waits goes on."""
