@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 
 from microkernel.errors import Invalid
+from services.inference.checkpoint.families import FAMILIES
 
 __all__ = ["ARCHITECTURES", "LIMITS", "DecoderConfig", "RopeScaling", "Unsupported", "check_config", "expected_shapes"]
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = tuple(FAMILIES)
 """What is computed; SmolLM is a `llama`, and so is Mistral in a GGUF file."""
 
 LIMITS = {

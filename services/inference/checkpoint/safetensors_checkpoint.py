@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -22,16 +23,13 @@ from services.inference.checkpoint.architecture import (
     number,
 )
 from services.inference.checkpoint.checkpoint import Dense, Stored, check_tensors, rotated
+from services.inference.checkpoint.families import FAMILIES
+from services.inference.checkpoint.family import Family
 from services.inference.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
 
 __all__ = ["SafetensorsCheckpoint"]
 
-CLASSES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
+CLASSES = {family.hf_class: family for family in FAMILIES.values()}
 NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -57,19 +55,25 @@ class SafetensorsCheckpoint:
         raw = read_object(folder / "config.json")
         self._tensors = read_tensors(folder)
         self.config = _config(folder.name, raw, self._dtype())
-        names = {name: _source_name(name) for name in expected_shapes(self.config)}
+        shapes = expected_shapes(self.config)
+        self._places = {name: _place(name, shapes, FAMILIES[self.config.architecture]) for name in shapes}
         check_tensors(
             folder.name,
             self.config,
-            {name: self._tensors[source].shape for name, source in names.items() if source in self._tensors},
+            {
+                name: place.shape_in(self._tensors[place.source].shape, shapes[name])
+                for name, place in self._places.items()
+                if place.source in self._tensors
+            },
         )
-        for source in names.values():
-            if self._tensors[source].dtype not in FLOATS:
-                raise Invalid(f"{folder.name}: tensor {source} has the type {self._tensors[source].dtype}, not a float")
+        for place in self._places.values():
+            kind = self._tensors[place.source].dtype
+            if kind not in FLOATS:
+                raise Invalid(f"{folder.name}: tensor {place.source} has the type {kind}, not a float")
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that canonical name."""
-        return _source_name(name) in self._tensors
+        return name in self._places
 
     def bits(self, name: str) -> float:
         """How many bits one weight of this tensor takes in the file."""
@@ -81,7 +85,7 @@ class SafetensorsCheckpoint:
 
     def kind(self, name: str) -> str:
         """GGML's name for the type that this tensor is stored in: F32, F16 or BF16."""
-        return self._tensors[_source_name(name)].dtype
+        return self._tensors[self._places[name].source].dtype
 
     def stored(self, name: str) -> Stored:
         """One matrix as bfloat16, or as the float32 that the file has; its rows in canonical order."""
@@ -91,11 +95,11 @@ class SafetensorsCheckpoint:
 
     def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Dense:
         """Read one tensor as `dtype`. Raises `DataLoss` where it cannot be read or holds no finite numbers."""
-        source = _source_name(name)
-        file = self._tensors[source].file
+        place = self._places[name]
+        source, file = place.source, self._tensors[place.source].file
         try:
             with safe_open(file, framework="pt") as tensors:
-                values = tensors.get_tensor(source).to(dtype, copy=True)
+                values = tensors.get_slice(source)[place.first : place.end].to(dtype, copy=True)
         except SafetensorError as error:
             raise DataLoss(f"{file.name}: tensor {source} cannot be read: {error}") from error
         if not bool(torch.isfinite(values.sum(dtype=torch.float64))):
@@ -106,6 +110,32 @@ class SafetensorsCheckpoint:
     def _dtype(self) -> str:
         kinds = [tensor.dtype for tensor in self._tensors.values() if len(tensor.shape) > 1]
         return max(sorted(set(kinds)), key=kinds.count, default="")
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """Where a canonical tensor is: rows from `first` to `end` of the file's tensor `source`, which has `rows`."""
+
+    source: str
+    first: int
+    end: int
+    rows: int
+
+    def shape_in(self, shape: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
+        """The tensor's shape, if `source` has `shape`; that of `source` where it has other rows than it should."""
+        if self.rows == self.end - self.first or shape != (self.rows, *expected[1:]):
+            return shape
+        return expected
+
+
+def _place(name: str, shapes: dict[str, tuple[int, ...]], family: Family) -> _Place:
+    prefix, _, part = name.removesuffix(".weight").rpartition(".")
+    fused = family.fused_part(part) if name.endswith(".weight") else None
+    if fused is None:
+        return _Place(_source_name(name), 0, shapes[name][0], shapes[name][0])
+    rows = [shapes[f"{prefix}.{each}.weight"][0] for each in fused.parts]
+    index = fused.parts.index(part)
+    layer = prefix.removeprefix("blk.")
+    return _Place(f"model.layers.{layer}.{fused.hf}.weight", sum(rows[:index]), sum(rows[: index + 1]), sum(rows))
 
 
 def _source_name(name: str) -> str:
@@ -125,8 +155,8 @@ def _source_name(name: str) -> str:
 
 def _config(where: str, raw: dict[str, Any], dtype: str) -> DecoderConfig:
     name = (raw.get("architectures") or [None])[0] if isinstance(raw.get("architectures"), list | None) else None
-    architecture = CLASSES.get(str(name))
-    if architecture is None:
+    family = CLASSES.get(str(name))
+    if family is None:
         raise Unsupported(
             f"{where}: the architecture {str(name)[:60]!r} is not one that is computed here",
             remedy=f"use one of {', '.join(CLASSES)}",
@@ -139,10 +169,10 @@ def _config(where: str, raw: dict[str, Any], dtype: str) -> DecoderConfig:
     if heads < 1:
         raise Invalid(f"{where}: num_attention_heads is {heads}", field="heads")
     theta = {"rope_theta": raw.get("rope_theta") or rope.get("rope_theta") or 10000.0}
-    bias = architecture == "qwen2" or bool(raw.get("attention_bias", False))
-    window, window_from = _sliding_window(where, raw, architecture)
+    bias = family.qkv_bias or bool(raw.get("attention_bias", False))
+    window, window_from = _sliding_window(where, raw, family)
     config = DecoderConfig(
-        architecture=architecture,
+        architecture=family.name,
         layers=integer(raw, "num_hidden_layers", where),
         hidden_size=hidden,
         heads=heads,
@@ -154,10 +184,10 @@ def _config(where: str, raw: dict[str, Any], dtype: str) -> DecoderConfig:
         rope_theta=float(number(theta, "rope_theta", where)),
         rope_scaling=_rope_scaling(where, rope, raw),
         norm_eps=float(number(raw, "rms_norm_eps", where, 1e-6)),
-        tied_embeddings=bool(raw.get("tie_word_embeddings", architecture == "qwen2")),
+        tied_embeddings=bool(raw.get("tie_word_embeddings", family.tied)),
         qkv_bias=bias,
-        output_bias=bias and architecture != "qwen2",
-        qk_norm=architecture == "qwen3",
+        output_bias=bias and not family.qkv_bias,
+        qk_norm=family.qk_norm,
         sliding_window=window,
         sliding_from=window_from,
         quantization=dtype,
@@ -184,12 +214,12 @@ def _partial(section: Any) -> bool:
     return isinstance(section, dict) and section.get("partial_rotary_factor", 1.0) not in (1.0, None)
 
 
-def _sliding_window(where: str, raw: dict[str, Any], architecture: str) -> tuple[int | None, int]:
+def _sliding_window(where: str, raw: dict[str, Any], family: Family) -> tuple[int | None, int]:
     """The window in tokens, and the first layer that has it: Qwen's lower layers see everything."""
     if raw.get("sliding_window") is None:
         return None, 0
     window = integer(raw, "sliding_window", where)
-    if architecture == "mistral":
+    if family.window == "given":
         return window, 0
     if not raw.get("use_sliding_window", False):
         return None, 0
