@@ -26,6 +26,7 @@ _GROUPED: dict[str, Any] = {
     "head_dim": 8,
     **_COMMON,
 }
+_UNGROUPED = {name: value for name, value in _GROUPED.items() if name != "head_dim"}
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -58,7 +59,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **_COMMON,
     },
     "lfm2": {
-        **{name: value for name, value in _GROUPED.items() if name != "head_dim"},
+        **_UNGROUPED,
         "layer_types": ["conv", "full_attention"],
     },
     "qwen3_next": {
@@ -72,7 +73,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention"],
     },
     "jamba": {
-        **{name: value for name, value in _GROUPED.items() if name != "head_dim"},
+        **_UNGROUPED,
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
         "expert_layer_period": 2,
@@ -81,6 +82,37 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1,
         "mamba_d_state": 8,
     },
+}
+_MAMBA2: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+HYBRIDS: dict[str, dict[str, Any]] = {  # more of those with a recurrent state
+    "bamba": {**_UNGROUPED, **_MAMBA2, "attn_layer_indices": [1]},
+    "falcon_h1": {**_UNGROUPED, **_MAMBA2, "mamba_d_ssm": 64},
+    "granitemoehybrid": {
+        **_UNGROUPED,
+        **_MAMBA2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 32,
+        "layer_types": ["mamba", "attention"],
+    },
+    "lfm2_moe": {**_UNGROUPED, **_EXPERTS, "layer_types": ["conv", "full_attention"]},
+    "nemotron_h": {
+        **_UNGROUPED,
+        "hybrid_override_pattern": "M*",
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+    },
+    "olmo_hybrid": {
+        **_UNGROUPED,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "qwen3_5_text": FAMILIES["qwen3_next"],
 }
 LONGROPE: dict[str, Any] = {  # a llama whose rotations change where a text gets longer than 32 tokens
     **_GROUPED,
@@ -100,7 +132,9 @@ def make(family: str, *, seed: int = 0, **more: Any) -> Any:
     """Such a model, with weights so large that what came before decides what comes next."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = transformers.AutoConfig.for_model(family, **{**FAMILIES.get(family, {}), **more})
+        config = transformers.AutoConfig.for_model(
+            family, **{**FAMILIES.get(family, {}), **HYBRIDS.get(family, {}), **more}
+        )
         model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
         with torch.no_grad():
             for parameter in model.parameters():

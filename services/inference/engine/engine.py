@@ -24,6 +24,7 @@ from microkernel.errors import (
     MicrokernelError,
     Overloaded,
     PreconditionFailed,
+    copy_of,
     from_exception,
 )
 from services.inference.cache.cache import Cache, Room, Status
@@ -348,7 +349,10 @@ class Engine:
 
     def _fail(self, error: Exception) -> list[Output]:
         """End everything that runs with `error`, from a step that could not be done; what waits goes on."""
-        outputs = [_broken(sequence.request.id, error) for sequence in self._running]
+        outputs = [
+            _broken(sequence.request.id, copy_of(error, type(error)) if isinstance(error, MicrokernelError) else error)
+            for sequence in self._running
+        ]
         for sequence in tuple(self._running):
             self._leave(sequence, broken=True)
         return outputs

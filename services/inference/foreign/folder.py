@@ -102,8 +102,9 @@ def _read_config(path: Path, refused: Unsupported) -> tuple[Any, int, int]:
         layers = DynamicCache(config=config).layers
     except Exception as error:  # whatever its checks of a stranger's numbers raise
         raise unknown from error
-    known = CLASSES.get(config.model_type, ())
-    if name not in ((known,) if isinstance(known, str) else known):
+    known = CLASSES.get(config.model_type)
+    sees = name.endswith("ForConditionalGeneration") and not getattr(config, "is_encoder_decoder", False)
+    if known is None or (name != known and not sees):  # of a model that also sees, its language model
         raise unknown
     attending, recurrent = (
         sum(isinstance(layer, kind) for layer in layers) for kind in (CacheLayerMixin, LinearAttentionCacheLayerMixin)

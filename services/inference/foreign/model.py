@@ -29,7 +29,20 @@ from services.inference.foreign.folder import ForeignFolder, state_per_page
 __all__ = ["CausalModel"]
 
 TRIED = (1, 2, 3, 4)  # tokens of the trial
-GO_ON = frozenset({"lfm2", "mamba2", "qwen3_next"})
+GO_ON = frozenset(
+    {
+        "bamba",
+        "falcon_h1",
+        "granitemoehybrid",
+        "lfm2",
+        "lfm2_moe",
+        "mamba2",
+        "nemotron_h",
+        "olmo_hybrid",
+        "qwen3_5_text",
+        "qwen3_next",
+    }
+)
 """Models whose recurrent state goes on with several tokens at once, as is tested; others lose what came before them."""
 
 MERGED = {DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer}  # see `batch`
@@ -52,10 +65,11 @@ class CausalModel:
         self._state = next((name for name in ("past_key_values", "cache_params") if name in takes), None)
         kinds = {type(layer) for layer in self.fresh().layers}
         recurrent = any(issubclass(kind, LinearAttentionCacheLayerMixin) for kind in kinds)
-        self.reads_at_once = recurrent and folder.hf_config.model_type not in GO_ON
+        text = folder.hf_config.get_text_config(decoder=True)
+        self.reads_at_once = recurrent and text.model_type not in GO_ON
         self.merges = kinds <= MERGED
         self.attends = any(issubclass(kind, DynamicLayer) for kind in kinds)
-        self.pads = self.merges and (not self.attends or self._pads(folder.hf_config.get_text_config(decoder=True)))
+        self.pads = self.merges and (not self.attends or self._pads(text))
         self.weight_bytes: int = sum(parameter.nbytes for parameter in self._model.parameters())
         self.page_bytes = self._try(dtype)
 

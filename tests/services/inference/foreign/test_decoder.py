@@ -16,6 +16,7 @@ from services.inference.engine.forward import Part
 from services.inference.engine.sampler import ResolvedSampling
 from services.inference.foreign.decoder import ForeignDecoder
 from services.inference.foreign.folder import open_folder
+from services.inference.foreign.model import GO_ON
 
 GREEDY = ResolvedSampling(temperature=0.0)
 CPU = torch.device("cpu")
@@ -258,6 +259,19 @@ def test_a_recurrent_sequence_cannot_be_cut_and_says_so(decoder_of):
     decoder.forward(storage, [Part([3, 4, 5, 6], 0, storage.table([4]))])
     with pytest.raises(PreconditionFailed, match="4 tokens of mamba cannot be cut to 2: a recurrent state"):
         decoder.forward(storage, [Part([9], 2, storage.table([4]))])
+
+
+@pytest.mark.parametrize("family", sorted(GO_ON))
+def test_a_recurrent_model_that_reads_in_pieces_reads_the_same(decoder_of, family):
+    """With weights that large, those that lose what came before are wrong by a hundredth or more."""
+    decoder = decoder_of(family)
+    storage = decoder.storage(10)
+    tokens = [token for prompt in prompts(4) for token in prompt][:24]
+    whole = decoder.forward(storage, [Part(tokens, 0, storage.table([4]), wanted=5)])
+    for first, end in ((0, 1), (1, 9)):
+        decoder.forward(storage, [Part(tokens[first:end], first, storage.table([5]), wanted=0)])
+    pieces = decoder.forward(storage, [Part(tokens[9:], 9, storage.table([5]), wanted=5)])
+    assert float((pieces - whole).norm() / whole.norm()) < 1e-5
 
 
 def test_several_tokens_behind_a_recurrent_state_are_computed_one_by_one(decoder_of):

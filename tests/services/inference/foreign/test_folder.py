@@ -49,6 +49,16 @@ def test_it_is_described_before_a_weight_is_read(folder_of):
     assert folder.tokenizer_source == folder_of("gemma3_text")
 
 
+def test_of_a_model_that_also_sees_its_language_model_runs(tmp_path):
+    text = tiny_foreign.FAMILIES["gemma3_text"]
+    sight = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**sight, "image_size": 28, "patch_size": 14}
+    path = tiny_foreign.write(tmp_path / "sees", "gemma3", text_config=text, vision_config=vision)
+    config = opened(path).config
+    assert (config.vocab_size, config.layers) == (128, 3)
+    assert load(path).weight_bytes == 4 * config.parameters
+
+
 def test_without_transformers_the_error_says_what_to_install(folder, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda _: None)
     with pytest.raises(Unsupported, match="'GPT2LMHeadModel' is not one that is computed here") as caught:
