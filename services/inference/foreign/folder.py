@@ -22,6 +22,7 @@ from services.inference.checkpoint.safetensors_files import FLOATS, read_object,
 
 __all__ = ["ForeignFolder", "open_folder", "page_estimate", "state_per_page"]
 
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
 UNLIMITED = 32_768  # tokens of context for models that name no limit, as those with a recurrent state
 BY_LENGTH = frozenset({"dynamic", "longrope"})  # rotary scalings that depend on how long the text has become
 TYPICAL = 1024  # tokens of a sequence over which a state of fixed size is spread, in the accounts
@@ -56,7 +57,7 @@ def open_folder(path: Path, refused: Unsupported) -> ForeignFolder:
     tensors = read_tensors(path)
     weights = [tensor for tensor in tensors.values() if tensor.dtype in FLOATS]
     kinds = [tensor.dtype for tensor in weights if len(tensor.shape) > 1]
-    hf_config, attending, recurrent = _read_config(path, refused)
+    hf_config, attending, recurrent = _read_config(path, raw, refused)
     config = _describe(
         path.name,
         hf_config,
@@ -82,8 +83,9 @@ def state_per_page(growth: float, fixed: int) -> int:
     return max(1, math.ceil(growth * PAGE + fixed * PAGE / TYPICAL))
 
 
-def _read_config(path: Path, refused: Unsupported) -> tuple[Any, int, int]:
+def _read_config(path: Path, raw: dict[str, Any], refused: Unsupported) -> tuple[Any, int, int]:
     """The library's configuration, and how many layers attend and how many are recurrent."""
+    _check_layers(path.name, raw)
     os.environ["USE_HUB_KERNELS"] = "NO"  # read when it is imported: it could fetch code, where `kernels` is installed
     from transformers import AutoConfig, __version__  # noqa: PLC0415 - an extra, and seconds to import
     from transformers.cache_utils import (  # noqa: PLC0415
@@ -93,7 +95,8 @@ def _read_config(path: Path, refused: Unsupported) -> tuple[Any, int, int]:
     )
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES  # noqa: PLC0415
 
-    name = str((read_object(path / "config.json").get("architectures") or [None])[0])
+    names = raw.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
     unknown = Unsupported(
         f"{refused.message}, nor does transformers {__version__} know it as a language model", remedy=refused.remedy
     )
@@ -112,6 +115,15 @@ def _read_config(path: Path, refused: Unsupported) -> tuple[Any, int, int]:
     return config, attending, recurrent
 
 
+def _check_layers(where: str, raw: dict[str, Any]) -> None:
+    """Refuse numbers of layers by which the library would multiply lists before anybody looks at them."""
+    for section in (raw, *(value for value in raw.values() if isinstance(value, dict))):
+        for name in LAYERS:
+            value = section.get(name)
+            if isinstance(value, int) and value > LIMITS["layers"]:
+                raise Invalid(f"{where}: {name} is {value}, which must be at most {LIMITS['layers']}", field=name)
+
+
 def _describe(where: str, hf_config: Any, *, dtype: str, weights: int) -> DecoderConfig:
     """What the engine has to know. Sizes that a kind of model does not have are 1."""
     text = hf_config.get_text_config(decoder=True)
@@ -119,7 +131,7 @@ def _describe(where: str, hf_config: Any, *, dtype: str, weights: int) -> Decode
     hidden = _count(text, ("hidden_size", "n_embd", "d_model")) or 1
     config = DecoderConfig(
         architecture=hf_config.model_type,
-        layers=_count(text, ("num_hidden_layers", "n_layer", "n_layers", "num_layers")) or 1,
+        layers=_count(text, LAYERS) or 1,
         hidden_size=hidden,
         heads=heads,
         kv_heads=_count(text, ("num_key_value_heads", "num_kv_heads", "n_head_kv")) or heads,
@@ -147,8 +159,9 @@ def _context_length(text: Any) -> int:
     rope = getattr(text, "rope_parameters", None) or {}
     for section in (rope, *(section for section in rope.values() if isinstance(section, dict))):
         if section.get("rope_type") in BY_LENGTH:
-            original = section.get("original_max_position_embeddings")
-            longest = min(longest, original or _count(text, ("original_max_position_embeddings",)) or longest)
+            name = "original_max_position_embeddings"
+            original = section.get(name, getattr(text, name, None))
+            longest = min(longest, original) if isinstance(original, int) else longest
     return longest
 
 

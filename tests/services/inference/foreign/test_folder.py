@@ -9,6 +9,8 @@ import socket
 import pytest
 import tiny_foreign
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from microkernel.errors import DataLoss, Invalid, MicrokernelError
@@ -16,7 +18,7 @@ from services.inference.checkpoint.architecture import Unsupported
 from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.foreign import folder as module
 from services.inference.foreign.decoder import ForeignDecoder
-from services.inference.foreign.folder import open_folder
+from services.inference.foreign.folder import open_folder, page_estimate
 
 
 def opened(path):
@@ -116,6 +118,32 @@ def test_a_quantised_folder_is_refused(folder):
 def test_a_number_that_cannot_be_is_named(folder):
     change(folder, n_positions=1 << 40)
     with pytest.raises(Invalid, match="context_length is 1099511627776"):
+        opened(folder)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "jamba"])
+def test_wild_numbers_in_a_configuration_are_refused_or_described_and_nothing_else(folder_of, tmp_path_factory, family):
+    source = json.loads((folder_of(family) / "config.json").read_text())
+    folder = shutil.copytree(folder_of(family), tmp_path_factory.mktemp("wild") / "tiny")
+    wild = st.sampled_from([None, True, -1, 0, 3, 1.5, float("nan"), 1 << 40, "many", [], [7, "x"], {}, {"a": {}}])
+
+    @given(st.dictionaries(st.sampled_from(sorted(source)), wild, min_size=1, max_size=3))
+    @settings(max_examples=60, deadline=None)
+    def refuse_or_describe(fields):
+        (folder / "config.json").write_text(json.dumps(source | fields))
+        try:
+            described = open_folder(folder, Unsupported("tiny: not known"))
+        except MicrokernelError as error:
+            assert "\n" not in error.message
+        else:
+            assert 0 < page_estimate(described, 2) < 1 << 50
+
+    refuse_or_describe()
+
+
+def test_a_number_of_layers_that_cannot_be_is_refused_before_lists_are_made_of_it(folder):
+    change(folder, n_layer=1 << 40)
+    with pytest.raises(Invalid, match="n_layer is 1099511627776"):
         opened(folder)
 
 
