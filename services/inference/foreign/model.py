@@ -123,9 +123,9 @@ class CausalModel:
         except Exception as error:
             raise Unsupported(f"{self.where}: transformers cannot run it token by token: {_line(error)}") from error
         if not bool(torch.isfinite(whole).all()):
-            raise DataLoss(f"{self.where}: its output is not finite", remedy="pull the model again")
-        error_size = (torch.cat(steps, 1) - whole).norm() / (whole - whole.mean()).norm()
-        if error_size > max(1e-2, 32 * torch.finfo(dtype).eps):
+            raise DataLoss(f"{self.where}: its output is not finite", remedy="verify the model's files")
+        apart = (torch.cat(steps, 1) - whole).norm() / (whole - whole.mean()).norm()
+        if not apart < max(1e-2, 32 * torch.finfo(dtype).eps):  # nor is it where a step is not finite
             raise Unsupported(
                 f"{self.where}: token by token it gives other results than at once: it does not write one token after "
                 "the other, or transformers does not keep its state"

@@ -19,6 +19,7 @@ from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.foreign import folder as module
 from services.inference.foreign.decoder import ForeignDecoder
 from services.inference.foreign.folder import open_folder, page_estimate
+from services.inference.foreign.model import CausalModel
 
 
 def opened(path):
@@ -173,6 +174,18 @@ def test_an_encoder_is_refused_because_it_does_not_write_token_by_token(tmp_path
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     folder = tiny_foreign.write(tmp_path / "encoder", "bert", vocab_size=128, **small)
     with pytest.raises(Unsupported, match="token by token it gives other results than at once"):
+        load(folder)
+
+
+def test_a_model_that_breaks_after_its_first_step_is_refused(folder, monkeypatch):
+    run = CausalModel.run
+
+    def broken(self, state, tokens, positions, *rest):
+        logits = run(self, state, tokens, positions, *rest)
+        return logits / 0 if positions[0, 0] else logits
+
+    monkeypatch.setattr(CausalModel, "run", broken)
+    with pytest.raises(Unsupported, match="token by token it gives other results"):
         load(folder)
 
 
