@@ -71,5 +71,5 @@ $(VENV)/.runtime: pyproject.toml constraints.txt $(COMPILED) | $(VENV)/bin/pytho
 
 $(VENV)/.development: pyproject.toml constraints.txt $(COMPILED) | $(VENV)/bin/python
 	@echo "installing what tests and checks need into $(VENV) ..."
-	@$(PIP) -e '.[test,check,docs,traces]'
+	@$(PIP) -e '.[test,check,docs,traces,transformers]'
 	@touch $@ $(VENV)/.runtime

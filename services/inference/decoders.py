@@ -1,4 +1,7 @@
-"""Which decoder a model gets: our kernels where they know the device and the model, or else plain torch."""
+"""Which decoder a model gets: our kernels where they know the device and the model, or else plain torch.
+
+What neither knows is computed by transformers, where that is installed and knows it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from services.inference.checkpoint.checkpoint import Checkpoint
 from services.inference.eager import decoder as eager
 from services.inference.eager.pages import page_bytes as eager_page_bytes
 from services.inference.engine.forward import Decoder
+from services.inference.foreign.folder import ForeignFolder, page_estimate
 from services.inference.native import weights as packed
 from services.inference.native.build import open_kernels
 from services.inference.native.decoder import NativeDecoder
@@ -83,8 +87,10 @@ class Computing:
             except (PreconditionFailed, Overloaded) as error:
                 self._missing = error.message
 
-    def plan(self, checkpoint: Checkpoint, digest: str | None) -> Plan:
+    def plan(self, checkpoint: Checkpoint | ForeignFolder, digest: str | None) -> Plan:
         """How to compute this model. `digest` names its content, for what is kept of it."""
+        if isinstance(checkpoint, ForeignFolder):
+            return _Foreign(checkpoint, self.device, self._cores)
         self.prepare()
         why = self._missing or packed.fits(checkpoint.config) or ""
         if why or self._kernels is None or self._team is None:
@@ -141,3 +147,30 @@ class _Eager(msgspec.Struct, frozen=True):
 
     def make(self) -> eager.Decoder:
         return eager.Decoder(self.checkpoint, device=self.device, dtype=self.dtype, threads=self.cores)
+
+
+class _Foreign(msgspec.Struct, frozen=True):
+    folder: ForeignFolder
+    device: torch.device
+    cores: int
+
+    @property
+    def why(self) -> str:
+        return f"{self.folder.refused}, but by transformers"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return eager.choose_dtype(self.device)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.folder.config.parameters * self.dtype.itemsize
+
+    @property
+    def page_bytes(self) -> int:
+        return page_estimate(self.folder, self.dtype.itemsize)
+
+    def make(self) -> Decoder:
+        from services.inference.foreign.decoder import ForeignDecoder  # noqa: PLC0415 - it imports an extra
+
+        return ForeignDecoder(self.folder, device=self.device, dtype=self.dtype, threads=self.cores)

@@ -15,7 +15,7 @@ from microkernel.errors import Invalid
 from microkernel.executor import Executor
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
-from services.inference.checkpoint.architecture import DecoderConfig
+from services.inference.checkpoint.architecture import DecoderConfig, Unsupported
 from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from services.inference.checkpoint.model_defaults import model_defaults
 from services.inference.decoders import Computing, Plan
@@ -23,6 +23,7 @@ from services.inference.engine.draft import DraftModel
 from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.proposers import PromptLookup, Proposer
 from services.inference.engine.sampler import resolve
+from services.inference.foreign.folder import ForeignFolder, open_folder
 from services.inference.messages import ChatMessage, LoadedModel, SamplingParams
 from services.inference.runner import Runner
 from services.inference.settings import InferenceSettings
@@ -47,7 +48,7 @@ class Fit(msgspec.Struct, frozen=True):
 class Opened(msgspec.Struct, frozen=True):
     """A model's files, read as far as its size is known."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | ForeignFolder
     tokenizer: Tokenizer
     template: ChatTemplate | str  # or why there is none: the model can complete texts all the same
     sampling: SamplingParams
@@ -60,7 +61,11 @@ def open_model(path: Path, computing: Computing, digest: str = "") -> Opened:
 
     `digest` names the model's content; with it, what is made of the model is kept for the next start.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint: Checkpoint | ForeignFolder
+    try:
+        checkpoint = open_checkpoint(path)
+    except Unsupported as refused:
+        checkpoint = open_folder(path, refused)
     tokenizer = open_tokenizer(checkpoint.tokenizer_source)
     if tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise Invalid(

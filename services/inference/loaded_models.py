@@ -160,7 +160,7 @@ class LoadedModels:
         self._service.publish("inference.loading", model=model.name, stage="reading")
         opened = await executor.run(open_model, Path(model.path), computing, model.digest)
         if opened.plan.why:
-            self._service.log.warning("model '%s' is computed by torch: %s", model.name, opened.plan.why)
+            self._service.log.warning("model '%s' is not computed by our kernels: %s", model.name, opened.plan.why)
         limit = int(device.memory_free_bytes * self._settings.cache_share)
         size = await executor.run(fit, opened, self._settings.slots, self._settings.context_length, limit)
         draft = await self._draft(opened, computing, executor)

@@ -77,17 +77,20 @@ class Cache:
         storage: Storage,
         *,
         deduplicate: bool = True,
+        found_again: bool = True,
         on_evict: Callable[[int, bytes, str], None] | None = None,
     ) -> None:
         """A pool of `count` pages.
 
         With `deduplicate`, batch mates that compute the same page at the same time end up with one; it needs equal
-        tokens to give equal bits. `on_evict` is told page, key and owner before a cached page is forgotten, so that a
-        lower tier can save it; it may not call the cache, and what it raises stops the eviction.
+        tokens to give equal bits. Without `found_again`, pages only count: none is cached, shared or copied, because
+        what they stand for is elsewhere. `on_evict` is told page, key and owner before a cached page is forgotten, so
+        that a lower tier can save it; it may not call the cache, and what it raises stops the eviction.
         """
         self.on_evict = on_evict
         self._storage = storage
         self._deduplicate = deduplicate
+        self._found_again = found_again
         self._pages = Pages(count)
         self._prefixes = Prefixes()
         self._hits: Counter[str] = Counter()
@@ -101,7 +104,8 @@ class Cache:
         """
         table = Table(owner, space, root_key(space, owner))
         prompt = packed(tokens)
-        table.nodes = self._prefixes.longest(table.root, serialised(prompt), max(0, len(prompt) - 1) // PAGE)
+        whole = max(0, len(prompt) - 1) // PAGE if self._found_again else 0
+        table.nodes = self._prefixes.longest(table.root, serialised(prompt), whole)
         table.first = table.nodes[:1]
         table.pages = [node.page for node in table.nodes]
         for node in table.nodes:
@@ -155,12 +159,20 @@ class Cache:
             table.tokens.fromlist(tokens)  # all or none
         except (OverflowError, TypeError) as error:
             raise bad_token(error) from error
-        if length // PAGE > len(table.nodes):
+        if length // PAGE > len(table.nodes) and self._found_again:
             self._complete(table)
 
     def fork(self, table: Table) -> Table:
-        """A second table of the same tokens in the same pages; whoever writes into a shared page first copies it."""
+        """A second table of the same tokens in the same pages; whoever writes into a shared page first copies it.
+
+        Raises `PreconditionFailed` where pages only count.
+        """
         _check(table)
+        if not self._found_again:
+            raise PreconditionFailed(
+                "this model's sequences cannot be forked: their state is not in pages",
+                remedy="begin another sequence with the same tokens",
+            )
         fork = Table(table.owner, table.space, table.root)
         fork.pages = table.pages[: _count(table.length)]
         fork.tokens = table.tokens[:]

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 
 from microkernel.errors import Invalid
+from services.inference.checkpoint.families import FAMILIES
 
-__all__ = ["ARCHITECTURES", "DecoderConfig", "RopeScaling", "check_config", "expected_shapes"]
+__all__ = ["ARCHITECTURES", "LIMITS", "DecoderConfig", "RopeScaling", "Unsupported", "check_config", "expected_shapes"]
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = tuple(FAMILIES)
 """What is computed; SmolLM is a `llama`, and so is Mistral in a GGUF file."""
 
 LIMITS = {
@@ -29,6 +30,10 @@ LIMITS = {
     "context_length": 1 << 27,
 }
 """Far above any published model: a number beyond these is damage or an attack on memory."""
+
+
+class Unsupported(Invalid):
+    """A model of a shape that is not computed here; nothing is wrong with its files, and another engine may know it."""
 
 
 class RopeScaling(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +58,7 @@ class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `sliding_window` None attends to everything; otherwise layers from `sliding_from` on see that many tokens, the
     current one included. `quantization` is what a person calls the file: Q4_1, BF16.
+    `counted` weights were found in the files of a model whose shapes are not known here.
     """
 
     architecture: str
@@ -74,10 +80,13 @@ class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True):
     sliding_window: int | None = None
     sliding_from: int = 0
     quantization: str = ""
+    counted: int | None = None
 
     @property
     def parameters(self) -> int:
         """How many weights there are; tied embeddings count once."""
+        if self.counted is not None:
+            return self.counted
         return sum(math.prod(shape) for shape in expected_shapes(self).values())
 
     def window(self, layer: int) -> int | None:

@@ -1,7 +1,7 @@
 """A GGUF file as a checkpoint: memory-mapped, 4-bit blocks kept as they are, every other type dequantised.
 
-Converters write the query and key rows of `llama` in rotary pairs and leave those of `qwen2` and `qwen3` in halves
-(llama.cpp calls them NORM and NEOX); `weight` gives pairs for both.
+Converters write the query and key rows of `llama` in rotary pairs and leave those of others in halves (llama.cpp calls
+them NORM and NEOX); `weight` gives pairs for both.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from services.inference.checkpoint.architecture import (
     number,
 )
 from services.inference.checkpoint.checkpoint import GROUP, Blocks, Dense, Stored, Weight, check_tensors, rotated
+from services.inference.checkpoint.families import FAMILIES
+from services.inference.checkpoint.family import Family
 from services.inference.checkpoint.gguf_header import Header, TensorSpan, read_header
 
 __all__ = ["GGUFCheckpoint"]
 
-HALVES = ("qwen2", "qwen3")  # architectures whose files keep rotary halves
+NAMES = {family.name: family for family in FAMILIES.values() if family.in_gguf}
 FOUR_BITS = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1)
 SLAB = 1 << 22  # weights dequantised at once: 16 MiB of float32 beside the result
 
@@ -41,8 +43,9 @@ class GGUFCheckpoint:
         """Read and check the header; raises `Invalid`, `DataLoss` or `OSError`."""
         self.path = path
         header = read_header(path)
-        self._spans = header.tensors
         self.config = _config(path.name, header)
+        self._family = NAMES[self.config.architecture]
+        self._spans = _unfused(path.name, header.tensors, self.config, self._family)
         self.tokenizer_source: dict[str, Any] = {
             key: value for key, value in header.metadata.items() if key.startswith(("tokenizer.", "general.sampling."))
         }
@@ -77,14 +80,14 @@ class GGUFCheckpoint:
         block, block_bytes = GGML_QUANT_SIZES[span.kind]
         rows, columns = span.shape
         raw = self._data[span.start : span.end].reshape(rows, columns // block * block_bytes)
-        order = rotated(name, self.config) if self.config.architecture in HALVES else None
+        order = rotated(name, self.config) if self._family.gguf_halves else None
         return Stored(span.kind.name, raw if order is None else raw[order.numpy()])
 
     def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Weight:
         """Read one tensor; a dense one as `dtype`. Raises `DataLoss` where its numbers are not finite."""
         span = self._spans[name]
         weight = self._blocks(span) if self.is_blocks(name) else self._dense(span, dtype)
-        order = rotated(name, self.config) if self.config.architecture in HALVES else None
+        order = rotated(name, self.config) if self._family.gguf_halves else None
         if order is None:
             return weight
         return weight.rows(order) if isinstance(weight, Blocks) else Dense(weight.values[order], weight.bits)
@@ -145,10 +148,15 @@ def _dequantisable(kind: GGMLQuantizationType) -> bool:
 def _config(where: str, header: Header) -> DecoderConfig:
     metadata = header.metadata
     architecture = metadata.get("general.architecture")
-    if architecture not in ("llama", *HALVES):
+    if architecture not in NAMES:
         raise Invalid(
             f"{where}: the architecture {str(architecture)[:40]!r} is not one that is computed here",
-            remedy=f"use a model of the family {', '.join(('llama', 'mistral', *HALVES))}",
+            remedy=f"use a model of the family {', '.join(FAMILIES)}, or this one's folder with "
+            "safetensors, which transformers may compute",
+        )
+    if "rope_factors_long.weight" in header.tensors:
+        raise Invalid(
+            f"{where}: rope scaling 'longrope' is not known here", remedy="use the one with the short context"
         )
     if metadata.get(f"{architecture}.expert_count"):
         raise Invalid(f"{where}: a mixture of experts is not computed here", remedy="use a dense model")
@@ -202,6 +210,29 @@ def _rope_scaling(where: str, metadata: dict[str, Any], architecture: str) -> Ro
         if attention is None
         else float(number(metadata, f"{architecture}.rope.scaling.attn_factor", where)),
     )
+
+
+def _unfused(where: str, spans: dict[str, TensorSpan], config: DecoderConfig, family: Family) -> dict[str, TensorSpan]:
+    """`spans` with those of the parts of fused tensors, which are rows of them. Raises `Invalid` where they are not."""
+    shapes, found = expected_shapes(config), dict(spans)
+    for layer in range(config.layers):
+        for fused in family.fused:
+            names = [f"blk.{layer}.{part}.weight" for part in fused.parts]
+            whole = spans.get(f"blk.{layer}.{fused.gguf}.weight")
+            if whole is None or all(name in spans for name in names):
+                continue
+            rows = sum(shapes[name][0] for name in names)
+            expected = (rows, *shapes[names[0]][1:])
+            if whole.shape != expected:
+                raise Invalid(
+                    f"{where}: tensor {whole.name} has the shape {list(whole.shape)}, and {list(expected)} is expected"
+                )
+            start, row_bytes = whole.start, (whole.end - whole.start) // rows
+            for name in names:
+                end = start + shapes[name][0] * row_bytes
+                found[name] = TensorSpan(name, whole.kind, shapes[name], start, end)
+                start = end
+    return found
 
 
 def _check_factors(where: str, span: TensorSpan, config: DecoderConfig) -> None:

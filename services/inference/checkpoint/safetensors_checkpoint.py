@@ -1,17 +1,14 @@
 """A folder in the Hugging Face layout as a checkpoint: `config.json` beside `*.safetensors`, in one file or shards.
 
-The format: https://github.com/huggingface/safetensors#format. Headers are read here first, so that a file that was
-cut off is named before the library maps it. Query and key rows are in rotary halves; `weight` gives pairs.
+Query and key rows are in rotary halves; `weight` gives pairs.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -19,24 +16,20 @@ from microkernel.errors import DataLoss, Invalid
 from services.inference.checkpoint.architecture import (
     DecoderConfig,
     RopeScaling,
+    Unsupported,
     check_config,
     expected_shapes,
     integer,
     number,
 )
 from services.inference.checkpoint.checkpoint import Dense, Stored, check_tensors, rotated
+from services.inference.checkpoint.families import FAMILIES
+from services.inference.checkpoint.family import Family
+from services.inference.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
 
 __all__ = ["SafetensorsCheckpoint"]
 
-CLASSES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
-MAX_HEADER = 100 << 20  # the format's own limit
-MAX_JSON = 16 << 20
+CLASSES = {family.hf_class: family for family in FAMILIES.values()}
 NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -59,29 +52,32 @@ class SafetensorsCheckpoint:
         """Read and check `config.json` and every header; raises `Invalid`, `DataLoss` or `OSError`."""
         self.path = folder
         self.tokenizer_source = folder
-        raw = _json(folder / "config.json")
-        self._tensors: dict[str, tuple[Path, str, tuple[int, ...]]] = {}  # by the file's name: file, dtype, shape
-        for file in _shards(folder):
-            for name, (dtype, shape) in _header(file).items():
-                self._tensors[name] = (file, dtype, shape)
+        raw = read_object(folder / "config.json")
+        self._tensors = read_tensors(folder)
         self.config = _config(folder.name, raw, self._dtype())
-        names = {name: _source_name(name) for name in expected_shapes(self.config)}
+        shapes = expected_shapes(self.config)
+        self._places = {name: _place(name, shapes, FAMILIES[self.config.architecture]) for name in shapes}
         check_tensors(
             folder.name,
             self.config,
-            {name: self._tensors[source][2] for name, source in names.items() if source in self._tensors},
+            {
+                name: place.shape_in(self._tensors[place.source].shape, shapes[name])
+                for name, place in self._places.items()
+                if place.source in self._tensors
+            },
         )
-        for source in names.values():
-            if self._tensors[source][1] not in DTYPES:
-                raise Invalid(f"{folder.name}: tensor {source} has the type {self._tensors[source][1]}, not a float")
+        for place in self._places.values():
+            kind = self._tensors[place.source].dtype
+            if kind not in FLOATS:
+                raise Invalid(f"{folder.name}: tensor {place.source} has the type {kind}, not a float")
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that canonical name."""
-        return _source_name(name) in self._tensors
+        return name in self._places
 
     def bits(self, name: str) -> float:
         """How many bits one weight of this tensor takes in the file."""
-        return DTYPES[self._tensors[_source_name(name)][1]] * 8.0
+        return FLOATS[self.kind(name)] * 8.0
 
     def is_blocks(self, name: str) -> bool:  # noqa: ARG002 - the protocol's; this format has no blocks
         """Whether `weight` gives this tensor as 4-bit blocks: never."""
@@ -89,7 +85,7 @@ class SafetensorsCheckpoint:
 
     def kind(self, name: str) -> str:
         """GGML's name for the type that this tensor is stored in: F32, F16 or BF16."""
-        return self._tensors[_source_name(name)][1]
+        return self._tensors[self._places[name].source].dtype
 
     def stored(self, name: str) -> Stored:
         """One matrix as bfloat16, or as the float32 that the file has; its rows in canonical order."""
@@ -99,11 +95,11 @@ class SafetensorsCheckpoint:
 
     def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Dense:
         """Read one tensor as `dtype`. Raises `DataLoss` where it cannot be read or holds no finite numbers."""
-        source = _source_name(name)
-        file = self._tensors[source][0]
+        place = self._places[name]
+        source, file = place.source, self._tensors[place.source].file
         try:
             with safe_open(file, framework="pt") as tensors:
-                values = tensors.get_tensor(source).to(dtype, copy=True)
+                values = tensors.get_slice(source)[place.first : place.end].to(dtype, copy=True)
         except SafetensorError as error:
             raise DataLoss(f"{file.name}: tensor {source} cannot be read: {error}") from error
         if not bool(torch.isfinite(values.sum(dtype=torch.float64))):
@@ -112,8 +108,34 @@ class SafetensorsCheckpoint:
         return Dense(values if order is None else values[order], self.bits(name))
 
     def _dtype(self) -> str:
-        kinds = [dtype for _, dtype, shape in self._tensors.values() if len(shape) > 1]
+        kinds = [tensor.dtype for tensor in self._tensors.values() if len(tensor.shape) > 1]
         return max(sorted(set(kinds)), key=kinds.count, default="")
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """Where a canonical tensor is: rows from `first` to `end` of the file's tensor `source`, which has `rows`."""
+
+    source: str
+    first: int
+    end: int
+    rows: int
+
+    def shape_in(self, shape: tuple[int, ...], expected: tuple[int, ...]) -> tuple[int, ...]:
+        """The tensor's shape, if `source` has `shape`; that of `source` where it has other rows than it should."""
+        if self.rows == self.end - self.first or shape != (self.rows, *expected[1:]):
+            return shape
+        return expected
+
+
+def _place(name: str, shapes: dict[str, tuple[int, ...]], family: Family) -> _Place:
+    prefix, _, part = name.removesuffix(".weight").rpartition(".")
+    fused = family.fused_part(part) if name.endswith(".weight") else None
+    if fused is None:
+        return _Place(_source_name(name), 0, shapes[name][0], shapes[name][0])
+    rows = [shapes[f"{prefix}.{each}.weight"][0] for each in fused.parts]
+    index = fused.parts.index(part)
+    layer = prefix.removeprefix("blk.")
+    return _Place(f"model.layers.{layer}.{fused.hf}.weight", sum(rows[:index]), sum(rows[: index + 1]), sum(rows))
 
 
 def _source_name(name: str) -> str:
@@ -131,100 +153,26 @@ def _source_name(name: str) -> str:
     return f"model.layers.{layer}.{NAMES[part]}.{kind}"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_JSON:
-        raise Invalid(f"{path.name}: larger than {MAX_JSON >> 20} MiB")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataLoss(f"{path.name}: not JSON: {error}", remedy="pull the model again") from error
-    if not isinstance(value, dict):
-        raise Invalid(f"{path.name}: not a JSON object")
-    return value
-
-
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = _json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise Invalid(f"{index.name}: has no weight_map")
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            if Path(name).name != name:
-                raise Invalid(f"{index.name}: '{name[:64]}' is not a file name in its own folder")
-            if not (folder / name).is_file():
-                raise DataLoss(f"{folder.name}: the shard {name} is missing", remedy="pull the model again")
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise Invalid(f"{folder.name}: no *.safetensors beside config.json")
-    return files
-
-
-def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape by tensor name, after a check that the file is as long as its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER
-        if length > MAX_HEADER or 8 + length > size:
-            raise DataLoss(
-                f"{path.name}: the file ends at byte {size}, before its header does: the download is incomplete or it "
-                "is no safetensors file",
-                remedy="pull the model again",
-            )
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise DataLoss(f"{path.name}: the header is not JSON", remedy="pull the model again") from error
-    if not isinstance(header, dict):
-        raise Invalid(f"{path.name}: the header is not a JSON object")
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype, shape, end = _entry(path.name, name, entry)
-        if 8 + length + end > size:
-            raise DataLoss(
-                f"{path.name}: the file ends at byte {size}, tensor {name[:64]!r} needs bytes up to "
-                f"{8 + length + end}: the download is incomplete",
-                remedy="pull the model again",
-            )
-        tensors[name] = (dtype, shape)
-    return tensors
-
-
-def _entry(where: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int]:
-    match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if all(
-            isinstance(size, int) and size >= 0 for size in shape
-        ):
-            if 0 <= start <= end and (dtype not in DTYPES or end - start == math.prod(shape) * DTYPES[dtype]):
-                return dtype, tuple(shape), end
-    raise Invalid(f"{where}: the header's entry for tensor {name[:64]!r} makes no sense")
-
-
 def _config(where: str, raw: dict[str, Any], dtype: str) -> DecoderConfig:
     name = (raw.get("architectures") or [None])[0] if isinstance(raw.get("architectures"), list | None) else None
-    architecture = CLASSES.get(str(name))
-    if architecture is None:
-        raise Invalid(
+    family = CLASSES.get(str(name))
+    if family is None:
+        raise Unsupported(
             f"{where}: the architecture {str(name)[:60]!r} is not one that is computed here",
             remedy=f"use one of {', '.join(CLASSES)}",
         )
     _refuse_unknown(where, raw)
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-        raise Invalid(f"{where}: rope_parameters that differ by layer are not computed here", field="rope_scaling")
+        raise Unsupported(f"{where}: rope_parameters that differ by layer are not computed here", field="rope_scaling")
     hidden, heads = integer(raw, "hidden_size", where), integer(raw, "num_attention_heads", where)
     if heads < 1:
         raise Invalid(f"{where}: num_attention_heads is {heads}", field="heads")
     theta = {"rope_theta": raw.get("rope_theta") or rope.get("rope_theta") or 10000.0}
-    bias = architecture == "qwen2" or bool(raw.get("attention_bias", False))
-    window, window_from = _sliding_window(where, raw, architecture)
+    bias = family.qkv_bias or bool(raw.get("attention_bias", False))
+    window, window_from = _sliding_window(where, raw, family)
     config = DecoderConfig(
-        architecture=architecture,
+        architecture=family.name,
         layers=integer(raw, "num_hidden_layers", where),
         hidden_size=hidden,
         heads=heads,
@@ -236,10 +184,10 @@ def _config(where: str, raw: dict[str, Any], dtype: str) -> DecoderConfig:
         rope_theta=float(number(theta, "rope_theta", where)),
         rope_scaling=_rope_scaling(where, rope, raw),
         norm_eps=float(number(raw, "rms_norm_eps", where, 1e-6)),
-        tied_embeddings=bool(raw.get("tie_word_embeddings", architecture == "qwen2")),
+        tied_embeddings=bool(raw.get("tie_word_embeddings", family.tied)),
         qkv_bias=bias,
-        output_bias=bias and architecture != "qwen2",
-        qk_norm=architecture == "qwen3",
+        output_bias=bias and not family.qkv_bias,
+        qk_norm=family.qk_norm,
         sliding_window=window,
         sliding_from=window_from,
         quantization=dtype,
@@ -255,23 +203,23 @@ def _refuse_unknown(where: str, raw: dict[str, Any]) -> None:
     if raw.get("quantization_config"):
         raise Invalid(f"{where}: a quantised safetensors model is not read here", remedy="use its GGUF file")
     if raw.get("hidden_act", "silu") != "silu":
-        raise Invalid(f"{where}: the activation {str(raw['hidden_act'])[:40]!r} is not computed here, only silu")
+        raise Unsupported(f"{where}: the activation {str(raw['hidden_act'])[:40]!r} is not computed here, only silu")
     if raw.get("mlp_bias"):
-        raise Invalid(f"{where}: biases in the feed-forward layers are not computed here")
+        raise Unsupported(f"{where}: biases in the feed-forward layers are not computed here")
     if _partial(raw) or _partial(raw.get("rope_parameters")):
-        raise Invalid(f"{where}: rotating only a part of each head is not computed here")
+        raise Unsupported(f"{where}: rotating only a part of each head is not computed here")
 
 
 def _partial(section: Any) -> bool:
     return isinstance(section, dict) and section.get("partial_rotary_factor", 1.0) not in (1.0, None)
 
 
-def _sliding_window(where: str, raw: dict[str, Any], architecture: str) -> tuple[int | None, int]:
+def _sliding_window(where: str, raw: dict[str, Any], family: Family) -> tuple[int | None, int]:
     """The window in tokens, and the first layer that has it: Qwen's lower layers see everything."""
     if raw.get("sliding_window") is None:
         return None, 0
     window = integer(raw, "sliding_window", where)
-    if architecture == "mistral":
+    if family.window == "given":
         return window, 0
     if not raw.get("use_sliding_window", False):
         return None, 0
@@ -283,11 +231,11 @@ def _rope_scaling(where: str, rope: dict[str, Any], raw: dict[str, Any]) -> Rope
     if kind == "default":
         return None
     if kind not in ("linear", "llama3", "yarn"):
-        raise Invalid(f"{where}: rope scaling {str(kind)[:40]!r} is not known here: linear, llama3 and yarn are")
+        raise Unsupported(f"{where}: rope scaling {str(kind)[:40]!r} is not known here: linear, llama3 and yarn are")
     rope = _present(rope)
     attention = rope.get("attention_factor")
     if "mscale" in rope or "mscale_all_dim" in rope:
-        raise Invalid(f"{where}: rope scaling with 'mscale' is not known here")
+        raise Unsupported(f"{where}: rope scaling with 'mscale' is not known here")
     return RopeScaling(
         kind=kind,
         factor=float(number(rope, "factor", where)),

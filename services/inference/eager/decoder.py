@@ -1,4 +1,4 @@
-"""The decoder: Llama, SmolLM, Mistral, Qwen2 and Qwen3 as one transformer in plain torch; hot: every step.
+"""The decoder: Llama, SmolLM, Mistral, Phi-3, Qwen2 and Qwen3 as one transformer in plain torch; hot: every step.
 
 RMSNorm before each half of a layer (https://arxiv.org/abs/1910.07467), grouped-query attention with rotary positions,
 SwiGLU (https://arxiv.org/abs/2002.05202). Qwen2 adds biases to queries, keys and values; Qwen3 norms each query and
@@ -91,6 +91,11 @@ class Decoder:
     def invariant(self) -> bool:
         """False: torch's products choose their order of summing by the number of rows."""
         return False
+
+    @property
+    def paged(self) -> bool:
+        """True: keys and values are all that a sequence has."""
+        return True
 
     @property
     def layout(self) -> str:

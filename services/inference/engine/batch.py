@@ -17,6 +17,7 @@ import msgspec
 from microkernel.errors import MicrokernelError, Overloaded
 from services.inference.cache.cache import Cache, Room
 from services.inference.cache.keys import PAGE
+from services.inference.cache.table import Table
 from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Storage
 from services.inference.engine.pace import Pace
@@ -49,10 +50,12 @@ class Batch:
         pages: int,
         most: int,
         budget: int,
+        paged: bool,
     ) -> None:
         """Empty. At most `most` sequences run at once, and a step computes `budget` tokens of them.
 
-        There are `pages` pages; equal prefixes in an equal `space` have equal pages.
+        There are `pages` pages; equal prefixes in an equal `space` have equal pages. Not `paged`, they only count: what
+        a sequence has is with its first page, and is not shared.
         """
         self.running: list[Sequence] = []  # in the order in which they were admitted
         self.waiting: deque[Sequence] = deque()
@@ -66,6 +69,7 @@ class Batch:
         self._pages = pages
         self._most = most
         self._budget = budget
+        self._paged = paged
         self._stuck = False  # what waits found no room, and nothing has changed since
 
     @property
@@ -105,7 +109,7 @@ class Batch:
         assert leader.table is not None
         for follower in followers:
             follower.leader = None
-            if len(self.running) >= self._most:
+            if len(self.running) >= self._most or not self._paged:
                 self.waiting.appendleft(follower)  # it finds the prompt's pages when its turn comes
                 continue
             follower.table = self._cache.fork(leader.table)
@@ -121,7 +125,7 @@ class Batch:
             return
         self._part(sequence)
         if sequence.loading is not None:
-            self._cache.release(sequence.drop())  # they are read again
+            self._release(sequence.drop())  # they are read again
         self.paused.append(sequence)
         self._stuck = False
 
@@ -157,7 +161,13 @@ class Batch:
             for page in self._cache.clear(table):
                 self._storage.clear(page)
         else:
-            self._cache.release(table)
+            self._release(table)
+
+    def _release(self, table: Table) -> None:
+        first = table.pages[0]
+        self._cache.release(table)
+        if not self._paged:
+            self._storage.clear(first)
 
     def _part(self, sequence: Sequence) -> None:
         """Take it from where it is; the first that follows it leads the others from now on."""
@@ -249,7 +259,7 @@ class Batch:
     def _swap_out(self, sequence: Sequence) -> None:
         if sequence.table is not None:
             self._contexts.keep(sequence)
-            self._cache.release(sequence.drop())
+            self._release(sequence.drop())
 
     def _last(self, owner: str | None) -> Sequence:
         """Who came last, of all or of an owner's: it has the least to lose."""
@@ -259,7 +269,7 @@ class Batch:
         """Take a sequence's pages; it is the next to be admitted."""
         self._contexts.keep(sequence)
         self.running.remove(sequence)
-        self._cache.release(sequence.drop())
+        self._release(sequence.drop())
         self.waiting.appendleft(sequence)
 
     def _admit(self, *, alone: bool) -> Sequence | None:

@@ -23,6 +23,7 @@ from microkernel.errors import (
     MicrokernelError,
     NotFound,
     PreconditionFailed,
+    copy_of,
     from_exception,
 )
 from services.inference.cache.cache import Cache, Status
@@ -96,8 +97,8 @@ class Engine:
         self._decoder = decoder
         self._space = space + decoder.layout.encode()
         self._storage = decoder.storage(self._pages)
-        self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
-        self._contexts = Contexts(self._cache, self._storage, saved)
+        self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant, found_again=decoder.paged)
+        self._contexts = Contexts(self._cache, self._storage, saved if decoder.paged else None)
         self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
         self._pace = Pace(slowdown)
         self._batch = Batch(
@@ -109,6 +110,7 @@ class Engine:
             pages=self._pages,
             most=max_batch,
             budget=token_budget,
+            paged=decoder.paged,
         )
         self._proposer = proposer if decoder.invariant else None
         self._guessed = self._guessed_right = 0
@@ -166,6 +168,8 @@ class Engine:
             raise NotFound(f"request {id} is not running")
         table = sequence.table
         length = 0 if table is None else table.length
+        if not self._decoder.paged:
+            length = 0  # its pages only count: it is computed again
         held = [] if table is None else table.pages[: -(-length // PAGE)]
         return Context(
             space=self._space,
@@ -257,7 +261,7 @@ class Engine:
         began = time.perf_counter()
         try:
             logits = self._decoder.forward(self._storage, parts)
-        except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
+        except (MicrokernelError, RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
             return outputs + self._fail(error)
         answers = self._answering(shares, parts)
         choose(logits, answers)
@@ -351,7 +355,10 @@ class Engine:
 
     def _fail(self, error: Exception) -> list[Output]:
         """End everything that runs with `error`, from a step that could not be done; what waits goes on."""
-        outputs = [_broken(sequence.request.id, error) for sequence in self._batch.running]
+        outputs = [
+            _broken(sequence.request.id, copy_of(error, type(error)) if isinstance(error, MicrokernelError) else error)
+            for sequence in self._batch.running
+        ]
         for sequence in tuple(self._batch.running):
             self._batch.leave(sequence, broken=True)
         return outputs

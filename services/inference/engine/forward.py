@@ -1,7 +1,7 @@
 """What the engine needs of a model: a pass over some tokens of several sequences, and pages for their keys and values.
 
-`eager` and `native` each have such a decoder. How a page is laid out is theirs; all that the engine knows of one is its
-number, and that it holds `PAGE` tokens.
+`eager`, `native` and `foreign` each have such a decoder. How a page is laid out is theirs; all that the engine knows
+of one is its number, and that it holds `PAGE` tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ class Part(msgspec.Struct):
 
 
 class Storage(Protocol):
-    """Pages on a device, by number. None of them holds anything that is not finite: the others would be spoilt."""
+    """Pages on a device, by number. None of them holds anything that is not finite: the others would be spoilt.
+
+    Those of a decoder that is not `paged` only count what its sequences hold elsewhere: `clear` forgets the state of
+    the sequence whose first page it is, and `copy`, `read` and `write` raise `PreconditionFailed`.
+    """
 
     @property
     def page_bytes(self) -> int:
@@ -81,6 +85,11 @@ class Decoder(Protocol):
         ...
 
     @property
+    def paged(self) -> bool:
+        """Whether a sequence's state is in its pages. If not, they cannot be shared, copied or saved."""
+        ...
+
+    @property
     def layout(self) -> str:
         """Names how a page is laid out and computed: equal names, equal bytes for equal tokens."""
         ...
@@ -95,7 +104,7 @@ class Decoder(Protocol):
         ...
 
     def forward(self, storage: Any, parts: Sequence[Part]) -> torch.Tensor:
-        """Compute the parts, in one pass: float32 logits [sum of wanted, vocabulary], in the order of the parts.
+        """Compute the parts: float32 logits [sum of wanted, vocabulary], in the order of the parts.
 
         `storage` is one that this decoder has made.
         """

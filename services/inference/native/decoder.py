@@ -105,6 +105,11 @@ class NativeDecoder:
         return True
 
     @property
+    def paged(self) -> bool:
+        """True: keys and values are all that a sequence has."""
+        return True
+
+    @property
     def layout(self) -> str:
         """Names how a page is laid out and computed."""
         return f"native-1-{self._variant}"

@@ -68,3 +68,9 @@ def cache(copies) -> Driven:
 @pytest.fixture
 def keeping_duplicates(copies) -> Driven:
     return Driven(8, copies, deduplicate=False)
+
+
+@pytest.fixture
+def counting(copies) -> Driven:
+    """Its pages stand for what is elsewhere."""
+    return Driven(8, copies, found_again=False)

@@ -193,3 +193,27 @@ def test_a_table_that_shares_cleared_pages_keeps_them_and_caches_nothing_behind_
     assert mate.keys == page_keys(SPACE, "a", prompt(2.5))
     cache.release(mate)
     assert cache.counts() == (7, 1, 0)
+
+
+def test_pages_that_only_count_are_free_when_their_sequence_ends_and_never_found(counting):
+    table = counting.run(prompt(2.5))
+    assert counting.counts() == (5, 0, 3)
+    assert counting.hit(prompt(2.5)) == 0
+    counting.release(table)
+    assert counting.counts() == (8, 0, 0)
+    assert counting.status().hits == 0
+
+
+def test_pages_that_only_count_keep_to_the_quota(counting):
+    counting.set_quota("a", 2)
+    table = counting.begin("a", SPACE, prompt(3))
+    assert counting.extend(table, 3 * PAGE) is Room.OVER_QUOTA
+    assert counting.extend(table, 2 * PAGE) is Room.GRANTED
+
+
+def test_a_sequence_whose_pages_only_count_can_be_cut_and_not_forked(counting):
+    table = counting.run(prompt(2.5))
+    counting.truncate(table, PAGE + 3)
+    assert counting.counts() == (6, 0, 2)
+    with pytest.raises(PreconditionFailed, match="cannot be forked"):
+        counting.fork(table)

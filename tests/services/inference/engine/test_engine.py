@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import VOCABULARY, tiny_decoder, write_gguf
 
-from microkernel.errors import AlreadyExists, DataLoss, Invalid, Overloaded
+from microkernel.errors import AlreadyExists, DataLoss, Invalid, Overloaded, PreconditionFailed
 from services.inference.cache.keys import page_keys
 from services.inference.cache.saved import SavedPages
 from services.inference.engine.engine import Engine, Request, check_prompt
@@ -231,6 +231,19 @@ def test_a_step_that_fails_ends_what_runs_and_the_engine_goes_on(decoder, monkey
     assert {output.id for output in outputs} == {1, 2}
     assert all("out of memory" in str(output.error) for output in outputs)
     assert run(engine) == {3: alone(decoder, request(3))}
+
+
+def test_a_step_that_the_decoder_refuses_gives_each_an_error_of_its_own(decoder, monkeypatch):
+    engine = Engine(decoder)
+    engine.add(request(1))
+    engine.add(request(2))
+    refused = PreconditionFailed("it cannot be cut", remedy="begin anew")
+    monkeypatch.setattr(decoder, "forward", lambda *_: (_ for _ in ()).throw(refused))
+    first, second = (output.error for output in engine.step())
+    assert [(type(error), error.message, error.remedy) for error in (first, second)] == [
+        (PreconditionFailed, "it cannot be cut", "begin anew")
+    ] * 2
+    assert first is not second
 
 
 def test_parameters_that_spoil_sampling_end_their_own_request_only(decoder, monkeypatch):

@@ -1,0 +1,1 @@
+"""Decoding with transformers: for models that are not computed here."""
