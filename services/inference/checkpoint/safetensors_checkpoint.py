@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -26,7 +27,7 @@ from services.inference.checkpoint.architecture import (
 )
 from services.inference.checkpoint.checkpoint import Dense, Stored, check_tensors, rotated
 
-__all__ = ["SafetensorsCheckpoint"]
+__all__ = ["DTYPES", "SafetensorsCheckpoint", "Span", "read_json", "read_spans"]
 
 CLASSES = {
     "LlamaForCausalLM": "llama",
@@ -52,6 +53,15 @@ NAMES = {
 }
 
 
+class Span(msgspec.Struct, frozen=True):
+    """One tensor in a file: its type, its shape, and its bytes from `start` to `end` of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
 class SafetensorsCheckpoint:
     """Weights of a Hugging Face folder. Nothing read from it refers to the files afterwards."""
 
@@ -59,11 +69,11 @@ class SafetensorsCheckpoint:
         """Read and check `config.json` and every header; raises `Invalid`, `DataLoss` or `OSError`."""
         self.path = folder
         self.tokenizer_source = folder
-        raw = _json(folder / "config.json")
+        raw = read_json(folder / "config.json")
         self._tensors: dict[str, tuple[Path, str, tuple[int, ...]]] = {}  # by the file's name: file, dtype, shape
         for file in _shards(folder):
-            for name, (dtype, shape) in _header(file).items():
-                self._tensors[name] = (file, dtype, shape)
+            for name, span in read_spans(file).items():
+                self._tensors[name] = (file, span.dtype, span.shape)
         self.config = _config(folder.name, raw, self._dtype())
         names = {name: _source_name(name) for name in expected_shapes(self.config)}
         check_tensors(
@@ -131,7 +141,8 @@ def _source_name(name: str) -> str:
     return f"model.layers.{layer}.{NAMES[part]}.{kind}"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that is the file `path`; raises `Invalid` or `DataLoss` where it is none, or `OSError`."""
     if path.stat().st_size > MAX_JSON:
         raise Invalid(f"{path.name}: larger than {MAX_JSON >> 20} MiB")
     try:
@@ -146,7 +157,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map = _json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise Invalid(f"{index.name}: has no weight_map")
         names = sorted({str(name) for name in weight_map.values()})
@@ -162,8 +173,8 @@ def _shards(folder: Path) -> list[Path]:
     return files
 
 
-def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape by tensor name, after a check that the file is as long as its header says."""
+def read_spans(path: Path) -> dict[str, Span]:
+    """The tensors of a file by name, after a check that it is as long as its header says; raises as `read_json`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -180,28 +191,28 @@ def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             raise DataLoss(f"{path.name}: the header is not JSON", remedy="pull the model again") from error
     if not isinstance(header, dict):
         raise Invalid(f"{path.name}: the header is not a JSON object")
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: dict[str, Span] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype, shape, end = _entry(path.name, name, entry)
+        dtype, shape, start, end = _entry(path.name, name, entry)
         if 8 + length + end > size:
             raise DataLoss(
                 f"{path.name}: the file ends at byte {size}, tensor {name[:64]!r} needs bytes up to "
                 f"{8 + length + end}: the download is incomplete",
                 remedy="pull the model again",
             )
-        tensors[name] = (dtype, shape)
+        tensors[name] = Span(dtype, shape, 8 + length + start, 8 + length + end)
     return tensors
 
 
-def _entry(where: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int]:
+def _entry(where: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if all(
             isinstance(size, int) and size >= 0 for size in shape
         ):
             if 0 <= start <= end and (dtype not in DTYPES or end - start == math.prod(shape) * DTYPES[dtype]):
-                return dtype, tuple(shape), end
+                return dtype, tuple(shape), start, end
     raise Invalid(f"{where}: the header's entry for tensor {name[:64]!r} makes no sense")
 
 
