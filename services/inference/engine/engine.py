@@ -29,6 +29,8 @@ from microkernel.errors import (
 from services.inference.cache.cache import Cache, Room, Status
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
+from services.inference.checkpoint.adapter import Adapter
+from services.inference.engine.adapters import Adapters
 from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Decoder, Part
 from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
@@ -88,6 +90,7 @@ class Engine:
         self._max_batch = max_batch
         self._token_budget = token_budget
         self._space = space + decoder.layout.encode()
+        self._adapters = Adapters(decoder, self._space)
         self._storage = decoder.storage(self._pages)
         self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
         self._contexts = Contexts(self._cache, self._storage, saved)
@@ -127,12 +130,25 @@ class Engine:
         """Raise `Invalid` for what this engine could not run; safe to call from any thread."""
         check_prompt(prompt, max_tokens, context_length=self.context_length, vocab_size=self._decoder.config.vocab_size)
 
+    def adapter_bytes(self, adapter: Adapter) -> int:
+        """What an adapter would take in memory; safe to call from any thread."""
+        return self._decoder.adapter_bytes(adapter)
+
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Take an adapter; returns what requests call it."""
+        return self._adapters.add(adapter)
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Forget an adapter. Raises `PreconditionFailed` while a request asks for it, running or waiting."""
+        self._adapters.remove(adapter, (sequence.request for sequence in (*self._running, *self._waiting)))
+
     def add(self, request: Request) -> None:
         """Queue a request. One that cannot run gets its error as the next step's output."""
         if any(request.id == other.request.id for other in (*self._waiting, *self._running)):
             raise AlreadyExists(f"request {request.id} is running already")
         try:
             self.check(request.prompt, request.max_tokens)
+            self._adapters.check(request)
             config = self._decoder.config
             state = SamplerState(request.params, request.prompt, config.vocab_size, self._decoder.device)
         except (MicrokernelError, ValueError, RuntimeError) as error:
@@ -209,6 +225,7 @@ class Engine:
             start,
             sequence.view(self._storage),
             wanted=1 if start + count == len(sequence.tokens) else 0,
+            adapter=sequence.request.adapter,
         )
 
     # What a step computes
@@ -274,7 +291,7 @@ class Engine:
             owner = sequence.request.owner
             if owner in over:
                 continue
-            table = self._cache.begin(owner, self._space, sequence.tokens)
+            table = self._cache.begin(owner, self._adapters.space(sequence.request), sequence.tokens)
             needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
             crowded = self._cache.held + needed > CROWDED * self._pages and not alone
             room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))

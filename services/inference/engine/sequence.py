@@ -17,7 +17,7 @@ __all__ = ["Request", "Sequence"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for up to `max_tokens` tokens after `prompt`, on the account of `owner`.
+    """Ask for up to `max_tokens` tokens after `prompt`, on the account of `owner`, of the model with `adapter`.
 
     `id` is the caller's: no two at once have the same.
     """
@@ -28,6 +28,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     params: ResolvedSampling
     stop_tokens: frozenset[int] = frozenset()
     owner: str = "local"
+    adapter: int | None = None
 
 
 class Sequence:
