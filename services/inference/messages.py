@@ -10,10 +10,12 @@ __all__ = [
     "Chat",
     "ChatMessage",
     "Complete",
+    "LoadAdapter",
     "LoadModel",
     "LoadedModel",
     "Piece",
     "SamplingParams",
+    "UnloadAdapter",
     "UnloadModel",
     "Usage",
 ]
@@ -48,7 +50,8 @@ class SamplingParams(Message, kw_only=True):
 
 
 class Chat(SamplingParams, kw_only=True):
-    """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one.
+    """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one;
+    the name of an adapter is its model with it.
 
     `owner` is whom the work is for, where the call itself comes from no user.
     """
@@ -105,8 +108,28 @@ class UnloadModel(Message):
     name: str
 
 
+class LoadAdapter(Message, kw_only=True):
+    """Load a low-rank adapter beside a model, from the store or a path; `name` is what it is asked by.
+
+    `model` None is the default one. Without a `name` it gets the one that the store has.
+    """
+
+    ref: str
+    model: str | None = None
+    name: str | None = None
+
+
+class UnloadAdapter(Message):
+    """Take an adapter off its device; refused with `PRECONDITION_FAILED` while answers use it."""
+
+    name: str
+
+
 class LoadedModel(Message, kw_only=True):
-    """A model that answers. `state` is loading, ready or failed (then `why` says so). `created` is Unix time."""
+    """A model that answers. `state` is loading, ready or failed (then `why` says so). `created` is Unix time.
+
+    An adapter is shown as one too: `parent` is the model that it is for.
+    """
 
     name: str
     state: str
@@ -122,3 +145,4 @@ class LoadedModel(Message, kw_only=True):
     created: int = 0
     running: int = 0
     waiting: int = 0
+    parent: str = ""

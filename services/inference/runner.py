@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception
 from microkernel.executor import Executor
@@ -16,6 +17,8 @@ from services.inference.engine.engine import Engine, Output, Request
 from services.inference.generation import Generation
 
 __all__ = ["Runner"]
+
+T = TypeVar("T")
 
 
 class Runner:
@@ -27,6 +30,7 @@ class Runner:
         self._now = now
         self._generations: dict[int, Generation] = {}
         self._commands: list[Callable[[], object]] = []
+        self._jobs: set[asyncio.Future[None]] = set()
         self._wake = asyncio.Event()
         self._closed = False
         self.running = 0
@@ -49,6 +53,33 @@ class Runner:
         """Nobody reads it any more: its slot is free from the next step on."""
         if self._generations.pop(generation.number, None) is not None:
             self._ask(lambda: self._engine.cancel(generation.number))
+
+    async def between_steps(self, job: Callable[[], T]) -> T:
+        """What `job` gives, on the device's thread, after all that was asked for before; raises what it raises.
+
+        Raises `Unavailable` once closed.
+        """
+        if self._closed:
+            raise Unavailable("the model is being unloaded", retry_after=1.0, may_have_run=False)
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        given: list[T] = []
+
+        def command() -> None:
+            error: Exception | None = None
+            try:
+                given.append(job())
+            except Exception as raised:  # noqa: BLE001 - the caller's
+                error = raised
+            loop.call_soon_threadsafe(_settle, done, error)
+
+        self._jobs.add(done)
+        self._ask(command)
+        try:
+            await done
+        finally:
+            self._jobs.discard(done)
+        return given[0]
 
     async def run(self) -> None:
         """The loop; ends by cancellation. If a step raises, all answers end with the reason and it is raised."""
@@ -116,3 +147,14 @@ class Runner:
         generations, self._generations = self._generations, {}
         for generation in generations.values():
             generation.fail(reason)
+        for job in self._jobs:
+            _settle(job, reason)
+
+
+def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)

@@ -23,13 +23,16 @@ from microkernel.message import Message, convert, current_call
 from microkernel.service import Service, every, handles, on, streams
 from services.inference.generation import Generation
 from services.inference.loaded import Loaded
+from services.inference.loaded_adapters import Asked
 from services.inference.loaded_models import LoadedModels
 from services.inference.messages import (
     Chat,
     Complete,
+    LoadAdapter,
     LoadedModel,
     LoadModel,
     Piece,
+    UnloadAdapter,
     UnloadModel,
     Usage,
 )
@@ -86,11 +89,11 @@ class Inference(Service):
     @streams(credit=16)
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
-        loaded = await self._models.get(message.model)
-        with loaded.asked():
-            prompt = await loaded.encode_chat(message.messages)
+        asked = await self._models.asked(message.model)
+        with asked.stays():
+            prompt = await asked.loaded.encode_chat(message.messages)
             last = message.messages[-1].content if message.messages else ""
-            answer = self._answer(loaded, prompt, message, kind="chat", title=_title(last), continues=False)
+            answer = self._answer(asked, prompt, message, kind="chat", title=_title(last), continues=False)
             async with aclosing(answer):
                 async for piece in answer:
                     yield piece
@@ -98,11 +101,11 @@ class Inference(Service):
     @streams(credit=16)
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
-        loaded = await self._models.get(message.model)
-        with loaded.asked():
+        asked = await self._models.asked(message.model)
+        with asked.stays():
             prompt = message.prompt
-            tokens = await loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
-            answer = self._answer(loaded, tokens, message, kind="complete", title=_title(prompt), continues=True)
+            tokens = await asked.loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
+            answer = self._answer(asked, tokens, message, kind="complete", title=_title(prompt), continues=True)
             async with aclosing(answer):
                 async for piece in answer:
                     yield piece
@@ -120,9 +123,22 @@ class Inference(Service):
             raise PreconditionFailed(f"'{loaded.name}' is the default model", remedy="boot with another --model")
         await self._models.unload(loaded)
 
+    @handles(deadline=None)
+    async def load_adapter(self, message: LoadAdapter) -> LoadedModel:
+        """Load a low-rank adapter beside a model; it is asked by its own name, as a model is."""
+        adapter = await self._models.adapters.load(message.ref, message.model, message.name)
+        return self._models.adapters.describe(adapter)
+
+    @handles
+    async def unload_adapter(self, message: UnloadAdapter) -> None:
+        """Take an adapter off the device; refused while answers use it."""
+        await self._models.adapters.unload(self._models.adapters.find(message.name))
+
     @handles(name="list", idempotent=True)
     async def list_models(self) -> list[LoadedModel]:
-        """All models that can be asked, the default one first: loaded, loading, or stored and loaded when asked."""
+        """All models and adapters that can be asked, the default one first: loaded, loading, or stored and loaded when
+        asked.
+        """
         return await self._models.shown()
 
     @handles
@@ -156,13 +172,16 @@ class Inference(Service):
     # An answer
 
     async def _answer(
-        self, loaded: Loaded, prompt: list[int], message: Chat | Complete, *, kind: str, title: str, continues: bool
+        self, asked: Asked, prompt: list[int], message: Chat | Complete, *, kind: str, title: str, continues: bool
     ) -> AsyncGenerator[Piece, None]:
-        number = next(self._numbers)
+        number, loaded = next(self._numbers), asked.loaded
         stops = StopMatcher(message.stop)
         call = current_call()
         owner = message.owner if call is None or call.user is None else call.user
-        request = loaded.request(number, prompt, message, message.max_tokens, self.settings.sampling, owner=owner)
+        defaults = self.settings.sampling
+        request = loaded.request(
+            number, prompt, message, message.max_tokens, defaults, owner=owner, adapter=asked.number
+        )
         generation = Generation(
             number,
             text=IncrementalText(loaded.tokenizer, continues=continues),
@@ -176,15 +195,15 @@ class Inference(Service):
         state, why = ProcessState.KILLED, "its reader left"
         try:
             loaded.runner.submit(request, generation)
-            yield Piece(pid=pid, model=loaded.name)
+            yield Piece(pid=pid, model=asked.name)
             while text := await generation.read():
                 if generation.finish_reason is None:
-                    yield Piece(text=text, pid=pid, model=loaded.name)
+                    yield Piece(text=text, pid=pid, model=asked.name)
                     continue
                 break
             state, why = ProcessState.DONE, generation.finish_reason or ""
             yield Piece(
-                text=text, pid=pid, model=loaded.name, finish_reason=why, usage=_usage(generation, self.clock.now())
+                text=text, pid=pid, model=asked.name, finish_reason=why, usage=_usage(generation, self.clock.now())
             )
         except CallCancelled as error:
             state, why = ProcessState.KILLED, error.message

@@ -14,7 +14,9 @@ class InferenceSettings(Message, kw_only=True):
     model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens, `cache_share`
     the part of the device's free memory that their pages may take, `owner_share` the part of the pages that one owner
     may have, `token_budget` how many tokens one step computes at most. Without `kernels`, everything is computed by
-    torch. Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are.
+    torch. Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are. `adapters` are loaded beside
+    the default model at the start: names, each with its ref. `adapters_limit` is how many may be loaded, `adapter_rank`
+    the largest rank that one may have.
     """
 
     model: str = DEFAULT_MODEL
@@ -26,6 +28,9 @@ class InferenceSettings(Message, kw_only=True):
     kernels: bool = True
     owner_share: float = 1.0
     contexts_bytes: int = 4 << 30
+    adapters: dict[str, str] = {}
+    adapters_limit: int = 32
+    adapter_rank: int = 128
     temperature: float = 0.2  # with top_p 0.9 what SmolLM2's authors recommend: small models wander when it is high
     top_p: float = 0.9
 
