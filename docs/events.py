@@ -59,6 +59,8 @@ EVENTS = (
     ),
     EventKind("inference.loaded", LoadedModel, "a model has made its first token"),
     EventKind("inference.unloaded", {"model": str}, "a model has left its device"),
+    EventKind("inference.adapter.loaded", LoadedModel, "an adapter can be asked; `parent` is its model"),
+    EventKind("inference.adapter.unloaded", {"adapter": str, "model": str}, "an adapter has left its device"),
     EventKind("process.spawned", Process, "a process begins"),
     EventKind("process.ended", Process, "a process ends"),
 )

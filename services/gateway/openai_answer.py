@@ -109,7 +109,9 @@ def _model(model: LoadedModel) -> dict[str, Any]:
         "object": "model",
         "created": model.created,
         "owned_by": "microkernel",
-        # What OpenAI's answer does not have; `max_model_len` is vLLM's name, which evaluation tools read.
+        # What OpenAI's answer does not have; `parent`, of an adapter, and `max_model_len` are vLLM's names, which
+        # evaluation tools read.
+        "parent": model.parent or None,
         "default": model.default,
         "state": model.state,
         "max_model_len": model.context_length,

@@ -18,19 +18,19 @@ from services.inference.context_files import SavedAnswer
 from services.inference.engine.context import Context
 from services.inference.engine.engine import Engine, Request
 from services.inference.generation import Generation, first_of
-from services.inference.loaded import Loaded
+from services.inference.loaded_adapters import Asked
 from services.inference.messages import Piece, Usage
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
 from services.scheduler.messages import Exit, Process, ProcessState, Progress, Report, Spawn
 
-__all__ = ["Answers", "Asked", "caller"]
+__all__ = ["Answers", "Wanted", "caller"]
 
 SLOW_READER = 30.0  # seconds that a reader may take nothing while its sequence keeps a place in the batch
 SLOW_READER_WHEN_WANTED = 5.0  # the same while others wait for a place
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody wants said: `continues` where text stands before it, and a first space is kept."""
 
     kind: str
@@ -48,34 +48,32 @@ class Answers:
         self._numbers = numbers
         self._running: dict[int, _Answer] = {}
 
-    def give(self, loaded: Loaded, asked: Asked, requests: list[Request]) -> AsyncGenerator[Piece, None]:
+    def give(self, asked: Asked, wanted: Wanted, requests: list[Request]) -> AsyncGenerator[Piece, None]:
         """The pieces of all answers that `requests`, which have no numbers yet, ask for."""
         numbered = [msgspec.structs.replace(request, id=next(self._numbers)) for request in requests]
-        generations = [self._generation(loaded, asked, request) for request in numbered]
+        generations = [self._generation(asked, wanted, request) for request in numbered]
 
         async def begin() -> None:
             for request, generation in zip(numbered, generations, strict=True):
                 first = numbered[0].id
                 following = None if request.id == first else first
-                loaded.runner.submit(msgspec.structs.replace(request, fork_of=following), generation)
+                asked.loaded.runner.submit(msgspec.structs.replace(request, fork_of=following), generation)
 
-        return self._read(loaded, asked, generations, requests[0].owner, begin)
+        return self._read(asked, wanted, generations, requests[0].owner, begin)
 
-    def go_on(
-        self, loaded: Loaded, saved: SavedAnswer, context: Context, *, replay: bool
-    ) -> AsyncGenerator[Piece, None]:
+    def go_on(self, asked: Asked, saved: SavedAnswer, context: Context, *, replay: bool) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer that was saved; with `replay`, all of its text."""
-        asked = Asked(kind=saved.kind, title=saved.title, stop=saved.stop, continues=saved.continues)
+        wanted = Wanted(kind=saved.kind, title=saved.title, stop=saved.stop, continues=saved.continues)
         number = next(self._numbers)
-        generation = self._generation(loaded, asked, msgspec.structs.replace(context.request, id=number))
+        generation = self._generation(asked, wanted, msgspec.structs.replace(context.request, id=number))
         generation.recall(context.answer)
         if not replay:
             generation.take()
 
         async def begin() -> None:
-            await loaded.runner.restore(context, number, generation)
+            await asked.loaded.runner.restore(context, generation, asked.number)
 
-        return self._read(loaded, asked, [generation], context.request.owner, begin)
+        return self._read(asked, wanted, [generation], context.request.owner, begin)
 
     def find(self, pid: int) -> _Answer:
         """The answer that is process `pid`, if the caller may touch it. Raises `NotFound`."""
@@ -99,7 +97,7 @@ class Answers:
                 engine.swap_out(number)
 
         answer.generation.paused = True
-        await answer.loaded.runner.ask(pause)
+        await answer.asked.loaded.runner.ask(pause)
         await self._report([answer])
 
     async def resume(self, pid: int) -> None:
@@ -107,21 +105,21 @@ class Answers:
         answer = self.find(pid)
         number = answer.generation.number
         answer.generation.paused = False
-        await answer.loaded.runner.ask(lambda engine: engine.pause(number, paused=False))
+        await answer.asked.loaded.runner.ask(lambda engine: engine.pause(number, paused=False))
         await self._report([answer])
 
     async def save(self, pid: int) -> SavedAnswer:
         """Process `pid` as it is now; it goes on. Raises `NotFound`."""
         answer = self.find(pid)
         number = answer.generation.number
-        context = await answer.loaded.runner.ask(lambda engine: engine.save(number))
-        asked = answer.asked
+        context = await answer.asked.loaded.runner.ask(lambda engine: engine.save(number))
+        wanted = answer.wanted
         return SavedAnswer(
-            model=answer.loaded.name,
-            kind=asked.kind,
-            title=asked.title,
-            stop=asked.stop,
-            continues=asked.continues,
+            model=answer.asked.name,
+            kind=wanted.kind,
+            title=wanted.title,
+            stop=wanted.stop,
+            continues=wanted.continues,
             prompt_tokens=answer.generation.prompt_tokens,
             context=await asyncio.to_thread(context.dump),
         )
@@ -141,19 +139,19 @@ class Answers:
                     progress = _progress(answer.pid, answer.generation, ProcessState.DONE)
                     await self._tell_scheduler("scheduler.exit", Exit(progress=progress))
 
-    def _generation(self, loaded: Loaded, asked: Asked, request: Request) -> Generation:
+    def _generation(self, asked: Asked, wanted: Wanted, request: Request) -> Generation:
         return Generation(
             request.id,
-            text=IncrementalText(loaded.tokenizer, continues=asked.continues),
-            stops=StopMatcher(asked.stop),
+            text=IncrementalText(asked.loaded.tokenizer, continues=wanted.continues),
+            stops=StopMatcher(wanted.stop),
             prompt_tokens=len(request.prompt),
             began=self._service.clock.now(),
         )
 
     async def _read(
         self,
-        loaded: Loaded,
         asked: Asked,
+        wanted: Wanted,
         generations: list[Generation],
         owner: str,
         begin: Callable[[], Awaitable[None]],
@@ -162,13 +160,13 @@ class Answers:
         why: dict[int, tuple[ProcessState, str]] = {}
         try:
             for generation in generations:
-                spawn = Spawn(kind=asked.kind, title=asked.title, owner=owner, device=self._device)
-                answer = _Answer(await self._enter(spawn), generation, loaded, spawn, asked)
+                spawn = Spawn(kind=wanted.kind, title=wanted.title, owner=owner, device=self._device)
+                answer = _Answer(await self._enter(spawn), generation, asked, spawn, wanted)
                 answers.append(answer)
                 self._running[generation.number] = answer
             await begin()
             for index, answer in enumerate(answers):
-                yield Piece(pid=answer.pid, model=loaded.name, index=index)
+                yield Piece(pid=answer.pid, model=asked.name, index=index)
             open_ = dict(enumerate(answers))
             while open_:
                 await first_of([answer.generation for answer in open_.values()])
@@ -177,7 +175,7 @@ class Answers:
                     if not generation.ready:
                         continue
                     text = generation.take()
-                    piece = Piece(text=text, pid=answer.pid, model=loaded.name, index=index)
+                    piece = Piece(text=text, pid=answer.pid, model=asked.name, index=index)
                     if generation.finish_reason is None:
                         yield piece
                         continue
@@ -195,7 +193,7 @@ class Answers:
         finally:
             for answer in answers:
                 number = answer.generation.number
-                loaded.runner.cancel(answer.generation)
+                asked.loaded.runner.cancel(answer.generation)
                 del self._running[number]
                 state, said = why.get(number, (ProcessState.KILLED, "its reader left"))
                 if answer.pid:
@@ -219,7 +217,7 @@ class Answers:
         if generation.held_since is None or generation.paused:
             return
         seconds = self._service.clock.now() - generation.held_since
-        wanted = answer.loaded.runner.waiting > 0
+        wanted = answer.asked.loaded.runner.waiting > 0
         if seconds > (SLOW_READER_WHEN_WANTED if wanted else SLOW_READER):
             answer.end(
                 Overloaded(
@@ -253,14 +251,14 @@ class _Answer(msgspec.Struct, frozen=True, gc=False):
 
     pid: int
     generation: Generation
-    loaded: Loaded
-    entered: Spawn
     asked: Asked
+    entered: Spawn
+    wanted: Wanted
 
     def end(self, error: MicrokernelError) -> None:
         """End it with `error`; its place in the batch is free at once, whether or not its reader ever looks again."""
         self.generation.fail(error)
-        self.loaded.runner.cancel(self.generation)
+        self.asked.loaded.runner.cancel(self.generation)
 
     def spawn(self, pid: int) -> Spawn:
         """The message that enters it again as process `pid`."""

@@ -15,6 +15,7 @@ from microkernel.errors import Invalid
 from microkernel.executor import Executor
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
+from services.inference.checkpoint.adapter import Adapter
 from services.inference.checkpoint.architecture import DecoderConfig, Unsupported
 from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from services.inference.checkpoint.model_defaults import model_defaults
@@ -142,7 +143,7 @@ class Loaded:
         self.asked_at = asked_at
         self._asking = 0
         self.task: asyncio.Task[None] | None = None
-        self._config: DecoderConfig = opened.checkpoint.config
+        self.config: DecoderConfig = opened.checkpoint.config
         self._template = opened.template
         self._sampling = opened.sampling
         self._engine = engine
@@ -220,6 +221,18 @@ class Loaded:
             return self._encode(text)
         return await asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, text)
 
+    def adapter_bytes(self, adapter: Adapter) -> int:
+        """What an adapter would take in memory."""
+        return self._engine.adapter_bytes(adapter)
+
+    async def add_adapter(self, adapter: Adapter) -> int:
+        """Put an adapter beside the model; returns what its requests call it."""
+        return await self.runner.ask(lambda engine: engine.add_adapter(adapter))
+
+    async def remove_adapter(self, number: int) -> None:
+        """Take an adapter away. Raises `PreconditionFailed` while requests use it."""
+        await self.runner.ask(lambda engine: engine.remove_adapter(number))
+
     def close(self) -> None:
         """End the threads that encode, once what they do is done; nothing can be encoded afterwards."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
@@ -233,11 +246,12 @@ class Loaded:
         defaults: SamplingParams,
         *,
         owner: str = "local",
+        adapter: int | None = None,
     ) -> Request:
         """A request for the engine. Raises `Invalid` that names the field which does not fit."""
         room = self.context_length - len(prompt)
         wanted = max(1, room) if max_tokens is None else max_tokens
-        check_prompt(prompt, wanted, context_length=self.context_length, vocab_size=self._config.vocab_size)
+        check_prompt(prompt, wanted, context_length=self.context_length, vocab_size=self.config.vocab_size)
         return Request(
             id=number,
             prompt=prompt,
@@ -245,6 +259,7 @@ class Loaded:
             params=resolve(params, self._sampling, defaults),
             stop_tokens=self.tokenizer.eos_ids,
             owner=owner,
+            adapter=adapter,
         )
 
     def describe(self, *, device: str, default: bool) -> LoadedModel:
@@ -252,9 +267,9 @@ class Loaded:
         return LoadedModel(
             name=self.name,
             state="ready",
-            architecture=self._config.architecture,
-            quantization=self._config.quantization,
-            parameters=self._config.parameters,
+            architecture=self.config.architecture,
+            quantization=self.config.quantization,
+            parameters=self.config.parameters,
             context_length=self.context_length,
             weight_bytes=self.size.weight_bytes,
             cache_bytes=self.size.cache_bytes,

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from microkernel.errors import (
+    AlreadyExists,
+    Invalid,
     MicrokernelError,
     NotFound,
     Overloaded,
@@ -25,6 +27,7 @@ from services.inference.cache.saved import SavedPages
 from services.inference.decoders import Computing
 from services.inference.generation import Generation
 from services.inference.loaded import Loaded, Opened, fit, open_model
+from services.inference.loaded_adapters import Asked, LoadedAdapters
 from services.inference.messages import LoadedModel, SamplingParams
 from services.inference.settings import InferenceSettings
 from services.inference.text.detokenizer import IncrementalText
@@ -52,10 +55,14 @@ class LoadedModels:
         self._saved: SavedPages | None = None
         self._ready = asyncio.Event()
         self._defaults = settings.sampling
+        self.adapters = LoadedAdapters(service, settings, self)
 
     async def load_default(self) -> None:
-        """Load the model that answers who names none; before that, they wait."""
-        self.default = (await self.load(self._settings.model)).name
+        """Load the model that answers who names none, before which they wait; then its adapters."""
+        loaded = await self.load(self._settings.model)
+        for name, ref in self._settings.adapters.items():
+            await self.adapters.load(ref, loaded.name, name)
+        self.default = loaded.name
         self._ready.set()
 
     def find(self, name: str) -> Loaded:
@@ -64,6 +71,14 @@ class LoadedModels:
         if loaded is None:
             raise NotFound(f"model '{name}' is not loaded", field="name")
         return loaded
+
+    async def asked(self, name: str | None) -> Asked:
+        """The model or adapter of that name. Raises `NotFound`."""
+        if self.default is None and name not in self._loaded:
+            await self._ready.wait()
+        if name is not None and name in self.adapters:
+            return await self.adapters.get(name)
+        return Asked(await self.get(name))
 
     async def get(self, name: str | None) -> Loaded:
         """The model of that name, loaded if it is stored. Raises `NotFound`."""
@@ -79,15 +94,19 @@ class LoadedModels:
             return await self.get(name)
         if name in self._resting:
             return await self.load(self._resting[name])
-        if name not in {model.name for model in await self._stored()}:
+        if name not in {model.name for model in await self._stored() if model.kind != "adapter"}:
             raise NotFound(f"no model is named '{name}'", field="model", remedy="see `mk models` or GET /v1/models")
         return await self.load(str(name))
 
     async def load(self, ref: str) -> Loaded:
         """Load once, however many ask at the same time."""
-        model = await self._find(ref)
+        model = await self.find_stored(ref)
         if model.name in self._loaded:
             return self._loaded[model.name]
+        if model.kind == "adapter":
+            raise Invalid(f"'{model.name}' is an adapter", field="ref", remedy="call inference.load_adapter")
+        if model.name in self.adapters:
+            raise AlreadyExists(f"'{model.name}' is the name of an adapter", field="ref", remedy="unload that first")
         task = self._loading.get(model.name)
         if task is None:
             task = self._loading[model.name] = self._service.spawn(self._load_model(model), name=f"load {model.name}")
@@ -100,18 +119,22 @@ class LoadedModels:
         """Take a model off the device; its answers end with `Unavailable`."""
         self._loaded.pop(loaded.name, None)
         await _end(loaded)
+        await self.adapters.leave(loaded, rests=loaded.name in self._resting)
         if loaded.reservation is not None:
-            await self._release(loaded.reservation)
+            await self.release(loaded.reservation)
         self._service.publish("inference.unloaded", model=loaded.name)
 
     async def shown(self) -> list[LoadedModel]:
-        """All models that can be asked, the default one first."""
+        """All models and adapters that can be asked, the default one first."""
         shown = {name: self.describe(loaded) for name, loaded in self._loaded.items()}
+        shown |= {adapter.name: adapter for adapter in self.adapters.shown()}
         for name in self._loading:
             shown.setdefault(name, LoadedModel(name=name, state="loading"))
         for name in self._resting:
             shown.setdefault(name, LoadedModel(name=name, state="stored", default=name == self.default))
         for model in await self._stored():
+            if model.kind == "adapter":
+                continue  # for which model it is, only who loads it knows
             why = self._failed.get(model.name, "")
             shown.setdefault(
                 model.name,
@@ -130,6 +153,15 @@ class LoadedModels:
                 await self._service.executor(name).run(computing.close)
         if self._saved is not None:
             await asyncio.to_thread(self._saved.close)
+
+    async def names(self) -> set[str]:
+        """All names of models, loaded or stored."""
+        stored = {model.name for model in await self._stored() if model.kind != "adapter"}
+        return {*self._loaded, *self._loading, *self._resting, *stored}
+
+    def has(self, loaded: Loaded) -> bool:
+        """Whether the model is still on its device."""
+        return self._loaded.get(loaded.name) is loaded
 
     def describe(self, loaded: Loaded) -> LoadedModel:
         """A loaded model as it is shown."""
@@ -167,7 +199,7 @@ class LoadedModels:
         needed = size.weight_bytes + size.cache_bytes
         if draft is not None:
             needed += draft.plan.weight_bytes + size.cache_bytes // opened.plan.page_bytes * draft.plan.page_bytes
-        reservation = await self._reserve(model.name, needed, device)
+        reservation = await self.reserve(f"model '{model.name}'", needed)
         loaded: Loaded | None = None
         try:
             self._service.publish("inference.loading", model=model.name, stage="loading", bytes=size.weight_bytes)
@@ -189,7 +221,7 @@ class LoadedModels:
         except BaseException:
             if loaded is not None:
                 await _end(loaded)
-            await self._release(reservation.id)
+            await self.release(reservation.id)
             raise
         self._loaded[model.name] = loaded
         self._resting.pop(model.name, None)
@@ -203,7 +235,7 @@ class LoadedModels:
         ref = self._settings.speculation
         if ref in {"off", "lookup"}:
             return None
-        model = await self._find(ref)
+        model = await self.find_stored(ref)
         draft = await executor.run(open_model, Path(model.path), computing, model.digest)
         ours, theirs = opened.checkpoint.config.vocab_size, draft.checkpoint.config.vocab_size
         if ours != theirs or opened.digest == draft.digest:
@@ -221,13 +253,13 @@ class LoadedModels:
                 self._service.log.warning("contexts are not saved: %s", self._saved.failed)
         return self._saved
 
-    async def _reserve(self, name: str, size: int, device: Device) -> Reservation:
-        """Memory for a model; idle ones give theirs back where it is short, the least recently asked first.
+    async def reserve(self, purpose: str, size: int) -> Reservation:
+        """Memory on the device; idle models give theirs back where it is short, the least recently asked first.
 
         They are loaded again when they are asked, in a moment, and find their long contexts on disk. Raises
         `Overloaded`.
         """
-        ask = Reserve(purpose=f"model '{name}'", bytes=size, device=device.name)
+        ask = Reserve(purpose=purpose, bytes=size, device=self._settings.device)
         while True:
             try:
                 return convert(await self._service.call("memory.reserve", ask), Reservation)
@@ -236,7 +268,7 @@ class LoadedModels:
                 if not idle:
                     raise
             victim = min(idle, key=lambda loaded: loaded.asked_at)
-            self._service.log.info("model '%s' makes room for '%s'", victim.name, name)
+            self._service.log.info("model '%s' makes room for %s", victim.name, purpose)
             self._resting[victim.name] = victim.ref
             await self.unload(victim)
 
@@ -266,7 +298,8 @@ class LoadedModels:
         while await generation.read():
             pass
 
-    async def _release(self, reservation: int) -> None:
+    async def release(self, reservation: int) -> None:
+        """Give memory back."""
         try:
             await self._service.call("memory.release", id=reservation, deadline=1.0)
         except MicrokernelError as error:
@@ -274,7 +307,7 @@ class LoadedModels:
                 "memory was not told of a release: %s", error
             )  # it reclaims when this service has ended
 
-    async def _find(self, ref: str) -> Model:
+    async def find_stored(self, ref: str) -> Model:
         """The stored model, pulled if `ref` can be and is not stored yet."""
         try:
             return convert(await self._service.call("models.find", ref=ref), Model)

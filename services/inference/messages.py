@@ -11,6 +11,7 @@ __all__ = [
     "ChatMessage",
     "Complete",
     "ForgetContext",
+    "LoadAdapter",
     "LoadModel",
     "LoadedModel",
     "PauseProcess",
@@ -20,6 +21,7 @@ __all__ = [
     "SamplingParams",
     "SaveContext",
     "SavedContext",
+    "UnloadAdapter",
     "UnloadModel",
     "Usage",
 ]
@@ -54,7 +56,8 @@ class SamplingParams(Message, kw_only=True):
 
 
 class Chat(SamplingParams, kw_only=True):
-    """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one.
+    """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one;
+    the name of an adapter is its model with it.
 
     `n` answers are given to the same prompt, each with a seed of its own: the given one, the next, and so on. `owner`
     is whom the work is for, where the call itself comes from no user.
@@ -163,8 +166,28 @@ class UnloadModel(Message):
     name: str
 
 
+class LoadAdapter(Message, kw_only=True):
+    """Load a low-rank adapter beside a model, from the store or a path; `name` is what it is asked by.
+
+    `model` None is the default one. Without a `name` it gets the one that the store has.
+    """
+
+    ref: str
+    model: str | None = None
+    name: str | None = None
+
+
+class UnloadAdapter(Message):
+    """Take an adapter off its device; refused with `PRECONDITION_FAILED` while answers use it."""
+
+    name: str
+
+
 class LoadedModel(Message, kw_only=True):
-    """A model that answers. `state` is loading, ready or failed (then `why` says so). `created` is Unix time."""
+    """A model that answers. `state` is loading, ready or failed (then `why` says so). `created` is Unix time.
+
+    An adapter is shown as one too: `parent` is the model that it is for.
+    """
 
     name: str
     state: str
@@ -180,3 +203,4 @@ class LoadedModel(Message, kw_only=True):
     created: int = 0
     running: int = 0
     waiting: int = 0
+    parent: str = ""

@@ -51,12 +51,13 @@ class Runner:
         generation.hold = self._hold
         self._ask(lambda: self._engine.add(request))
 
-    async def restore(self, context: Context, number: int, generation: Generation) -> None:
-        """Have `generation` go on with a context, as request `number`. Raises as `Engine.restore`."""
+    async def restore(self, context: Context, generation: Generation, adapter: int | None) -> None:
+        """Have `generation` go on with a context, and the adapter of that number. Raises as `Engine.restore`."""
+        number = generation.number
         self._generations[number] = generation
         generation.hold = self._hold
         try:
-            await self.ask(lambda engine: engine.restore(context, number))
+            await self.ask(lambda engine: engine.restore(context, number, adapter=adapter))
         except BaseException:
             self.cancel(generation)
             raise

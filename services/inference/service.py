@@ -13,16 +13,17 @@ import msgspec
 from microkernel.errors import CallCancelled, Invalid, PreconditionFailed
 from microkernel.events import Event
 from microkernel.service import Service, every, handles, on, streams
-from services.inference.answers import Answers, Asked, caller
+from services.inference.answers import Answers, Wanted, caller
 from services.inference.context_files import ContextFiles
 from services.inference.engine.context import Context
 from services.inference.engine.engine import Request
-from services.inference.loaded import Loaded
+from services.inference.loaded_adapters import Asked
 from services.inference.loaded_models import LoadedModels
 from services.inference.messages import (
     Chat,
     Complete,
     ForgetContext,
+    LoadAdapter,
     LoadedModel,
     LoadModel,
     PauseProcess,
@@ -31,6 +32,7 @@ from services.inference.messages import (
     ResumeProcess,
     SaveContext,
     SavedContext,
+    UnloadAdapter,
     UnloadModel,
 )
 from services.inference.settings import InferenceSettings
@@ -66,24 +68,24 @@ class Inference(Service):
     @streams(credit=16)
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
-        loaded = await self._models.get(message.model)
-        with loaded.asked():
-            prompt = await loaded.encode_chat(message.messages)
+        asked = await self._models.asked(message.model)
+        with asked.stays():
+            prompt = await asked.loaded.encode_chat(message.messages)
             last = message.messages[-1].content if message.messages else ""
-            asked = Asked(kind="chat", title=_title(last), stop=message.stop, continues=False)
-            async with aclosing(self._answers.give(loaded, asked, self._requests(loaded, prompt, message))) as pieces:
+            wanted = Wanted(kind="chat", title=_title(last), stop=message.stop, continues=False)
+            async with aclosing(self._answers.give(asked, wanted, self._requests(asked, prompt, message))) as pieces:
                 async for piece in pieces:
                     yield piece
 
     @streams(credit=16)
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
-        loaded = await self._models.get(message.model)
-        with loaded.asked():
+        asked = await self._models.asked(message.model)
+        with asked.stays():
             prompt = message.prompt
-            tokens = await loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
-            asked = Asked(kind="complete", title=_title(prompt), stop=message.stop, continues=True)
-            async with aclosing(self._answers.give(loaded, asked, self._requests(loaded, tokens, message))) as pieces:
+            tokens = await asked.loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
+            wanted = Wanted(kind="complete", title=_title(prompt), stop=message.stop, continues=True)
+            async with aclosing(self._answers.give(asked, wanted, self._requests(asked, tokens, message))) as pieces:
                 async for piece in pieces:
                     yield piece
 
@@ -108,10 +110,10 @@ class Inference(Service):
     async def restore(self, message: RestoreContext) -> AsyncIterator[Piece]:
         """Go on with a saved context, as a new process."""
         saved = await asyncio.to_thread(self._contexts.load, _keeper(), message.name)
-        loaded = await self._models.get(saved.model)
-        with loaded.asked():
+        asked = await self._models.asked(saved.model)
+        with asked.stays():
             context = await asyncio.to_thread(Context.load, saved.context)
-            async with aclosing(self._answers.go_on(loaded, saved, context, replay=message.replay)) as pieces:
+            async with aclosing(self._answers.go_on(asked, saved, context, replay=message.replay)) as pieces:
                 async for piece in pieces:
                     yield piece
 
@@ -139,9 +141,22 @@ class Inference(Service):
             raise PreconditionFailed(f"'{loaded.name}' is the default model", remedy="boot with another --model")
         await self._models.unload(loaded)
 
+    @handles(deadline=None)
+    async def load_adapter(self, message: LoadAdapter) -> LoadedModel:
+        """Load a low-rank adapter beside a model; it is asked by its own name, as a model is."""
+        adapter = await self._models.adapters.load(message.ref, message.model, message.name)
+        return self._models.adapters.describe(adapter)
+
+    @handles
+    async def unload_adapter(self, message: UnloadAdapter) -> None:
+        """Take an adapter off the device; refused while answers use it."""
+        await self._models.adapters.unload(self._models.adapters.find(message.name))
+
     @handles(name="list", idempotent=True)
     async def list_models(self) -> list[LoadedModel]:
-        """All models that can be asked, the default one first: loaded, loading, or stored and loaded when asked."""
+        """All models and adapters that can be asked, the default one first: loaded, loading, or stored and loaded when
+        asked.
+        """
         return await self._models.shown()
 
     @handles
@@ -166,12 +181,14 @@ class Inference(Service):
         """A scheduler that has come back has an empty table."""
         await self._answers.enter_again()
 
-    def _requests(self, loaded: Loaded, prompt: list[int], message: Chat | Complete) -> list[Request]:
+    def _requests(self, asked: Asked, prompt: list[int], message: Chat | Complete) -> list[Request]:
         """A request for each answer, without a number."""
         if not 1 <= message.n <= MOST_ANSWERS:
             raise Invalid(f"n is {message.n}, allowed is 1 to {MOST_ANSWERS}", field="n")
         owner = caller() or message.owner
-        first = loaded.request(0, prompt, message, message.max_tokens, self.settings.sampling, owner=owner)
+        first = asked.loaded.request(
+            0, prompt, message, message.max_tokens, self.settings.sampling, owner=owner, adapter=asked.number
+        )
         return [
             msgspec.structs.replace(first, params=msgspec.structs.replace(first.params, seed=first.params.seed + place))
             for place in range(message.n)

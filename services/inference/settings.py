@@ -18,6 +18,10 @@ class InferenceSettings(Message, kw_only=True):
     torch. With `speculation` "lookup" a text's own words are guessed to come again, with the ref of a small model that
     one guesses, with "off" nobody does: texts are the same. Long contexts are kept on disk, in `contexts_bytes` at
     most, and so many bytes of those that each user has named; with 0, none are.
+    may have, `token_budget` how many tokens one step computes at most. Without `kernels`, everything is computed by
+    torch. Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are. `adapters` are loaded beside
+    the default model at the start: names, each with its ref. `adapters_limit` is how many may be loaded, `adapter_rank`
+    the largest rank that one may have.
     """
 
     model: str = DEFAULT_MODEL
@@ -31,6 +35,9 @@ class InferenceSettings(Message, kw_only=True):
     speculation: str = "lookup"
     slowdown: float = 1.7
     contexts_bytes: int = 4 << 30
+    adapters: dict[str, str] = {}
+    adapters_limit: int = 32
+    adapter_rank: int = 128
     temperature: float = 0.2  # with top_p 0.9 what SmolLM2's authors recommend: small models wander when it is high
     top_p: float = 0.9
 

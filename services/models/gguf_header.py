@@ -33,17 +33,18 @@ SCALARS = {
     12: "<d",
 }
 STRING, ARRAY = 8, 9
-KEPT = ("general.architecture", "general.license", "general.alignment")
+KEPT = ("general.architecture", "general.license", "general.alignment", "general.type")
 DEPTH = 4  # arrays of arrays of … : nobody writes them deeper
 
 
 class GgufHeader(msgspec.Struct, frozen=True):
-    """What a GGUF file says of itself; `end` is the offset behind its last tensor, in bytes."""
+    """What a GGUF file says of itself; `end` is the offset behind its last tensor, in bytes. `type` may be adapter."""
 
     architecture: str | None
     license: str | None
     tensors: int
     end: int
+    type: str = "model"
 
 
 def read_gguf_header(path: Path, *, shown: str) -> GgufHeader:
@@ -95,6 +96,7 @@ class _Cursor:
             _text(kept.get("general.license")),
             tensors,
             data + max(ends, default=0),
+            _text(kept.get("general.type")) or "model",
         )
 
     def tensor_end(self) -> int:

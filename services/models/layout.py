@@ -1,7 +1,8 @@
 """What makes a set of files a model, read before it enters the store: headers that fit the file, and nothing missing.
 
 Formats: GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), and the Hugging Face layout: `config.json`
-with safetensors files (https://huggingface.co/docs/safetensors). Pickled weights are never taken.
+with safetensors files (https://huggingface.co/docs/safetensors). An adapter is a GGUF file that says so, or a folder as
+PEFT saves it. Pickled weights are never taken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from microkernel.errors import DataLoss, Invalid
 from services.models.disk import readable
 from services.models.gguf_header import read_gguf_header
 
-__all__ = ["Description", "describe", "is_model_folder", "is_wanted", "one_gguf"]
+__all__ = ["Description", "describe", "is_adapter_folder", "is_model_folder", "is_wanted", "one_gguf"]
 
 WANTED = (
     "*.safetensors",
@@ -43,16 +44,18 @@ UNWANTED = (
     "*.incomplete",
 )
 JSON_LIMIT = 64 << 20  # bytes
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 HEADER_LIMIT = 100_000_000  # the safetensors format's own limit
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 class Description(msgspec.Struct, frozen=True):
-    """What a model's files say of themselves: `format` is gguf or safetensors."""
+    """What a model's files say of themselves: `format` is gguf or safetensors, `kind` model or adapter."""
 
     format: str
     architecture: str | None = None
     license: str | None = None
+    kind: str = "model"
 
 
 def describe(files: Mapping[str, Path]) -> Description:
@@ -60,10 +63,15 @@ def describe(files: Mapping[str, Path]) -> Description:
     ggufs = [name for name in files if name.lower().endswith(".gguf")]
     if ggufs:
         header = read_gguf_header(files[ggufs[0]], shown=ggufs[0])
-        return Description("gguf", header.architecture, header.license)
+        kind = "adapter" if header.type == "adapter" else "model"
+        return Description("gguf", header.architecture, header.license, kind)
+    if is_adapter_folder(files):
+        _json(files[ADAPTER[0]], ADAPTER[0])
+        _check_safetensors(files[ADAPTER[1]], ADAPTER[1])
+        return Description("safetensors", None, _license_of_card(files.get("README.md")), "adapter")
     if not is_model_folder(files):
         listed = ", ".join(sorted(files)) or "an empty folder"
-        raise Invalid(f"no model in {listed}: neither .gguf nor config.json with safetensors")
+        raise Invalid(f"no model in {listed}: neither .gguf nor config.json with safetensors, nor an adapter")
     config = _json(files["config.json"], "config.json")
     for name, path in files.items():
         if name.endswith(".safetensors"):
@@ -81,6 +89,12 @@ def is_model_folder(names: Iterable[str]) -> bool:
     """Whether these files make up a model in the Hugging Face layout."""
     names = set(names)
     return "config.json" in names and any(name.endswith(".safetensors") for name in names)
+
+
+def is_adapter_folder(names: Iterable[str]) -> bool:
+    """Whether these files are an adapter as PEFT saves it, and no model beside it."""
+    names = set(names)
+    return names.issuperset(ADAPTER) and not any(name.endswith(".safetensors") for name in names - set(ADAPTER))
 
 
 def is_wanted(name: str) -> bool:

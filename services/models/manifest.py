@@ -37,6 +37,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pulled_at: float
     architecture: str | None = None
     license: str | None = None
+    kind: str = "model"
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -32,7 +32,7 @@ class RemoveModel(Message):
 class Model(Message, kw_only=True):
     """A stored model. `path` is a `.gguf` file, or a folder in the Hugging Face layout. `digest` is sha256 in hex.
 
-    `pulled_at` is Unix time in seconds.
+    `pulled_at` is Unix time in seconds. `kind` is model, or adapter: a folder of PEFT's then, or a `.gguf` file.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Model(Message, kw_only=True):
     pulled_at: float
     architecture: str | None = None
     license: str | None = None
+    kind: str = "model"
 
 
 class PullProgress(Message, kw_only=True):

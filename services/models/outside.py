@@ -59,6 +59,7 @@ class OutsideModels:
             pulled_at=max(file.stat().st_mtime for file in files.values()),
             architecture=about.architecture,
             license=about.license,
+            kind=about.kind,
         )
 
     def _digest(self, path: Path) -> str:

@@ -127,6 +127,7 @@ class ModelStore:
                 pulled_at=self._now(),
                 architecture=about.architecture,
                 license=about.license,
+                kind=about.kind,
             )
             for file in {file.digest: file for file in staged}.values():  # two names may have one content
                 file.path.chmod(0o444)
@@ -324,6 +325,7 @@ class ModelStore:
             pulled_at=manifest.pulled_at,
             architecture=manifest.architecture,
             license=manifest.license,
+            kind=manifest.kind,
         )
 
     def _snapshot(self, manifest: Manifest) -> Path:

@@ -27,7 +27,7 @@ from services.inference.checkpoint.families import FAMILIES
 from services.inference.checkpoint.family import Family
 from services.inference.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
 
-__all__ = ["SafetensorsCheckpoint"]
+__all__ = ["NAMES", "SafetensorsCheckpoint"]
 
 CLASSES = {family.hf_class: family for family in FAMILIES.values()}
 NAMES = {

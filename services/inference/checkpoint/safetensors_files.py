@@ -16,7 +16,7 @@ import msgspec
 
 from microkernel.errors import DataLoss, Invalid
 
-__all__ = ["FLOATS", "FileTensor", "read_object", "read_tensors"]
+__all__ = ["FLOATS", "FileTensor", "Span", "read_object", "read_spans", "read_tensors"]
 
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 """The types of weights that are computed with, and what each takes in bytes."""
@@ -33,12 +33,21 @@ class FileTensor(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
 
 
+class Span(msgspec.Struct, frozen=True):
+    """One tensor in a file: its type, its shape, and its bytes from `start` to `end` of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
 def read_tensors(folder: Path) -> dict[str, FileTensor]:
     """All tensors of a folder by the files' own names. Raises `DataLoss` for what is missing, cut off or damaged."""
     return {
-        name: FileTensor(file, dtype, shape)
+        name: FileTensor(file, span.dtype, span.shape)
         for file in _shards(folder)
-        for name, (dtype, shape) in _header(file).items()
+        for name, span in read_spans(file).items()
     }
 
 
@@ -74,8 +83,8 @@ def _shards(folder: Path) -> list[Path]:
     return files
 
 
-def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape by tensor name, after a check that the file is as long as its header says."""
+def read_spans(path: Path) -> dict[str, Span]:
+    """The tensors of a file by name, after a check that it is as long as its header says; raises as `read_tensors`."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -92,26 +101,26 @@ def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             raise DataLoss(f"{path.name}: the header is not JSON", remedy="pull the model again") from error
     if not isinstance(header, dict):
         raise Invalid(f"{path.name}: the header is not a JSON object")
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: dict[str, Span] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype, shape, end = _entry(path.name, name, entry)
+        dtype, shape, start, end = _entry(path.name, name, entry)
         if 8 + length + end > size:
             raise DataLoss(
                 f"{path.name}: the file ends at byte {size}, tensor {name[:64]!r} needs bytes up to "
                 f"{8 + length + end}: the download is incomplete",
                 remedy="pull the model again",
             )
-        tensors[name] = (dtype, shape)
+        tensors[name] = Span(dtype, shape, 8 + length + start, 8 + length + end)
     return tensors
 
 
-def _entry(where: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int]:
+def _entry(where: str, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if all(
             isinstance(size, int) and size >= 0 for size in shape
         ):
             if 0 <= start <= end and (dtype not in FLOATS or end - start == math.prod(shape) * FLOATS[dtype]):
-                return dtype, tuple(shape), end
+                return dtype, tuple(shape), start, end
     raise Invalid(f"{where}: the header's entry for tensor {name[:64]!r} makes no sense")

@@ -15,8 +15,10 @@ import torch
 from torch.nn import functional
 
 from microkernel.errors import Overloaded
+from services.inference.checkpoint.adapter import Adapter
 from services.inference.checkpoint.architecture import expected_shapes
 from services.inference.checkpoint.checkpoint import Checkpoint, Dense
+from services.inference.eager.adapters import Adapters, StepAdapters
 from services.inference.eager.attention import Attention
 from services.inference.eager.linear import (
     INT4_BYTES,
@@ -62,6 +64,7 @@ class Decoder:
                 f"{checkpoint.path.name} does not fit into the memory of {device}",
                 remedy="free memory, or take a smaller or more quantised model",
             ) from error
+        self._adapters = Adapters(device, dtype)
         self._rotations = torch.empty(0)
         self._extend_rotations(min(ROTATIONS, self.config.context_length))
 
@@ -79,13 +82,26 @@ class Decoder:
             self._extend_rotations(min(2 * attention.end, self.config.context_length))
         rotation = self._rotations[attention.positions][:, None]
         x = self._embed(torch.tensor([token for part in parts for token in part.tokens], device=self.device))
+        adapters = self._adapters.arrange(parts)
         for index, layer in enumerate(self._layers):
-            x = layer.forward(x, rotation, attention, index)
+            x = layer.forward(x, rotation, attention, index, adapters)
         rows = _wanted(parts)
         if not rows:
             return torch.empty(0, self.config.vocab_size, device=self.device)
         x = functional.rms_norm(x[rows], self._norm.shape, self._norm, self.config.norm_eps)
         return self._head(x).float()
+
+    def adapter_bytes(self, adapter: Adapter) -> int:
+        """What an adapter would take in memory."""
+        return self._adapters.bytes(adapter)
+
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Take an adapter; returns what parts call it."""
+        return self._adapters.add(adapter)
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Forget an adapter."""
+        self._adapters.remove(adapter)
 
     @property
     def invariant(self) -> bool:
@@ -133,14 +149,29 @@ class Layer:
         self._gate_up = load.linear(name + "ffn_gate", name + "ffn_up")
         self._down = load.linear(name + "ffn_down")
 
-    def forward(self, x: torch.Tensor, rotation: torch.Tensor, attention: Attention, index: int) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotation: torch.Tensor,
+        attention: Attention,
+        index: int,
+        adapters: StepAdapters | None = None,
+    ) -> torch.Tensor:
         """`x` [n, hidden] after this layer, changed in place; `rotation` complex64 [n, 1, head size / 2]."""
-        hidden, eps = self._attention_norm.shape, self._config.norm_eps
-        qkv = self._qkv(functional.rms_norm(x, hidden, self._attention_norm, eps))
+        config, hidden, eps = self._config, self._attention_norm.shape, self._config.norm_eps
+        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+
+        def product(linear: Linear, x: torch.Tensor, **starts: int) -> torch.Tensor:
+            y = linear(x)
+            return y if adapters is None else adapters.add(y, x, index, **starts)
+
+        normed = functional.rms_norm(x, hidden, self._attention_norm, eps)
+        qkv = product(self._qkv, normed, attn_q=0, attn_k=queries, attn_v=queries + keys)
         q, kv = self._heads(qkv, rotation)
-        x += self._output(attention(index, self._window, q, kv))
-        gate, up = self._gate_up(functional.rms_norm(x, hidden, self._ffn_norm, eps)).chunk(2, -1)
-        x += self._down(functional.silu(gate).mul_(up))
+        x += product(self._output, attention(index, self._window, q, kv), attn_output=0)
+        normed = functional.rms_norm(x, hidden, self._ffn_norm, eps)
+        gate, up = product(self._gate_up, normed, ffn_gate=0, ffn_up=config.ffn_size).chunk(2, -1)
+        x += product(self._down, functional.silu(gate).mul_(up), ffn_down=0)
         return x
 
     def _heads(self, qkv: torch.Tensor, rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

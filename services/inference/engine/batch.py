@@ -10,7 +10,7 @@ had computed may still be cached when its turn comes, and is computed again wher
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -21,7 +21,7 @@ from services.inference.cache.table import Table
 from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Storage
 from services.inference.engine.pace import Pace
-from services.inference.engine.sequence import Sequence
+from services.inference.engine.sequence import Request, Sequence
 
 __all__ = ["Batch", "Share"]
 
@@ -46,7 +46,7 @@ class Batch:
         contexts: Contexts,
         pace: Pace,
         *,
-        space: bytes,
+        space: Callable[[Request], bytes],
         pages: int,
         most: int,
         budget: int,
@@ -54,8 +54,8 @@ class Batch:
     ) -> None:
         """Empty. At most `most` sequences run at once, and a step computes `budget` tokens of them.
 
-        There are `pages` pages; equal prefixes in an equal `space` have equal pages. Not `paged`, they only count: what
-        a sequence has is with its first page, and is not shared.
+        There are `pages` pages; equal prefixes have equal pages where what `space` gives for their requests is equal.
+        Not `paged`, they only count: what a sequence has is with its first page, and is not shared.
         """
         self.running: list[Sequence] = []  # in the order in which they were admitted
         self.waiting: deque[Sequence] = deque()
@@ -83,6 +83,11 @@ class Batch:
         return self._known.get(id)
 
     @property
+    def requests(self) -> Iterator[Request]:
+        """What all of them ask."""
+        return (sequence.request for sequence in self._known.values())
+
+    @property
     def followers(self) -> int:
         """How many wait for another one's prompt to be read."""
         return len(self._known) - len(self.running) - len(self.waiting) - len(self.paused)
@@ -92,7 +97,7 @@ class Batch:
         self._known[sequence.request.id] = sequence
         self._stuck = False
         leader = self._known.get(-1 if sequence.request.fork_of is None else sequence.request.fork_of)
-        if leader is None or leader.generated or leader.request.prompt != sequence.request.prompt:
+        if leader is None or leader.generated or not _is_same_prompt(leader.request, sequence.request):
             self.waiting.append(sequence)
             return
         sequence.leader = leader = leader.leader or leader
@@ -297,7 +302,7 @@ class Batch:
 
     def _begin(self, sequence: Sequence, *, alone: bool) -> Room:
         """Pages for all that a sequence has; it has them only with `GRANTED`."""
-        table = self._cache.begin(sequence.request.owner, self._space, sequence.tokens)
+        table = self._cache.begin(sequence.request.owner, self._space(sequence.request), sequence.tokens)
         needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
         crowded = self._cache.held + needed > CROWDED * self._pages and not alone
         room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
@@ -306,3 +311,8 @@ class Batch:
         else:
             self._cache.release(table)
         return room
+
+
+def _is_same_prompt(one: Request, other: Request) -> bool:
+    """Whether the pages of one prompt are those of the other."""
+    return (one.prompt, one.owner, one.adapter) == (other.prompt, other.owner, other.adapter)

@@ -29,6 +29,8 @@ from microkernel.errors import (
 from services.inference.cache.cache import Cache, Status
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
+from services.inference.checkpoint.adapter import Adapter
+from services.inference.engine.adapters import Adapters
 from services.inference.engine.batch import Batch, Share
 from services.inference.engine.choice import Answer, choose
 from services.inference.engine.context import Context
@@ -96,6 +98,7 @@ class Engine:
             raise Invalid(f"{self._pages} pages, a batch of {max_batch} and a budget of {token_budget} cannot run")
         self._decoder = decoder
         self._space = space + decoder.layout.encode()
+        self._adapters = Adapters(decoder, self._space)
         self._storage = decoder.storage(self._pages)
         self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant, found_again=decoder.paged)
         self._contexts = Contexts(self._cache, self._storage, saved if decoder.paged else None)
@@ -106,7 +109,7 @@ class Engine:
             self._storage,
             self._contexts,
             self._pace,
-            space=self._space,
+            space=self._adapters.space,
             pages=self._pages,
             most=max_batch,
             budget=token_budget,
@@ -155,6 +158,18 @@ class Engine:
         """Raise `Invalid` for what this engine could not run; safe to call from any thread."""
         check_prompt(prompt, max_tokens, context_length=self.context_length, vocab_size=self._decoder.config.vocab_size)
 
+    def adapter_bytes(self, adapter: Adapter) -> int:
+        """What an adapter would take in memory; safe to call from any thread."""
+        return self._decoder.adapter_bytes(adapter)
+
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Take an adapter; returns what requests call it."""
+        return self._adapters.add(adapter)
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Forget an adapter. Raises `PreconditionFailed` while a request asks for it, running or waiting."""
+        self._adapters.remove(adapter, self._batch.requests)
+
     def add(self, request: Request) -> None:
         """Queue a request. One that cannot run gets its error as the next step's output."""
         sequence = self._sequence(request)
@@ -172,7 +187,7 @@ class Engine:
             length = 0  # its pages only count: it is computed again
         held = [] if table is None else table.pages[: -(-length // PAGE)]
         return Context(
-            space=self._space,
+            space=self._adapters.space(sequence.request),
             request=sequence.request,
             answer=tuple(sequence.tokens[len(sequence.request.prompt) :]),
             draws=sequence.sampler.draws,
@@ -180,16 +195,21 @@ class Engine:
             pages=[self._storage.read(page) for page in held],
         )
 
-    def restore(self, context: Context, id: int) -> None:  # noqa: A002 - as above
+    def restore(self, context: Context, id: int, *, adapter: int | None = None) -> None:  # noqa: A002 - as above
         """Go on with a context, as request `id`: its next token is the one that it would have had.
 
-        Raises `PreconditionFailed` for one of another model, or of other kernels.
+        `adapter` is the number that its adapter has here. Raises `PreconditionFailed` for one of another model or
+        adapter, or of other kernels.
         """
-        if context.space != self._space or any(len(page) != self.page_bytes for page in context.pages):
+        request = msgspec.structs.replace(context.request, id=id, fork_of=None, adapter=adapter)
+        self._adapters.check(request)
+        fits = context.space == self._adapters.space(request)
+        if not fits or any(len(page) != self.page_bytes for page in context.pages):
             raise PreconditionFailed(
-                "the context is of another model, or of another kind of device", remedy="restore it where it was saved"
+                "the context is of another model or adapter, or of another kind of device",
+                remedy="restore it where it was saved",
             )
-        sequence = self._sequence(msgspec.structs.replace(context.request, id=id, fork_of=None))
+        sequence = self._sequence(request)
         if sequence is None:
             return
         sequence.tokens += context.answer
@@ -203,6 +223,7 @@ class Engine:
             raise AlreadyExists(f"request {request.id} is running already")
         try:
             self.check(request.prompt, request.max_tokens)
+            self._adapters.check(request)
             config = self._decoder.config
             state = SamplerState(request.params, request.prompt, config.vocab_size, self._decoder.device)
         except (MicrokernelError, ValueError, RuntimeError) as error:
@@ -309,6 +330,7 @@ class Engine:
             start,
             sequence.view(self._storage),
             wanted=1 + len(share.guessed) if last else 0,
+            adapter=sequence.request.adapter,
         )
 
     # What a step gave

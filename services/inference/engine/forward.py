@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
+from services.inference.checkpoint.adapter import Adapter
 from services.inference.checkpoint.architecture import DecoderConfig
 
 __all__ = ["Decoder", "Part", "Storage"]
@@ -20,13 +21,14 @@ __all__ = ["Decoder", "Part", "Storage"]
 class Part(msgspec.Struct):
     """Some tokens of one sequence: `tokens` at positions from `start` on, in the pages that `table` stands for.
 
-    The logits of its last `wanted` tokens are asked for.
+    The logits of its last `wanted` tokens are asked for. `adapter` is one of the decoder's, None the model alone.
     """
 
     tokens: list[int]
     start: int
     table: Any
     wanted: int = 1
+    adapter: int | None = None
 
 
 class Storage(Protocol):
@@ -101,6 +103,18 @@ class Decoder(Protocol):
 
     def storage(self, pages: int) -> Storage:
         """Room for so many pages, all zero. Memory is taken as they are used, where the device allows that."""
+        ...
+
+    def adapter_bytes(self, adapter: Adapter) -> int:
+        """What an adapter would take in memory; safe to call from any thread."""
+        ...
+
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Take an adapter of this model's shape; returns what parts call it. Raises `Overloaded` without memory."""
+        ...
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Forget an adapter; no part may ask for it any more."""
         ...
 
     def forward(self, storage: Any, parts: Sequence[Part]) -> torch.Tensor:

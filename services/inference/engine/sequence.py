@@ -17,7 +17,7 @@ __all__ = ["Request", "Sequence"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for up to `max_tokens` tokens after `prompt`, on the account of `owner`.
+    """Ask for up to `max_tokens` tokens after `prompt`, on the account of `owner`, of the model with `adapter`.
 
     `id` is the caller's: no two at once have the same. `fork_of` is the id of a request with the same prompt and owner
     that was added just before: its prompt is read once for both.
@@ -30,6 +30,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stop_tokens: frozenset[int] = frozenset()
     owner: str = "local"
     fork_of: int | None = None
+    adapter: int | None = None
 
 
 class Sequence:

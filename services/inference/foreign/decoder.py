@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from microkernel.errors import Unimplemented
+from services.inference.checkpoint.adapter import Adapter
 from services.inference.engine.forward import Part
 from services.inference.foreign.folder import ForeignFolder
 from services.inference.foreign.model import CausalModel
@@ -49,6 +51,20 @@ class ForeignDecoder:
     def storage(self, pages: int) -> ForeignStates:  # noqa: ARG002 - states are made as they are needed
         """Room for states; the engine counts its pages."""
         return ForeignStates(self._model)
+
+    def adapter_bytes(self, adapter: Adapter) -> int:  # noqa: ARG002 - of the protocol
+        """Raises `Unimplemented`, as `add_adapter` does."""
+        raise Unimplemented(
+            f"adapters beside models of the architecture '{self.config.architecture}' are not computed yet",
+            remedy="merge the adapter into the model",
+        )
+
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Raises `Unimplemented`: transformers would add it to every sequence of a step."""
+        return self.adapter_bytes(adapter)
+
+    def remove_adapter(self, adapter: int) -> None:
+        """There is none."""
 
     @torch.inference_mode()
     def forward(self, storage: ForeignStates, parts: Sequence[Part]) -> torch.Tensor:

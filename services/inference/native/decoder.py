@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from microkernel.errors import Internal
+from services.inference.checkpoint.adapter import Adapter
 from services.inference.checkpoint.checkpoint import Checkpoint
 from services.inference.eager.rope import rotations
 from services.inference.engine.forward import Part
+from services.inference.native.adapters import Adapters
 from services.inference.native.library import Batch, Layer, Matrix, Model, Sequence, Team
 from services.inference.native.pages import TOKENS, HostPages
 from services.inference.native.threads import ThreadCount
@@ -30,10 +32,11 @@ class NativeDecoder:
         """Compute with `weights` on the threads of `team`, which others may use between two steps."""
         self.config = checkpoint.config
         self.device = torch.device("cpu")
-        self._variant = team.variant
+        self._variant = team.kernels.variant
         self._threads = ThreadCount(team.threads)
         self._weights = weights
         self._team = team
+        self._adapters = Adapters(team.kernels, self.config.layers)
         self._factors = None
         if checkpoint.has("rope_freqs.weight"):
             self._factors = checkpoint.weight("rope_freqs.weight").dequantize()
@@ -67,37 +70,55 @@ class NativeDecoder:
             torch.set_num_threads(1)  # what follows a step is small, and OpenMP's threads would spin beside ours
         sequences = (Sequence * len(parts))()
         tokens: list[int] = []
-        wanted: list[int] = []
+        wanted: list[range] = [range(0)] * len(parts)
         end = 0
-        for row, part in zip(sequences, parts, strict=True):
+        adapters = self._adapters.arrange(parts)
+        for index in adapters.order:
+            row, part = sequences[index], parts[index]
             count = len(part.tokens)
             # The kernels check nothing.
             if part.start + count > TOKENS * len(part.table) or part.wanted > count:
                 raise Internal(f"{count} tokens at {part.start}, {part.wanted} wanted: {len(part.table)} pages")
             row.pages, row.first, row.count, row.start = part.table.ctypes.data, len(tokens), count, part.start
             tokens += part.tokens
-            wanted += range(len(tokens) - part.wanted, len(tokens))
+            wanted[index] = range(len(tokens) - part.wanted, len(tokens))
             end = max(end, part.start + count)
         if end > len(self._rotations):
             self._extend_rotations(max(end, min(2 * end, self.config.context_length)))
         if tokens and (min(tokens) < 0 or max(tokens) >= self.config.vocab_size):
             raise Internal(f"a token is outside of 0 to {self.config.vocab_size - 1}")
-        ids, rows = np.array(tokens, dtype=np.int32), np.array(wanted, dtype=np.int32)
-        logits = torch.empty(len(wanted), self.config.vocab_size)
+        ids = np.array(tokens, dtype=np.int32)
+        rows = np.array([place for places in wanted for place in places], dtype=np.int32)
+        logits = torch.empty(len(rows), self.config.vocab_size)
         batch = Batch(
             tokens=len(tokens),
             sequences=len(parts),
-            wanted=len(wanted),
+            wanted=len(rows),
             threads=self._threads.choose(len(tokens)),
             ids=ids.ctypes.data,
             sequence=sequences,
             rows=rows.ctypes.data,
             logits=logits.data_ptr(),
+            adapter=adapters.ranges,
+            adapters=adapters.count,
+            rank=adapters.rank,
         )
         began = time.perf_counter()
         self._team.step(self._model, batch)
         self._threads.note(len(tokens), time.perf_counter() - began)
         return logits
+
+    def adapter_bytes(self, adapter: Adapter) -> int:
+        """What an adapter would take in memory."""
+        return self._adapters.bytes(adapter)
+
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Take an adapter; returns what parts call it."""
+        return self._adapters.add(adapter)
+
+    def remove_adapter(self, adapter: int) -> None:
+        """Forget an adapter."""
+        self._adapters.remove(adapter)
 
     @property
     def invariant(self) -> bool:

@@ -12,9 +12,22 @@ from pathlib import Path
 
 from microkernel.errors import Overloaded, PreconditionFailed
 
-__all__ = ["Batch", "Kernels", "Kind", "Layer", "Matrix", "Model", "Sequence", "Source", "Team"]
+__all__ = [
+    "Adapted",
+    "AdapterLayer",
+    "Batch",
+    "Kernels",
+    "Kind",
+    "Layer",
+    "LowRank",
+    "Matrix",
+    "Model",
+    "Sequence",
+    "Source",
+    "Team",
+]
 
-INTERFACE = 1
+INTERFACE = 2
 
 
 class Kind(IntEnum):
@@ -109,6 +122,28 @@ class Sequence(ctypes.Structure):
     )
 
 
+class LowRank(ctypes.Structure):
+    """What an adapter adds to one matrix; without rows, nothing."""
+
+    _fields_ = (("a", Matrix), ("b", Matrix))
+
+
+class AdapterLayer(ctypes.Structure):
+    """What an adapter adds to the matrices of one layer."""
+
+    _fields_ = tuple((name, LowRank) for name in ("query", "key", "value", "output", "gate", "up", "down"))
+
+
+class Adapted(ctypes.Structure):
+    """`count` tokens of a step from place `first` on, which all have the adapter of these layers."""
+
+    _fields_ = (
+        ("first", c_int32),
+        ("count", c_int32),
+        ("layer", POINTER(AdapterLayer)),
+    )
+
+
 class Batch(ctypes.Structure):
     """A step's work; see `kernels/decoder.h`."""
 
@@ -121,6 +156,9 @@ class Batch(ctypes.Structure):
         ("sequence", POINTER(Sequence)),
         ("rows", c_void_p),
         ("logits", c_void_p),
+        ("adapter", POINTER(Adapted)),
+        ("adapters", c_int32),
+        ("rank", c_int32),
     )
 
 
@@ -135,9 +173,9 @@ class Kernels:
         library.mk_interface.restype = c_int32
         if library.mk_interface() != INTERFACE:
             raise PreconditionFailed(f"{path.name} has another interface", remedy="build it again: pip install -e .")
-        sizes = (c_int64 * 5)()
+        sizes = (c_int64 * 7)()
         library.mk_structs(sizes)
-        ours = [ctypes.sizeof(struct) for struct in (Matrix, Layer, Model, Sequence, Batch)]
+        ours = [ctypes.sizeof(struct) for struct in (Matrix, Layer, Model, Sequence, Batch, AdapterLayer, Adapted)]
         if list(sizes) != ours:
             raise PreconditionFailed(f"{path.name} lays out its structs as {list(sizes)}, not {ours}")
         library.mk_sizes.argtypes = (c_int32, c_int64, c_int64, POINTER(c_int64))
@@ -181,15 +219,15 @@ class Kernels:
 
     def team(self, threads: int) -> Team:
         """Threads for steps of models, the caller's own included."""
-        return Team(self._library, threads, self.variant)
+        return Team(self, self._library, threads)
 
 
 class Team:
     """Compute threads and the space of their steps; one step at a time."""
 
-    def __init__(self, library: ctypes.CDLL, threads: int, variant: str) -> None:
+    def __init__(self, kernels: Kernels, library: ctypes.CDLL, threads: int) -> None:
+        self.kernels = kernels
         self._library = library
-        self.variant = variant
         self.threads = threads
         self._space: int | None = library.mk_space_new()
         self._team: int | None = library.mk_team_new(threads)

@@ -26,7 +26,7 @@ from microkernel.errors import (
 )
 from services.models import disk
 from services.models.child import Exit, run_child
-from services.models.layout import Description, describe, is_model_folder, is_wanted, one_gguf
+from services.models.layout import describe, is_adapter_folder, is_model_folder, is_wanted, one_gguf
 from services.models.names import HubRef, is_file_name, name_for
 from services.models.sources import Fetched
 from services.models.store import Scratch, Staged
@@ -96,7 +96,7 @@ def fetch_repository(ref: HubRef, scratch: Scratch, transfer: Transfer, *, endpo
     staged = _checked(files, scratch, transfer, total=total)
     about = describe({file.name: file.path for file in staged})
     stem = staged[0].name.removesuffix(".gguf") if about.format == "gguf" else ref.repository.partition("/")[2]
-    found = Description(about.format, about.architecture, about.license or listing.license)
+    found = msgspec.structs.replace(about, license=about.license or listing.license)
     return Fetched(staged, found, name_for(stem))
 
 
@@ -106,7 +106,7 @@ def _chosen(ref: HubRef, listing: Listing) -> list[HubFile]:
     where = f"hf:{ref.repository}"
     if ref.file is None:
         layout = [name for name in by_name if is_wanted(name) and is_file_name(name)]
-        if is_model_folder(layout):
+        if is_model_folder(layout) or is_adapter_folder(layout):
             return [by_name[name] for name in sorted(layout)]
     gguf = one_gguf(by_name, ref.file, where=where, ref=where)
     if gguf is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from microkernel.errors import Aborted, DataLoss, Invalid, NotFound
 from services.models import disk
-from services.models.layout import Description, describe, is_model_folder, is_wanted
+from services.models.layout import Description, describe, is_adapter_folder, is_model_folder, is_wanted
 from services.models.names import PathRef, is_file_name, name_for
 from services.models.sources import Fetched
 from services.models.store import Scratch, Staged
@@ -56,9 +56,13 @@ def _files_of(path: Path) -> dict[str, Path]:
         raise Invalid(f"{path} is neither a file nor a folder", field="ref")
     names = sorted(child.name for child in path.iterdir() if child.is_file())
     wanted = [name for name in names if is_wanted(name) and is_file_name(name)]
-    if not is_model_folder(wanted):
+    if not is_model_folder(wanted) and not is_adapter_folder(wanted):
         ggufs = [name for name in names if name.lower().endswith(".gguf")]
-        hint = f"give one of its files: {', '.join(ggufs[:20])}" if ggufs else "it needs config.json and *.safetensors"
+        hint = (
+            f"give one of its files: {', '.join(ggufs[:20])}"
+            if ggufs
+            else "it needs config.json and *.safetensors, or an adapter's"
+        )
         raise Invalid(f"{path} is no model folder", remedy=hint, field="ref")
     return {name: path / name for name in wanted}
 

@@ -54,12 +54,19 @@ def make_gguf(tmp_path: Path) -> GgufMaker:
     """Writes a GGUF file with one float32 tensor of `kilobytes` pseudo-random bytes that follow from `seed`."""
 
     def make(
-        name: str = "Tiny-Model.Q4_1.gguf", *, kilobytes: int = 64, seed: int = 0, folder: Path | None = None
+        name: str = "Tiny-Model.Q4_1.gguf",
+        *,
+        kilobytes: int = 64,
+        seed: int = 0,
+        folder: Path | None = None,
+        kind: str = "",
     ) -> Path:
         path = (folder or tmp_path) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = gguf.GGUFWriter(path, "llama")
         writer.add_license("apache-2.0")
+        if kind:
+            writer.add_type(kind)
         writer.add_token_list(["<s>", "a", "b"])
         values = np.random.default_rng(seed).standard_normal(kilobytes * 256).astype(np.float32)
         writer.add_tensor("output.weight", values)
@@ -86,6 +93,17 @@ def make_folder(tmp_path: Path, folder_files: Callable[[int], dict[str, bytes]])
         return folder
 
     return make
+
+
+@pytest.fixture
+def adapter_files(folder_files: Callable[[int], dict[str, bytes]]) -> dict[str, bytes]:
+    """An adapter as PEFT saves it, by file name."""
+    files = folder_files(0)
+    return {
+        "adapter_config.json": b'{"peft_type": "LORA", "r": 8}',
+        "adapter_model.safetensors": files["model.safetensors"],
+        "README.md": files["README.md"],
+    }
 
 
 @pytest.fixture

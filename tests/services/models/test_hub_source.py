@@ -161,6 +161,13 @@ def test_a_model_folder_comes_without_pickles(store, hub, folder_files) -> None:
     }
 
 
+def test_an_adapter_comes_without_pickles_and_with_the_license_of_its_repository(store, hub, adapter_files) -> None:
+    hub.files = {**adapter_files, "adapter_model.bin": b"pickle", "training_args.bin": b"pickle"}
+    model = pull(store, "hf:org/tiny", Transfer(), sources=hub.sources)
+    assert (model.name, model.kind, model.license) == ("tiny", "adapter", "apache-2.0")
+    assert {path.name for path in Path(model.path).iterdir()} == adapter_files.keys()
+
+
 def test_several_gguf_files_are_listed_and_one_can_be_named(store, hub, make_gguf) -> None:
     hub.files = {f"q/{name}": make_gguf(name, seed=len(name)).read_bytes() for name in ("a.gguf", "bb.gguf")}
     with pytest.raises(Invalid, match=r"has 2 \.gguf files: a\.gguf, bb\.gguf.*hf:org/tiny:FILE"):

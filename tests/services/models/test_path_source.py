@@ -104,3 +104,51 @@ def test_a_file_outside_the_store_is_found_where_it_lies_and_seen_when_it_change
 def test_a_folder_outside_the_store_has_the_digest_that_its_copy_gets(store, make_folder) -> None:
     folder = make_folder()
     assert OutsideModels(store).find(str(folder)).digest == pull(store, str(folder), Transfer()).digest
+
+
+def test_an_adapter_is_stored_as_one_and_is_the_same_where_it_lies(store, tmp_path: Path, adapter_files) -> None:
+    folder = tmp_path / "My-Adapter"
+    folder.mkdir()
+    for name, content in (adapter_files | {"adapter_model.bin": b"pickle", "optimizer.pt": b"pickle"}).items():
+        (folder / name).write_bytes(content)
+    model = pull(store, str(folder), Transfer())
+    assert (model.name, model.kind, model.format, model.license) == (
+        *("my-adapter", "adapter", "safetensors"),
+        "apache-2.0",
+    )
+    assert {path.name: path.read_bytes() for path in Path(model.path).iterdir()} == adapter_files
+    found = OutsideModels(store).find(str(folder))
+    assert (found.kind, found.digest, found.path) == ("adapter", model.digest, str(folder))
+
+
+def test_a_gguf_file_that_says_so_is_an_adapter_and_any_other_a_model(store, make_gguf) -> None:
+    kinds = {
+        name: pull(store, str(make_gguf(f"{name or 'plain'}.gguf", kind=name)), Transfer()).kind
+        for name in ("adapter", "model", "")
+    }
+    assert kinds == {"adapter": "adapter", "model": "model", "": "model"}
+
+
+def test_a_model_beside_an_adapter_is_a_model_and_a_pickled_adapter_is_nothing(
+    store, make_folder, tmp_path: Path, adapter_files
+) -> None:
+    folder = make_folder()
+    for name, content in adapter_files.items():
+        (folder / name).write_bytes(content)
+    assert pull(store, str(folder), Transfer()).kind == "model"
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "adapter_config.json").write_text("{}")
+    (pickled / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(Invalid, match="pickled is no model folder"):
+        pull(store, str(pickled), Transfer())
+
+
+def test_an_adapter_that_was_cut_is_refused(store, tmp_path: Path, adapter_files) -> None:
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for name, content in adapter_files.items():
+        (folder / name).write_bytes(content[:-4] if name.endswith("safetensors") else content)
+    with pytest.raises(DataLoss, match=r"adapter_model\.safetensors was cut off"):
+        pull(store, str(folder), Transfer())
+    assert_nothing_left(store)

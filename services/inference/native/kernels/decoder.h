@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "adapters.h"
 #include "attention.h"
 #include "product.h"
 #include "team.h"
@@ -31,13 +32,16 @@ struct Model {
     Heads shape() const { return {layers, heads, kv_heads, size}; }
 };
 
-// The work of a step. A sequence's tokens lie beside each other, in the order of their positions.
+// The work of a step. A sequence's tokens lie beside each other, in the order of their positions; so do those of all
+// sequences with the same adapter.
 struct Batch {
     int32_t tokens, sequences, wanted, threads;
     const int32_t* ids;         // [tokens]
     const Sequence* sequence;   // [sequences]
     const int32_t* rows;        // [wanted]: places of the tokens whose logits are wanted
     float* logits;              // [wanted][vocabulary]
+    const Adapted* adapter;     // [adapters]
+    int32_t adapters, rank;     // the largest rank among them, a multiple of 16
 };
 
 }  // namespace mk

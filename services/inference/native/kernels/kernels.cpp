@@ -14,7 +14,7 @@ using namespace mk;
 
 namespace {
 
-constexpr int32_t INTERFACE = 1;  // counted up when a call or a struct changes
+constexpr int32_t INTERFACE = 2;  // counted up when a call or a struct changes
 
 // Bytes of a packed matrix: what its quants, its scales and its minima take.
 void sizes_of(Kind kind, int64_t rows, int64_t columns, int64_t* out) {
@@ -56,6 +56,7 @@ const char* mk_sources() { return MK_SOURCES; }
 // Sizes of the structs that Python lays out, for it to compare with its own.
 void mk_structs(int64_t* out) {
     out[0] = sizeof(Matrix), out[1] = sizeof(Layer), out[2] = sizeof(Model), out[3] = sizeof(Sequence), out[4] = sizeof(Batch);
+    out[5] = sizeof(AdapterLayer), out[6] = sizeof(Adapted);
 }
 
 void mk_sizes(int32_t kind, int64_t rows, int64_t columns, int64_t* out) {
@@ -104,7 +105,7 @@ void mk_space_free(Space* space) { delete space; }
 // Returns 0, or 1 where memory was short: nothing was computed then.
 int32_t mk_step(const Model* model, Team* team, Space* space, const Batch* batch) {
     try {
-        space->reserve(*model, batch->tokens, team->size());
+        space->reserve(*model, batch->tokens, batch->rank, team->size());
         Step step(*model, *team, *space, *batch);
         team->run(batch->threads, step);
         return 0;

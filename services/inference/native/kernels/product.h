@@ -140,9 +140,10 @@ inline void product(const Matrix& matrix, int tile, const Inputs& x, int first, 
     for (int t = 0; t < TOKENS; ++t) out[t] = sums[t];
 }
 
-// Every output of `tile` for `tokens` tokens: `use(token, sums)` is given each, bias added. `use` stores 16 floats.
+// Every output of `tile` for `tokens` tokens: `use(token, sums)` is given each, bias added, and what is in `added`
+// [tokens][16] if there is any. `use` stores 16 floats.
 template <class Format, class Use>
-inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int tokens, Use use) {
+inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int tokens, Use use, const float* added = nullptr) {
     const Floats bias = matrix.bias ? load(matrix.bias + tile * LANES) : zero();
     int first = 0;
     auto some = [&]<int TOKENS>() {
@@ -152,7 +153,10 @@ inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int toke
         } else {
             product<Format, TOKENS>(matrix, tile, x, first, out);
         }
-        for (int t = 0; t < TOKENS; ++t) use(first + t, matrix.bias ? add(out[t], bias) : out[t]);
+        for (int t = 0; t < TOKENS; ++t) {
+            const Floats sums = matrix.bias ? add(out[t], bias) : out[t];
+            use(first + t, added ? add(sums, load(added + (first + t) * LANES)) : sums);
+        }
         first += TOKENS;
     };
     while (first < tokens) {
@@ -186,9 +190,9 @@ inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int toke
 }
 
 template <class Use>
-inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int tokens, Use use) {
-    if (matrix.kind == Kind::BFLOAT16) return each_token<BFloat16>(matrix, tile, x, tokens, use);
-    with_format(matrix.kind, [&](auto format) { each_token<decltype(format)>(matrix, tile, x, tokens, use); });
+inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int tokens, Use use, const float* added = nullptr) {
+    if (matrix.kind == Kind::BFLOAT16) return each_token<BFloat16>(matrix, tile, x, tokens, use, added);
+    with_format(matrix.kind, [&](auto format) { each_token<decltype(format)>(matrix, tile, x, tokens, use, added); });
 }
 
 }  // namespace mk

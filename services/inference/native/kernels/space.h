@@ -16,14 +16,16 @@ class Space {
     float *x, *qkv, *attended, *activated;
     uint16_t* queries;
     Inputs hidden, heads, ffn;  // rounded inputs of the three widths, shared by all threads
+    Inputs low[3];              // those of adapters' second matrices, for matrices that share their inputs
 
     Space() = default;
     Space(const Space&) = delete;
     ~Space() { std::free(block_); }
 
-    // Room for `tokens` tokens of `model` and `threads` threads. Done anew for each step: models take turns.
-    void reserve(const Model& model, int tokens, int threads) {
-        place(model, tokens, threads, nullptr);
+    // Room for `tokens` tokens of `model`, adapters of `rank` (0: none), and `threads` threads. Done anew for each
+    // step: models take turns.
+    void reserve(const Model& model, int tokens, int rank, int threads) {
+        place(model, tokens, rank, threads, nullptr);
         if (used_ > room_) {
             std::free(block_);
             room_ = 0;
@@ -31,7 +33,7 @@ class Space {
             if (block_ == nullptr) throw std::bad_alloc();
             room_ = used_;
         }
-        place(model, tokens, threads, block_);
+        place(model, tokens, rank, threads, block_);
     }
 
     // A thread's own inputs of a width, for FEW tokens.
@@ -47,6 +49,9 @@ class Space {
     };
     const Scratch& scratch(int thread) const { return scratch_[thread]; }
 
+    // What adapters add to the tile that a thread is at, [tokens][16].
+    float* added(int thread) const { return added_[thread]; }
+
     // Parts of attention: `count` of `size` values, for queries whose spans several threads share.
     Part* parts(size_t count, int size) {
         values_.resize(count * size);
@@ -56,7 +61,7 @@ class Space {
     }
 
   private:
-    void place(const Model& model, size_t tokens, int threads, char* block) {
+    void place(const Model& model, size_t tokens, int rank, int threads, char* block) {
         used_ = 0;
         const size_t heads_width = static_cast<size_t>(model.heads) * model.size;
         const size_t kv_width = static_cast<size_t>(model.kv_heads) * model.size;
@@ -68,16 +73,21 @@ class Space {
         hidden = inputs(block, tokens, model.hidden);
         heads = inputs(block, tokens, heads_width);
         ffn = inputs(block, tokens, model.ffn);
+        for (Inputs& each : low) {
+            each = {nullptr, nullptr, nullptr, take<uint16_t>(block, tokens * rank), rank, static_cast<int>(tokens)};
+        }
         const size_t widest = std::max<size_t>({heads_width, static_cast<size_t>(model.hidden), static_cast<size_t>(model.ffn)});
         const size_t queried = static_cast<size_t>(MOST_QUERIES) * model.size;
         own_.clear();
         scratch_.clear();
+        added_.clear();
         for (int thread = 0; thread < threads; ++thread) {
             own_.push_back(inputs(block, FEW, model.hidden));
             own_.push_back(inputs(block, FEW, heads_width));
             own_.push_back(inputs(block, FEW, model.ffn));
             float* values = take<float>(block, std::max(widest, 2 * queried));
             scratch_.push_back({values, take<uint16_t>(block, queried)});
+            added_.push_back(rank > 0 ? take<float>(block, tokens * LANES) : nullptr);
         }
     }
 
@@ -99,6 +109,7 @@ class Space {
     size_t room_ = 0, used_ = 0;
     std::vector<Inputs> own_;
     std::vector<Scratch> scratch_;
+    std::vector<float*> added_;
     std::vector<Part> parts_;
     std::vector<float> values_;
 };

@@ -12,7 +12,8 @@ namespace mk {
 class Step {
   public:
     Step(const Model& model, Team& team, Space& space, const Batch& batch)
-        : model_(model), shape_(model.shape()), team_(team), space_(space), batch_(batch), tokens_(batch.tokens) {
+        : model_(model), shape_(model.shape()), team_(team), space_(space), batch_(batch), tokens_(batch.tokens),
+          adapters_({batch.adapter, static_cast<size_t>(batch.adapters)}, space.low) {
         plan_attention();
     }
 
@@ -23,12 +24,12 @@ class Step {
         for (int index = 0; index < model_.layers; ++index) {
             const Layer& layer = model_.layer[index];
             attention_half(thread, layer, index);
-            feed_forward_half(thread, layer);
+            feed_forward_half(thread, layer, index);
         }
         const Inputs inputs = take(thread, space_.hidden, batch_.wanted, {&model_.head}, [&](int row, float* out) {
             normalise_token(space_.x + at(batch_.rows[row], model_.hidden), model_.norm, out);
         });
-        multiply_all({&model_.head}, inputs, batch_.wanted, [&](int, int tile, int row, Floats sums) {
+        multiply_all(thread, {&model_.head}, inputs, batch_.wanted, {}, [&](int, int tile, int row, Floats sums) {
             float* out = batch_.logits + at(row, model_.vocabulary) + tile * LANES;
             if (tile * LANES + LANES <= model_.vocabulary) return store(out, sums);
             float last[LANES];
@@ -96,10 +97,21 @@ class Step {
 
     using Matrices = std::initializer_list<const Matrix*>;
 
-    // Inputs of `matrices` for `count` tokens, each rounded from what `make(token, out)` gives.
+    // Matrices that share their inputs, as adapters have them, and in which layer.
+    struct Adding {
+        int layer = 0;
+        Targets targets;
+    };
+    static constexpr Target ATTENTION[] = {&AdapterLayer::query, &AdapterLayer::key, &AdapterLayer::value};
+    static constexpr Target OUTPUT[] = {&AdapterLayer::output}, DOWN[] = {&AdapterLayer::down};
+    static constexpr Target FEED_FORWARD[] = {&AdapterLayer::gate, &AdapterLayer::up};
+
+    // Inputs of `matrices` for `count` tokens, each rounded from what `make(token, out)` gives; and from these, what
+    // adapters have in between.
     template <class Make>
-    Inputs take(int thread, const Inputs& shared, int count, Matrices matrices, Make make) {
-        bool bytes = false, pairs = false;
+    Inputs take(int thread, const Inputs& shared, int count, Matrices matrices, Make make, Adding adding = {}) {
+        const bool adapted = adapters_.have(adding.layer, adding.targets);
+        bool bytes = false, pairs = adapted;
         for (const Matrix* matrix : matrices) (matrix->kind == Kind::BFLOAT16 ? pairs : bytes) = true;
         Inputs inputs = count <= FEW ? space_.own(thread, shared) : shared;
         inputs.tokens = count;
@@ -114,20 +126,31 @@ class Step {
             split(count, one);
             team_.meet();
         }
+        if (adapted) {
+            split(adapters_.pieces(adding.targets), [&](int piece) { adapters_.lower(adding.layer, adding.targets, inputs, piece); });
+            team_.meet();
+        }
         return inputs;
     }
 
     // `use(number of the matrix, tile, token, sums)` for all outputs; the caller meets afterwards.
     template <class Use>
-    void multiply_all(Matrices matrices, const Inputs& inputs, int tokens, Use use) {
+    void multiply_all(int thread, Matrices matrices, const Inputs& inputs, int tokens, Adding adding, Use use) {
         int tiles = 0;
         for (const Matrix* matrix : matrices) tiles += matrix->tiles();
         split(tiles, [&](int tile) {
             int number = 0;
             const Matrix* const* matrix = matrices.begin();
             for (; tile >= (*matrix)->tiles(); ++matrix, ++number) tile -= (*matrix)->tiles();
-            each_token(**matrix, tile, inputs, tokens, [&](int token, Floats sums) { use(number, tile, token, sums); });
+            each_token(**matrix, tile, inputs, tokens, [&](int token, Floats sums) { use(number, tile, token, sums); },
+                       added(thread, adding, number, tile));
         });
+    }
+
+    // What adapters add to a tile of target `number`, or null.
+    const float* added(int thread, Adding adding, int number, int tile) const {
+        if (adding.targets.empty() || batch_.adapters == 0) return nullptr;
+        return adapters_.added(adding.layer, adding.targets, number, tile, tokens_, space_.added(thread));
     }
 
     // Small enough that no thread waits long for another one's last piece, large enough that counting costs little.
@@ -135,12 +158,14 @@ class Step {
 
     void attention_half(int thread, const Layer& layer, int index) {
         const Matrices matrices = {&layer.query, &layer.key, &layer.value};
-        const Inputs inputs = take(thread, space_.hidden, tokens_, matrices, [&](int token, float* out) {
+        const Adding adding = {index, ATTENTION};
+        const auto make = [&](int token, float* out) {
             normalise_token(space_.x + at(token, model_.hidden), layer.attention_norm, out);
-        });
+        };
+        const Inputs inputs = take(thread, space_.hidden, tokens_, matrices, make, adding);
         const int heads_width = model_.heads * model_.size, kv_width = model_.kv_heads * model_.size;
         const int starts[] = {0, heads_width, heads_width + kv_width};
-        multiply_all(matrices, inputs, tokens_, [&](int number, int tile, int token, Floats sums) {
+        multiply_all(thread, matrices, inputs, tokens_, adding, [&](int number, int tile, int token, Floats sums) {
             store(space_.qkv + at(token, heads_width + 2 * kv_width) + starts[number] + tile * LANES, sums);
         });
         team_.meet();
@@ -154,35 +179,40 @@ class Step {
             split(tokens_ * model_.kv_heads, [&](int item) { gather(item / model_.kv_heads, item % model_.kv_heads); });
             team_.meet();
         }
-        const Inputs attended = take(thread, space_.heads, tokens_, {&layer.output}, [&](int token, float* out) {
+        const auto attended = [&](int token, float* out) {
             std::memcpy(out, space_.attended + at(token, heads_width), sizeof(float) * heads_width);
-        });
-        add_to_residual(layer.output, attended);
+        };
+        const Adding adding_output = {index, OUTPUT};
+        const Inputs heads = take(thread, space_.heads, tokens_, {&layer.output}, attended, adding_output);
+        add_to_residual(thread, layer.output, heads, adding_output);
     }
 
-    void feed_forward_half(int thread, const Layer& layer) {
-        const Inputs inputs = take(thread, space_.hidden, tokens_, {&layer.gate, &layer.up}, [&](int token, float* out) {
+    void feed_forward_half(int thread, const Layer& layer, int index) {
+        const Adding adding = {index, FEED_FORWARD}, adding_down = {index, DOWN};
+        const auto make = [&](int token, float* out) {
             normalise_token(space_.x + at(token, model_.hidden), layer.ffn_norm, out);
-        });
+        };
+        const Inputs inputs = take(thread, space_.hidden, tokens_, {&layer.gate, &layer.up}, make, adding);
         const int tiles = layer.gate.tiles();
         split(tiles, [&](int tile) {
             float* out = space_.activated + tile * LANES;
             each_token(layer.gate, tile, inputs, tokens_, [&](int token, Floats sums) {
                 store(out + at(token, model_.ffn), silu(sums));
-            });
+            }, added(thread, adding, 0, tile));
             each_token(layer.up, tile, inputs, tokens_, [&](int token, Floats sums) {
                 store(out + at(token, model_.ffn), multiply(load(out + at(token, model_.ffn)), sums));
-            });
+            }, added(thread, adding, 1, tile));
         });
         team_.meet();
-        const Inputs activated = take(thread, space_.ffn, tokens_, {&layer.down}, [&](int token, float* out) {
+        const auto activated = [&](int token, float* out) {
             std::memcpy(out, space_.activated + at(token, model_.ffn), sizeof(float) * model_.ffn);
-        });
-        add_to_residual(layer.down, activated);
+        };
+        const Inputs ffn = take(thread, space_.ffn, tokens_, {&layer.down}, activated, adding_down);
+        add_to_residual(thread, layer.down, ffn, adding_down);
     }
 
-    void add_to_residual(const Matrix& matrix, const Inputs& inputs) {
-        multiply_all({&matrix}, inputs, tokens_, [&](int, int tile, int token, Floats sums) {
+    void add_to_residual(int thread, const Matrix& matrix, const Inputs& inputs, Adding adding) {
+        multiply_all(thread, {&matrix}, inputs, tokens_, adding, [&](int, int tile, int token, Floats sums) {
             float* out = space_.x + at(token, model_.hidden) + tile * LANES;
             store(out, add(load(out), sums));
         });
@@ -335,6 +365,7 @@ class Step {
     Space& space_;
     const Batch& batch_;
     const int tokens_;
+    const Adapters adapters_;
     std::vector<Place> places_;
     std::vector<Item> items_;
     bool parted_ = false;

@@ -287,32 +287,70 @@ struct RandomModel {
     }
 };
 
+// Adapters of a model: some matrices of some layers, of ranks that differ.
+struct RandomAdapter {
+    std::vector<std::unique_ptr<RandomMatrix>> matrices;
+    std::vector<AdapterLayer> layers;
+
+    RandomAdapter(const Model& model, int rank) {
+        const Target targets[] = {&AdapterLayer::query, &AdapterLayer::key, &AdapterLayer::value, &AdapterLayer::output,
+                                  &AdapterLayer::gate, &AdapterLayer::up, &AdapterLayer::down};
+        for (int i = 0; i < model.layers; ++i) {
+            const Layer& of = model.layer[i];
+            const Matrix base[] = {of.query, of.key, of.value, of.output, of.gate, of.up, of.down};
+            layers.push_back({});
+            for (int t = 0; t < 7; ++t) {
+                if (integer(0, 2) == 0) continue;
+                auto& a = *matrices.emplace_back(std::make_unique<RandomMatrix>(Kind::BFLOAT16, rank, base[t].columns));
+                auto& b = *matrices.emplace_back(std::make_unique<RandomMatrix>(Kind::BFLOAT16, base[t].rows, rank));
+                layers.back().*targets[t] = {a.matrix, b.matrix};
+            }
+        }
+    }
+};
+
+struct Prompt {
+    std::vector<int32_t> ids;
+    const RandomAdapter* adapter = nullptr;
+};
+
 struct Runner {
     Team* team;
     Space* space = mk_space_new();
     explicit Runner(int threads) : team(mk_team_new(threads)) {}
     ~Runner() { mk_team_free(team), mk_space_free(space); }
 
-    // Feeds `prompts` in steps of `chunk` tokens each, all of them together; the last token's logits of each.
-    std::vector<std::vector<float>> feed(const Model& model, const std::vector<std::vector<int32_t>>& prompts, int chunk, int threads) {
+    // Feeds `prompts`, those with the same adapter beside each other, in steps of `chunk` tokens each, all of them
+    // together; the last token's logits of each.
+    std::vector<std::vector<float>> feed(const Model& model, const std::vector<Prompt>& prompts, int chunk, int threads) {
         std::vector<Pages> pages;
-        for (const auto& prompt : prompts) pages.emplace_back(model.shape(), static_cast<int>(prompt.size()));
+        for (const auto& prompt : prompts) pages.emplace_back(model.shape(), static_cast<int>(prompt.ids.size()));
         std::vector<std::vector<float>> result(prompts.size());
         for (size_t start = 0;; start += chunk) {
             std::vector<Sequence> sequences;
             std::vector<int32_t> ids, rows;
             std::vector<size_t> whose;
+            std::vector<Adapted> adapted;
+            int rank = 0;
             for (size_t i = 0; i < prompts.size(); ++i) {
-                if (start >= prompts[i].size()) continue;
-                const int count = static_cast<int>(std::min<size_t>(chunk, prompts[i].size() - start));
-                sequences.push_back({pages[i].table.data(), static_cast<int32_t>(ids.size()), count, static_cast<int32_t>(start)});
-                ids.insert(ids.end(), prompts[i].begin() + start, prompts[i].begin() + start + count);
-                if (start + count == prompts[i].size()) rows.push_back(static_cast<int32_t>(ids.size()) - 1), whose.push_back(i);
+                const auto& [prompt, adapter] = prompts[i];
+                if (start >= prompt.size()) continue;
+                const int count = static_cast<int>(std::min<size_t>(chunk, prompt.size() - start));
+                const auto first = static_cast<int32_t>(ids.size());
+                sequences.push_back({pages[i].table.data(), first, count, static_cast<int32_t>(start)});
+                if (adapter != nullptr) {
+                    for (const auto& each : adapter->matrices) rank = std::max(rank, std::min(each->matrix.rows, each->matrix.columns));
+                    if (adapted.empty() || adapted.back().layer != adapter->layers.data()) adapted.push_back({first, 0, adapter->layers.data()});
+                    adapted.back().count += count;
+                }
+                ids.insert(ids.end(), prompt.begin() + start, prompt.begin() + start + count);
+                if (start + count == prompt.size()) rows.push_back(static_cast<int32_t>(ids.size()) - 1), whose.push_back(i);
             }
             if (sequences.empty()) return result;
             std::vector<float> logits(rows.size() * model.vocabulary);
             const Batch batch{static_cast<int32_t>(ids.size()), static_cast<int32_t>(sequences.size()), static_cast<int32_t>(rows.size()),
-                              threads, ids.data(), sequences.data(), rows.data(), logits.data()};
+                              threads, ids.data(), sequences.data(), rows.data(), logits.data(),
+                              adapted.data(), static_cast<int32_t>(adapted.size()), rank};
             check(mk_step(&model, team, space, &batch) == 0, "a step found no memory");
             for (size_t i = 0; i < whose.size(); ++i) {
                 result[whose[i]].assign(logits.begin() + i * model.vocabulary, logits.begin() + (i + 1) * model.vocabulary);
@@ -321,12 +359,14 @@ struct Runner {
     }
 };
 
-void check_steps(const RandomModel& random, const std::vector<int>& lengths, Runner& runner, const std::string& what) {
+void check_steps(const RandomModel& random, const std::vector<int>& lengths, Runner& runner, const std::string& what, bool adapted = false) {
     const Model& model = random.model;
-    std::vector<std::vector<int32_t>> prompts;
+    const RandomAdapter adapters[] = {{model, 16}, {model, 48}};
+    std::vector<Prompt> prompts;
     for (int length : lengths) {
-        prompts.emplace_back();
-        for (int i = 0; i < length; ++i) prompts.back().push_back(integer(0, model.vocabulary - 1));
+        const size_t third = prompts.size() * 3 / lengths.size();
+        prompts.push_back({{}, adapted && third != 1 ? &adapters[third / 2] : nullptr});
+        for (int i = 0; i < length; ++i) prompts.back().ids.push_back(integer(0, model.vocabulary - 1));
     }
     std::vector<std::vector<float>> alone;
     for (const auto& prompt : prompts) alone.push_back(runner.feed(model, {prompt}, 1 << 20, 1)[0]);
@@ -347,7 +387,7 @@ void check_steps(const RandomModel& random, const std::vector<int>& lengths, Run
 void check_short_memory(Runner& runner) {
     Model model{};
     model.hidden = model.ffn = 1 << 30, model.heads = model.kv_heads = 1, model.size = 16;
-    const Batch batch{1 << 30, 0, 0, 3, nullptr, nullptr, nullptr, nullptr};
+    const Batch batch{1 << 30, 0, 0, 3, nullptr, nullptr, nullptr, nullptr, nullptr, 0, 0};
     check(mk_step(&model, runner.team, runner.space, &batch) == 1, "a step that no memory holds is refused");
 }
 
@@ -382,10 +422,12 @@ int main(int count, char** arguments) {
     }
     const RandomModel wide(96, 128, 20, 1, 32, 131, 1024, 77);  // more heads in a group than are attended for at once
     check_steps(wide, {270, 5, 33, 1, 1, 1, 1, 90}, runner, "a model with a group of 20 and a window");
+    check_steps(wide, {270, 5, 1, 1, 33, 1, 1, 90}, runner, "adapters, and none among them", true);
     const RandomModel again(64, 96, 6, 3, 32, 16, 1024, 0);  // takes turns with others in one Space
     check_steps(again, {20, 600}, runner, "a third model");
     check_short_memory(runner);
     check_steps(again, {33, 2}, runner, "after memory was short");
+    check_steps(again, {1, 70, 3}, runner, "adapters of a third model", true);
     std::printf(failures ? "%d failures\n" : "all right\n", failures);
     return failures ? 1 : 0;
 }

@@ -1,0 +1,284 @@
+"""Adapters through the kernel: loaded by path or from the store, asked by name beside their model, and unloaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import openai
+import pytest
+from tiny_adapters import peft_tensors, random_pairs, write_gguf_adapter, write_peft
+from tiny_model import write_tiny_model
+
+from microkernel.errors import (
+    AlreadyExists,
+    Internal,
+    Invalid,
+    NotFound,
+    Overloaded,
+    PreconditionFailed,
+    Unavailable,
+)
+from microkernel.testing import TestKernel
+from services.devices.service import Devices
+from services.gateway.service import Gateway
+from services.inference.checkpoint.checkpoint import open_checkpoint
+from services.inference.service import Inference
+from services.memory.service import Memory
+from services.models.service import Models
+from services.scheduler.service import Scheduler
+
+HELLO = [{"role": "user", "content": "Hello"}]
+SERVICES = (Devices, Memory, Models, Scheduler, Inference)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def adapters(tiny, tmp_path_factory):
+    """Two of PEFT's folders."""
+    folder, config = tmp_path_factory.mktemp("adapters"), open_checkpoint(tiny).config
+    return [
+        write_peft(folder / name, peft_tensors(random_pairs(config, seed=seed), config), lora_alpha=8)
+        for seed, name in enumerate(("poet", "clerk"))
+    ]
+
+
+@asynccontextmanager
+async def node(tiny, *more, memory=None, **settings):
+    sections = {"inference": {"model": str(tiny), **settings}, "memory": memory or {}, "gateway": {"port": 0}}
+    sections = {name: section for name, section in sections.items() if name != "gateway" or more}
+    async with TestKernel(*SERVICES, *more, settings=sections) as system:
+        yield system
+
+
+async def answer(system, **fields):
+    """The text of a greedy chat and its last piece."""
+    fields = {"messages": HELLO, "max_tokens": 12, "temperature": 0, **fields}
+    pieces = [piece async for piece in system.stream("inference.chat", **fields)]
+    return "".join(piece.text for piece in pieces), pieces[-1]
+
+
+async def reading(stream):
+    """A stream whose answer has begun."""
+    async for piece in stream:
+        if piece.text:
+            return piece
+    raise AssertionError("no text came")
+
+
+async def names(system) -> list[str]:
+    return [model.name for model in await system.call("inference.list")]
+
+
+async def test_an_adapter_is_asked_by_its_name_beside_its_model(tiny, adapters):
+    async with node(tiny) as system:
+        plain, _ = await answer(system)
+        shown = await system.call("inference.load_adapter", ref=str(adapters[0]))
+        assert (shown.name, shown.parent, shown.state, shown.default) == ("poet", "tiny", "ready", False)
+        text, last = await answer(system, model="poet")
+        assert (last.model, text != plain) == ("poet", True)
+        pieces = [piece async for piece in system.stream("inference.complete", prompt="once", model="poet")]
+        assert pieces[-1].model == "poet"
+        assert (await answer(system, model="tiny"))[0] == plain
+
+
+async def test_answers_with_several_adapters_and_none_at_once_are_those_that_each_gives_alone(tiny, adapters):
+    async with node(tiny) as system:
+        for path in adapters:
+            await system.call("inference.load_adapter", ref=str(path))
+        who = ["tiny", "poet", "clerk"]
+        alone = {name: (await answer(system, model=name, max_tokens=30))[0] for name in who}
+        assert len(set(alone.values())) == 3
+        together = await asyncio.gather(*(answer(system, model=name, max_tokens=30) for name in who * 4))
+        assert [text for text, _ in together] == [alone[name] for name in who] * 4
+
+
+async def test_it_is_listed_with_its_model_and_its_memory_is_reserved(tiny, adapters):
+    async with node(tiny) as system:
+        await system.call("inference.load_adapter", ref=str(adapters[0]), name="Poet-2")
+        tiny_shown, poet = await system.call("inference.list")
+        assert (tiny_shown.name, tiny_shown.parent, tiny_shown.default) == ("tiny", "", True)
+        assert (poet.name, poet.parent, poet.context_length) == ("Poet-2", "tiny", tiny_shown.context_length)
+        assert 0 < poet.parameters < tiny_shown.parameters
+        [account] = await system.call("memory.usage")
+        assert {each.purpose: each.bytes for each in account.reservations}["adapter 'Poet-2'"] == poet.weight_bytes
+        await system.call("inference.unload_adapter", name="Poet-2")
+        [account] = await system.call("memory.usage")
+        assert [each.purpose for each in account.reservations] == ["model 'tiny'"]
+        assert await names(system) == ["tiny"]
+        with pytest.raises(NotFound, match="no model is named 'Poet-2'"):
+            await answer(system, model="Poet-2")
+
+
+async def test_a_gguf_adapter_gives_the_same_answers_as_the_folder(tiny, adapters, tmp_path):
+    config = open_checkpoint(tiny).config
+    path = write_gguf_adapter(tmp_path / "Other.gguf", random_pairs(config, seed=0), config, alpha=8.0)
+    async with node(tiny) as system:
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        await system.call("inference.load_adapter", ref=str(path))
+        assert (await answer(system, model="other"))[0] == (await answer(system, model="poet"))[0]
+
+
+async def test_one_in_use_is_not_unloaded_and_goes_when_its_answers_have_ended(tiny, adapters):
+    async with node(tiny) as system:
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        stream = system.stream("inference.chat", messages=HELLO, model="poet", max_tokens=400)
+        await reading(stream)
+        with pytest.raises(PreconditionFailed, match="1 answers use the adapter 'poet'"):
+            await system.call("inference.unload_adapter", name="poet")
+        await stream.aclose()
+        while await system.call("scheduler.list"):
+            await asyncio.sleep(0.01)
+        await system.call("inference.unload_adapter", name="poet")
+        with pytest.raises(NotFound, match="adapter 'poet' is not loaded"):
+            await system.call("inference.unload_adapter", name="poet")
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        assert (await answer(system, model="poet"))[1].finish_reason == "length"
+
+
+async def test_the_same_one_again_is_the_one_that_is_there_and_another_does_not_take_its_name(tiny, adapters):
+    async with node(tiny) as system:
+        first = await system.call("inference.load_adapter", ref=str(adapters[0]))
+        again = await system.call("inference.load_adapter", ref=str(adapters[0]), model="tiny")
+        assert again == first
+        with pytest.raises(AlreadyExists, match="'poet' is the adapter from .*poet for 'tiny'"):
+            await system.call("inference.load_adapter", ref=str(adapters[1]), name="poet")
+        with pytest.raises(AlreadyExists, match="'tiny' is the name of a model"):
+            await system.call("inference.load_adapter", ref=str(adapters[1]), name="tiny")
+        with pytest.raises(Invalid, match="cannot be the name of an adapter"):
+            await system.call("inference.load_adapter", ref=str(adapters[1]), name="a b")
+        [account] = await system.call("memory.usage")
+        assert len(account.reservations) == 2
+
+
+async def test_as_many_as_may_be_are_loaded_and_none_of_a_larger_rank(tiny, adapters):
+    async with node(tiny, adapters_limit=1) as system:
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        with pytest.raises(Overloaded, match="1 adapters are loaded, and that many may be"):
+            await system.call("inference.load_adapter", ref=str(adapters[1]))
+    async with node(tiny, adapter_rank=4) as system:
+        with pytest.raises(Invalid, match="has the rank 8 for .*, and 1 to 4 are taken"):
+            await system.call("inference.load_adapter", ref=str(adapters[0]))
+
+
+async def test_what_cannot_be_loaded_is_refused_and_leaves_nothing(tiny, adapters, tmp_path, monkeypatch):
+    from services.inference.engine.engine import Engine
+
+    broken = write_peft(tmp_path / "broken", {})
+    config = broken / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))
+    async with node(tiny) as system:
+        for ref, kind, why in (
+            (broken, Invalid, "DoRA is not computed here"),
+            (tiny, Invalid, "'tiny' is a model, not an adapter"),
+            (tmp_path / "none", NotFound, "no model"),
+        ):
+            with pytest.raises(kind, match=why):
+                await system.call("inference.load_adapter", ref=str(ref))
+        with pytest.raises(NotFound, match="no model is named 'gpt-9'"):
+            await system.call("inference.load_adapter", ref=str(adapters[0]), model="gpt-9")
+        with pytest.raises(Invalid, match="'poet' is an adapter"):
+            await system.call("inference.load", ref=str(adapters[0]))
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "add_adapter", lambda self, adapter: 1 / 0)
+            with pytest.raises(Internal, match="division by zero"):
+                await system.call("inference.load_adapter", ref=str(adapters[0]))
+        [account] = await system.call("memory.usage")
+        assert len(account.reservations) == 1
+        assert await names(system) == ["tiny"]
+        assert (await answer(system))[1].finish_reason == "length"
+
+
+async def test_one_from_the_store_is_found_by_name_and_is_no_model_of_its_own(tiny, adapters):
+    async with node(tiny) as system:
+        async for item in system.stream("models.pull", ref=str(adapters[0])):
+            pulled = item.model
+        assert (pulled.name, pulled.kind, pulled.format) == ("poet", "adapter", "safetensors")
+        assert await names(system) == ["tiny"]
+        with pytest.raises(NotFound, match="no model is named 'poet'"):
+            await answer(system, model="poet")
+        await system.call("inference.load_adapter", ref="poet")
+        assert (await answer(system, model="poet"))[1].model == "poet"
+
+
+async def test_adapters_of_the_settings_are_there_from_the_start_and_after_a_restart(tiny, adapters):
+    async with node(tiny, adapters={"verse": str(adapters[0])}) as system:
+        text, _ = await answer(system, model="verse")
+        await system.restart("inference")
+        again, last = await answer(system, model="verse")
+        assert (again, last.model) == (text, "verse")
+        [account] = await system.call("memory.usage")
+        assert len(account.reservations) == 2
+    with pytest.raises(NotFound):
+        async with node(tiny, adapters={"verse": str(tiny / "nothing")}):
+            raise AssertionError("it must not come up")
+
+
+async def test_a_model_that_made_room_comes_back_with_its_adapter_when_that_is_asked(tiny, adapters, tmp_path):
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    async with node(tiny) as system:
+        [account] = await system.call("memory.usage")
+        share = 1.5 * account.reserved_bytes / account.limit_bytes * 0.8
+    async with node(tiny, memory={"share": share}) as system:
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        text, _ = await answer(system, model="poet")
+        await system.call("inference.load", ref=str(other))
+        states = {model.name: (model.state, model.parent) for model in await system.call("inference.list")}
+        assert states == {"tiny": ("stored", ""), "other": ("ready", ""), "poet": ("stored", "tiny")}
+        [account] = await system.call("memory.usage")
+        assert [each.purpose for each in account.reservations] == ["model 'other'"]
+        assert (await answer(system, model="poet"))[0] == text
+        assert {"model 'tiny'", "adapter 'poet'"} == {
+            each.purpose for each in (await system.call("memory.usage"))[0].reservations
+        }
+
+
+async def test_a_model_does_not_make_room_for_its_own_adapter(tiny, adapters):
+    async with node(tiny) as system:
+        [account] = await system.call("memory.usage")
+        share = 1.001 * account.reserved_bytes / account.limit_bytes * 0.8
+    async with node(tiny, memory={"share": share}) as system:
+        with pytest.raises(Overloaded, match="adapter 'poet' needs"):
+            await system.call("inference.load_adapter", ref=str(adapters[0]))
+        [shown] = await system.call("inference.list")
+        assert (shown.name, shown.state) == ("tiny", "ready")
+
+
+async def test_adapters_go_with_a_model_that_is_unloaded(tiny, adapters, tmp_path):
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    async with node(tiny) as system:
+        await system.call("inference.load", ref=str(other))
+        await system.call("inference.load_adapter", ref=str(adapters[0]), model="other")
+        stream = system.stream("inference.chat", messages=HELLO, model="poet", max_tokens=400)
+        await reading(stream)
+        await system.call("inference.unload", name="other")
+        with pytest.raises(Unavailable, match="being unloaded"):
+            async for _ in stream:
+                pass
+        assert await names(system) == ["tiny"]
+        [account] = await system.call("memory.usage")
+        assert len(account.reservations) == 1
+
+
+async def test_openai_clients_see_it_as_a_model_with_a_parent_and_chat_with_it(tiny, adapters):
+    async with node(tiny, Gateway) as system:
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        url = (await system.call("gateway.address")).url
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=system.token, max_retries=0) as client:
+            listed = (await client.models.list()).data
+            assert {model.id: model.parent for model in listed} == {"tiny": None, "poet": "tiny"}
+            assert (await client.models.retrieve("poet")).parent == "tiny"
+            texts = {}
+            for name in ("tiny", "poet"):
+                said = await client.chat.completions.create(model=name, messages=HELLO, max_tokens=12, temperature=0)
+                assert said.model == name
+                texts[name] = said.choices[0].message.content
+            assert texts["poet"] != texts["tiny"]
+            assert texts["poet"] == (await answer(system, model="poet"))[0]
+            with pytest.raises(openai.NotFoundError):
+                await client.chat.completions.create(model="prose", messages=HELLO)
