@@ -27,6 +27,7 @@ from microkernel.errors import (
     from_exception,
 )
 from services.inference.cache.cache import Cache, Room, Status
+from services.inference.cache.host import HostTier, Lowers
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
 from services.inference.engine.contexts import Contexts
@@ -66,6 +67,7 @@ class Engine:
         space: bytes = b"",
         saved: SavedPages | None = None,
         owner_share: float = 1.0,
+        host_bytes: int = 0,
     ) -> None:
         """Start empty.
 
@@ -73,7 +75,8 @@ class Engine:
         One step computes `token_budget` tokens, and pages take up to `cache_bytes` (None: as much as the batch at
         full length needs). `space` names the model's content: equal prefixes in equal spaces have equal pages.
         Those of long contexts are kept in `saved` too, and found there again. One owner may have `owner_share` of the
-        pages, if `set_quota` has said nothing else.
+        pages, if `set_quota` has said nothing else. What a device with memory of its own has to forget is kept in
+        `host_bytes` of the machine's, where the decoder's pages can be.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -90,7 +93,10 @@ class Engine:
         self._space = space + decoder.layout.encode()
         self._storage = decoder.storage(self._pages)
         self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
-        self._contexts = Contexts(self._cache, self._storage, saved)
+        host = None
+        if host_bytes and isinstance(self._storage, Lowers):
+            host = HostTier(self._storage, host_bytes, pinned=decoder.device.type == "cuda")
+        self._contexts = Contexts(self._cache, self._storage, saved, host)
         self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order in which they were admitted
@@ -334,6 +340,7 @@ class Engine:
         self._stuck = False
         table = sequence.drop()
         if broken:
+            self._contexts.forget()
             for page in self._cache.clear(table):
                 self._storage.clear(page)
         else:
