@@ -88,11 +88,18 @@ def fit(opened: Opened, slots: int, length: int | None, cache_limit: int) -> Fit
 
 
 def make_engine(
-    opened: Opened, size: Fit, *, token_budget: int, saved: SavedPages | None = None, owner_share: float = 1.0
+    opened: Opened,
+    size: Fit,
+    *,
+    token_budget: int,
+    saved: SavedPages | None = None,
+    owner_share: float = 1.0,
+    host_bytes: int = 0,
 ) -> Engine:
     """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`.
 
-    Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages.
+    Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages. What
+    a device with memory of its own has to forget is kept in `host_bytes` of the machine's.
     """
     return Engine(
         opened.plan.make(),
@@ -103,6 +110,7 @@ def make_engine(
         space=opened.digest.encode(),
         saved=saved if opened.digest else None,
         owner_share=owner_share,
+        host_bytes=host_bytes,
     )
 
 
@@ -115,7 +123,9 @@ class Loaded:
         self.tokenizer = opened.tokenizer
         self.runner = runner
         self.ref = name  # what it is found by again
+        self.device = ""  # its name
         self.reservation: int | None = None
+        self.host_reservation: int | None = None
         self.created = int(time.time())
         self.asked_at = asked_at
         self._asking = 0
@@ -137,13 +147,23 @@ class Loaded:
         token_budget: int,
         saved: SavedPages | None = None,
         owner_share: float = 1.0,
+        host_bytes: int = 0,
     ) -> Loaded:
         """Read the weights onto the device; takes seconds, on the compute thread."""
 
         engine = await executor.run(
-            lambda: make_engine(opened, size, token_budget=token_budget, saved=saved, owner_share=owner_share)
+            lambda: make_engine(
+                opened,
+                size,
+                token_budget=token_budget,
+                saved=saved,
+                owner_share=owner_share,
+                host_bytes=host_bytes,
+            )
         )
-        return Loaded(name, opened, size, engine, Runner(engine, executor, now), now())
+        loaded = Loaded(name, opened, size, engine, Runner(engine, executor, now), now())
+        loaded.device = executor.name
+        return loaded
 
     @property
     def idle(self) -> bool:
@@ -216,7 +236,7 @@ class Loaded:
             owner=owner,
         )
 
-    def describe(self, *, device: str, default: bool) -> LoadedModel:
+    def describe(self, *, default: bool) -> LoadedModel:
         """The model as it is shown."""
         return LoadedModel(
             name=self.name,
@@ -227,7 +247,7 @@ class Loaded:
             context_length=self.context_length,
             weight_bytes=self.size.weight_bytes,
             cache_bytes=self.size.cache_bytes,
-            device=device,
+            device=self.device,
             default=default,
             created=self.created,
             running=self.runner.running,

@@ -153,6 +153,11 @@ class Inference(Service):
             if answer.pid:
                 await self._tell_scheduler("scheduler.spawn", answer.spawn(answer.pid))
 
+    @on("devices.*.quarantined")
+    async def leave(self, event: Event) -> None:
+        """Nothing is computed on a lost device any more: its models end, and are loaded elsewhere when asked."""
+        await self._models.leave(event.body["name"])
+
     # An answer
 
     async def _answer(
@@ -170,7 +175,7 @@ class Inference(Service):
             prompt_tokens=len(prompt),
             began=self.clock.now(),
         )
-        spawn = Spawn(kind=kind, title=title, owner=owner, device=self.settings.device)
+        spawn = Spawn(kind=kind, title=title, owner=owner, device=loaded.device)
         pid = await self._enter(spawn)
         self._answers[number] = _Answer(pid, generation, loaded, spawn)
         state, why = ProcessState.KILLED, "its reader left"

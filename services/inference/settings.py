@@ -10,15 +10,17 @@ __all__ = ["InferenceSettings"]
 
 
 class InferenceSettings(Message, kw_only=True):
-    """`model` is loaded at the start and answers who names none. Sampling defaults are for what neither request nor
+    """`model` is loaded at the start and answers who names none. `device` is one of `mk devices`; with "auto" it is an
+    accelerator on which the model can be loaded, or else the CPU. Sampling defaults are for what neither request nor
     model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens, `cache_share`
     the part of the device's free memory that their pages may take, `owner_share` the part of the pages that one owner
     may have, `token_budget` how many tokens one step computes at most. Without `kernels`, everything is computed by
-    torch. Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are.
+    torch. Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are. Where a
+    device has memory of its own, `host_bytes` of the machine's keep what its pages have no room for, for each model.
     """
 
     model: str = DEFAULT_MODEL
-    device: str = "cpu0"
+    device: str = "auto"
     slots: int = 32
     context_length: int | None = 8192
     cache_share: float = 0.5
@@ -26,6 +28,7 @@ class InferenceSettings(Message, kw_only=True):
     kernels: bool = True
     owner_share: float = 1.0
     contexts_bytes: int = 4 << 30
+    host_bytes: int = 4 << 30
     temperature: float = 0.2  # with top_p 0.9 what SmolLM2's authors recommend: small models wander when it is high
     top_p: float = 0.9
 

@@ -207,6 +207,12 @@ class Engine:
         self._cache.evict(self._pages)
         self._storage.release()
 
+    def close(self) -> None:
+        """Let weights and pages go, whoever still knows this engine; nothing else may be called afterwards."""
+        self._waiting.clear()
+        self._running.clear()
+        del self._decoder, self._contexts, self._cache, self._storage
+
     def _part(self, sequence: Sequence, count: int) -> Part:
         assert sequence.table is not None
         start = sequence.table.length
