@@ -184,7 +184,7 @@ class LoadedModels:
             await executor.run(computing.prepare)
         self._service.publish("inference.loading", model=model.name, stage="reading")
         opened = await executor.run(open_model, Path(model.path), computing, model.digest)
-        if opened.plan.why:
+        if opened.plan.why and device.kind == "cpu":  # elsewhere nobody expects our kernels
             self._service.log.warning("model '%s' is computed by torch: %s", model.name, opened.plan.why)
         limit = int(device.memory_free_bytes * self._settings.cache_share)
         size = await executor.run(fit, opened, self._settings.slots, self._settings.context_length, limit)
@@ -278,9 +278,12 @@ class LoadedModels:
         """What `device` computes with, the same for all of its models."""
         if device.name not in self._computing:
             torch_device = torch.device(device.torch_device)
-            kernels = self._settings.kernels
             self._computing[device.name] = Computing(
-                torch_device, device.cores, self._service.state_dir, kernels=kernels
+                torch_device,
+                device.cores,
+                self._service.state_dir,
+                kernels=self._settings.kernels,
+                flex=self._settings.flex,
             )
         return self._computing[device.name]
 

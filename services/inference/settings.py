@@ -15,8 +15,9 @@ class InferenceSettings(Message, kw_only=True):
     model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens, `cache_share`
     the part of the device's free memory that their pages may take, `owner_share` the part of the pages that one owner
     may have, `token_budget` how many tokens one step computes at most. Without `kernels`, everything is computed by
-    torch. Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are. Where a
-    device has memory of its own, `host_bytes` of the machine's keep what its pages have no room for, for each model.
+    torch; with `flex`, accelerators use its flex_attention, which is compiled in the first answers. Long contexts are
+    kept on disk, in `contexts_bytes` at most; with 0, none are. Where a device has memory of its own, `host_bytes` of
+    the machine's keep what its pages have no room for, for each model.
     """
 
     model: str = DEFAULT_MODEL
@@ -26,6 +27,7 @@ class InferenceSettings(Message, kw_only=True):
     cache_share: float = 0.5
     token_budget: int = 512
     kernels: bool = True
+    flex: bool = False
     owner_share: float = 1.0
     contexts_bytes: int = 4 << 30
     host_bytes: int = 4 << 30

@@ -12,7 +12,6 @@ from typing import Protocol
 
 import torch
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 
 from services.inference.cache.keys import PAGE
 from services.inference.eager.pages import TensorPages
@@ -152,7 +151,7 @@ class _Many:
             mask: torch.Tensor | None = None
             windowed = window is not None and self._end > window
             if self._lower_right and self._start > 0 and not windowed:
-                mask = causal_lower_right(self._end - self._start, self._end)
+                mask = _lower_right(self._end - self._start, self._end)
             elif self._start > 0 or windowed:
                 tokens = torch.arange(first, self._end, device=self._positions.device)
                 mask = tokens <= self._positions[:, None]
@@ -160,3 +159,10 @@ class _Many:
                     mask = mask & (tokens > self._positions[:, None] - window)
             self._masks[window] = (first, mask)
         return self._masks[window]
+
+
+def _lower_right(queries: int, keys: int) -> torch.Tensor:
+    """The causal mask whose last query sees the last key, by its name instead of its numbers."""
+    from torch.nn.attention.bias import causal_lower_right  # noqa: PLC0415 - it brings torch's compiler: seconds
+
+    return causal_lower_right(queries, keys)

@@ -18,7 +18,7 @@ from microkernel.errors import Overloaded
 from services.inference.checkpoint.architecture import expected_shapes
 from services.inference.checkpoint.checkpoint import Checkpoint, Dense
 from services.inference.eager.attention import Attends, Attention
-from services.inference.eager.fixed import FixedSteps
+from services.inference.eager.fixed import FixedSteps, Fused
 from services.inference.eager.linear import (
     INT4_BYTES,
     INT8_BYTES,
@@ -49,19 +49,22 @@ class Decoder:
         dtype: torch.dtype,
         threads: int | None = None,
         fixed: bool | None = None,
+        flex: bool = False,
     ) -> None:
         """Read all weights, as 4-bit blocks or `dtype`; raises `DataLoss`, and `Overloaded` where memory is short.
 
         On a CPU a step takes `threads` threads; None leaves torch's number as it is. With `fixed`, steps in which
         every sequence has one new token have fixed shapes, and are recorded where the device can; None: on
-        accelerators.
+        accelerators. With `flex` they attend by torch's flex_attention.
         """
         self.config = checkpoint.config
         self._threads = threads
         self._on = device
         self.device = sampling_device(device)
         self.dtype = dtype
-        self._steps = FixedSteps(self, device) if (device.type != "cpu" if fixed is None else fixed) else None
+        self._steps: FixedSteps | None = None
+        if device.type != "cpu" if fixed is None else fixed:
+            self._steps = FixedSteps(self, device, fused=_flex() if flex else None)
         try:
             load = _Loader(checkpoint, device, dtype)
             self._factors = load.rope_factors()
@@ -249,6 +252,12 @@ def weight_bytes(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
         else:
             total += count * dtype.itemsize
     return int(total)
+
+
+def _flex() -> Fused:
+    from services.inference.eager.flex import fused  # noqa: PLC0415 - it brings torch's compiler: seconds
+
+    return fused()
 
 
 def _wanted(parts: Sequence[Part]) -> list[int]:

@@ -22,13 +22,16 @@ from services.inference.eager.attention import Attends
 from services.inference.eager.pages import TensorPages
 from services.inference.engine.forward import Part
 
-__all__ = ["CudaGraphs", "FixedAttention", "FixedSteps"]
+__all__ = ["CudaGraphs", "FixedAttention", "FixedSteps", "Fused"]
 
 LEAST_PAGES = 16  # of a shape: 256 tokens
 MOST_STEPS = 64  # shapes that are kept; what was used longest ago goes. A graph takes some MB of the device
 WARM_UPS = 2  # runs before one is recorded: libraries choose their kernels and take their space in the first
 
+SAME = 0.05  # of the logits' length, by which two ways to attend may differ: bfloat16 has 8 bits, layers add up
+
 Replay = Callable[[], torch.Tensor]
+Fused = Callable[[TensorPages, torch.Tensor, torch.Tensor], Attends]  # of pages, positions and tables
 
 _log = logging.getLogger("microkernel.inference")
 
@@ -45,15 +48,23 @@ class FixedSteps:
     """The shapes that were needed so far, of one decoder and one storage."""
 
     def __init__(
-        self, decoder: Computes, device: torch.device, *, recorder: Callable[[Replay], Replay] | None = None
+        self,
+        decoder: Computes,
+        device: torch.device,
+        *,
+        recorder: Callable[[Replay], Replay] | None = None,
+        fused: Fused | None = None,
     ) -> None:
         """`recorder` makes a function that does again what the given one does.
 
-        None: CUDA graphs where the device has them, and elsewhere nothing is recorded.
+        None: CUDA graphs where the device has them, and elsewhere nothing is recorded. `fused` attends in the place of
+        `FixedAttention`, once its first step has given the same logits.
         """
         self._decoder = weakref.proxy(decoder)  # it has us: its weights are to be free when it is let go
         self._pinned = device.type == "cuda"
         self._recorder = CudaGraphs() if recorder is None and self._pinned else recorder
+        self._fused = fused
+        self._trusted = False
         self._storage: Callable[[], TensorPages | None] = lambda: None
         self._steps: OrderedDict[tuple[int, int], _Step] = OrderedDict()  # by rows and pages, last used last
 
@@ -77,12 +88,30 @@ class FixedSteps:
         self._steps.move_to_end((rows, pages))
         step.fill(parts)
         if step.replay is None:
+            if self._fused is not None and not self._trusted:
+                self._try(self._fused, step)
+            step.attends = self._fused or FixedAttention
             step.replay = self._recorded(step)
         return step.replay()[: len(parts)].clone()  # the next step writes over it
 
     def forget(self) -> None:
         """Keep no shape: what was recorded knows addresses that have changed."""
         self._steps.clear()
+
+    def _try(self, fused: Fused, step: _Step) -> None:
+        """Compute a step both ways, which leaves the same behind: `fused` is used only where it gives the same."""
+        try:
+            expected = step.run()
+            step.attends = fused
+            difference = float((step.run() - expected).norm() / expected.norm())
+        except Exception as error:  # noqa: BLE001 - compilers raise what they like, and there is another way
+            why = str(error).partition("\n")[0]
+        else:
+            why = "" if difference < SAME else f"its logits differ by {difference:.3f} of their length"
+        if why:
+            _log.warning("attention is not fused, and pages are gathered: %s", why)
+            self._fused = None
+        self._trusted = not why
 
     def _recorded(self, step: _Step) -> Replay:
         if self._recorder is None:
@@ -100,6 +129,7 @@ class _Step:
 
     def __init__(self, decoder: Computes, storage: TensorPages, rows: int, pages: int, *, pinned: bool) -> None:
         self.replay: Replay | None = None
+        self.attends: Fused = FixedAttention
         self._decoder = decoder
         self._storage = weakref.proxy(storage)
         self._pinned = pinned
@@ -122,7 +152,7 @@ class _Step:
     def run(self) -> torch.Tensor:
         """Logits of all rows. Takes nothing but what is on the device, and asks it nothing."""
         inputs = self._inputs.long()
-        return self._decoder.through(inputs[:, 0], FixedAttention(self._storage, inputs[:, 1], inputs[:, 2:]))
+        return self._decoder.through(inputs[:, 0], self.attends(self._storage, inputs[:, 1], inputs[:, 2:]))
 
 
 class FixedAttention:
