@@ -2,8 +2,8 @@
 
 A tier below the pages of a device with memory of its own. Copies are asked of the device's one stream, so they are done
 in the order in which they are asked for: a page may be written again as soon as `keep` has returned, and read as soon
-as `lift` has, and nobody waits. That needs pinned memory, which is taken in slabs as it is needed: pinning 4 GiB at
-once takes a second.
+as `lift` has, and nobody waits. That needs pinned memory, which is taken in slabs as it is needed: pinning takes its
+time, and all of it at once would hold up everybody.
 
 The cache forgets the end of a prefix before its beginning, and so do we: least recently used first, where a prefix that
 was found is used from its end to its beginning. What is left of it can be found from its first page on.
@@ -23,7 +23,7 @@ from microkernel.errors import Invalid
 
 __all__ = ["HostTier", "Lowers"]
 
-SLAB = 64 << 20  # bytes that are pinned at once: some 10 ms
+SLAB = 64 << 20  # bytes that are taken at once; torch rounds what is pinned up to a power of two
 
 _log = logging.getLogger("microkernel.inference")
 

@@ -1,15 +1,17 @@
 """Steps in which every sequence has one new token, in fixed shapes; hot: every step on accelerators.
 
-At one token a sequence a GPU computes faster than Python can ask it: some hundred kernels a step, 5 to 10 us each to
-launch. So such a step is recorded once for each shape as a CUDA graph, and replayed by one call. For that it may not
-change its shapes: rows and pages are rounded up to powers of two, and what is too much computes on a page that nobody
-reads. Where nothing can be recorded the same function runs as it is, which is how it is tested on a CPU.
+At one token a sequence a GPU computes faster than Python can ask it: each of some hundred kernels a step takes
+microseconds to launch. So such a step is recorded once for each shape as a CUDA graph, and replayed by one call. For
+that it may not change its shapes: rows and pages are rounded up to powers of two, and what is too much computes on a
+page that nobody reads. Where nothing can be recorded the same function runs as it is, which is how it is tested on a
+CPU.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -33,6 +35,7 @@ SAME = 0.05  # of the logits' length, by which two ways to attend may differ: bf
 Replay = Callable[[], torch.Tensor]
 Fused = Callable[[TensorPages, torch.Tensor, torch.Tensor], Attends]  # of pages, positions and tables
 
+_recording = threading.Lock()  # torch records one graph at a time in a process, and there may be several devices
 _log = logging.getLogger("microkernel.inference")
 
 
@@ -200,22 +203,26 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._pool: Any = None  # torch's handle
+        self._beside: Any = None  # one stream for all: torch keeps what was freed for the stream that had it
 
     def __call__(self, run: Replay) -> Replay:
         """What `run` asks the device for, asked again by one call. Raises `RuntimeError`."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        here = torch.cuda.current_stream()
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch's own
+            self._beside = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch's own
+        here, beside = torch.cuda.current_stream(), self._beside
         beside.wait_stream(here)
         with torch.cuda.stream(beside):
             for _ in range(WARM_UPS):
                 run()
         here.wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile: one asks it for its free memory.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = run()
+        try:
+            # Other threads may use the device meanwhile: one asks it for its free memory.
+            with _recording, torch.cuda.graph(graph, self._pool, beside, capture_error_mode="thread_local"):
+                logits = run()
+        finally:
+            torch.cuda.set_stream(here)  # torch does not come back to it where a recording has failed
 
         def replay() -> torch.Tensor:
             graph.replay()
