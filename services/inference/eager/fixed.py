@@ -150,6 +150,7 @@ class _Step:
         for row, part in zip(rows, parts, strict=False):
             own = part.table.numpy()[: part.start // PAGE + 1]
             row[0], row[1], row[2 : 2 + len(own)] = part.tokens[0], part.start, own
+            row[2 + len(own) :] = own[0]  # hidden, but read: a page of somebody else's might hold what is not finite
         self._inputs.copy_(host, non_blocking=True)
 
     def run(self) -> torch.Tensor:

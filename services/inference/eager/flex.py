@@ -23,6 +23,7 @@ from services.inference.eager.pages import TensorPages
 __all__ = ["FlexAttention", "fused"]
 
 SHAPES = 64  # that are compiled at most; beyond, torch would compute without its kernel, many times slower
+BEHIND = 1 << 24  # a page's place: its positions are beyond those of any context, and still 32-bit numbers
 
 Attend = Callable[..., torch.Tensor]
 
@@ -59,23 +60,18 @@ class FlexAttention:
         return out.reshape(q.shape[0], -1)
 
     def _find_places(self) -> torch.Tensor:
-        """Where in a sequence each page of the pool is: int32 [n, pool], -1 for those of others."""
+        """Where in a sequence each page of the pool is first: int32 [n, pool], behind all for those of others."""
         rows, count = self._tables.shape
-        places = torch.full((rows, self._pages.count + 1), -1, dtype=torch.int32, device=self._tables.device)
+        places = torch.full((rows, self._pages.count + 1), BEHIND, dtype=torch.int32, device=self._tables.device)
         numbers = torch.arange(count, dtype=torch.int32, device=self._tables.device).expand(rows, -1)
-        places.scatter_(1, self._tables, numbers)
-        # Tables end in scratch pages; a row that is one of nobody's begins with one, and sees it.
-        scratch = self._pages.scratch
-        places[:, scratch] = torch.where(self._tables[:, 0] == scratch, 0, -1).int()
-        return places
+        return places.scatter_reduce_(1, self._tables, numbers, "amin")  # tables repeat a page behind their end
 
     def _mask(self, window: int | None) -> BlockMask:
         positions, last, places = self.positions, self._last, self._places
 
         def seen(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - torch's signature
-            place = places[row, key // PAGE]
-            position = place * PAGE + key % PAGE
-            visible = (place >= 0) & (position <= last[row])
+            position = places[row, key // PAGE] * PAGE + key % PAGE
+            visible = position <= last[row]
             return visible if window is None else visible & (position > last[row] - window)
 
         rows, count = self._tables.shape

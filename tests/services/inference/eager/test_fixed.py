@@ -6,6 +6,7 @@ and none of the Python around them.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import weakref
@@ -20,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.eager.decoder import Decoder, choose_dtype, sampling_device
-from services.inference.eager.fixed import MOST_STEPS, FixedSteps
+from services.inference.eager.fixed import MOST_STEPS, CudaGraphs, FixedSteps
 
 TOKENS = [int(token) for token in torch.randint(0, VOCABULARY, (400,), generator=torch.Generator().manual_seed(4))]
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -92,6 +93,94 @@ def test_rows_that_nobody_needs_change_no_page(tmp_path):
     decoder.forward(storage, [lane.part([7]) for lane in three])  # one row too many
     changed = [page for page in range(6) if storage.read(page) != before[page]]
     assert changed == [1, 3, 5]
+
+
+def test_what_is_not_finite_in_a_page_of_nobody_reaches_nobody(tmp_path):
+    decoder, _ = recorded(write_gguf(tmp_path / "tiny.gguf"))
+    three = lanes(decoder, 3, length=32)
+    storage = three[0].storage
+    decoder.forward(storage, [lane.part(TOKENS[:20], 0) for lane in three])
+    storage._pages[storage.scratch].fill_(torch.nan)
+    assert decoder.forward(storage, [lane.part([7]) for lane in three]).isfinite().all()
+
+
+class Waiting:
+    """A stream."""
+
+    def wait_stream(self, other) -> None:
+        pass
+
+    def __str__(self) -> str:
+        return "the thread's"
+
+
+class Cuda:
+    """The calls of `torch.cuda` that a recording makes, each written down."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        names = ("current_stream", "set_stream", "stream", "graph", "graph_pool_handle", "Stream", "CUDAGraph")
+        for name in names:
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def current_stream(self):
+        return Waiting()
+
+    def Stream(self):  # noqa: N802 - torch's name
+        self.done.append("new stream")
+        return Waiting()
+
+    def set_stream(self, stream) -> None:
+        self.done.append(f"back on {stream}")
+
+    def stream(self, stream):
+        return contextlib.nullcontext()
+
+    def graph_pool_handle(self):
+        return (0, 1)
+
+    def CUDAGraph(self):  # noqa: N802
+        return self
+
+    def replay(self) -> None:
+        self.done.append("replay")
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream, *, capture_error_mode):
+        assert (graph, pool, capture_error_mode) == (self, (0, 1), "thread_local")
+        self.done.append("record")
+        yield
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> Cuda:
+    return Cuda(monkeypatch)
+
+
+def test_a_graph_is_recorded_after_it_ran_and_replayed_by_one_call(cuda):
+    def run() -> torch.Tensor:
+        cuda.done.append("run")
+        return torch.ones(1)
+
+    record = CudaGraphs()
+    replay = record(run)
+    assert cuda.done == ["new stream", "run", "run", "record", "run", "back on the thread's"]
+    cuda.done.clear()
+    assert replay().item() == 1.0
+    record(run)
+    assert cuda.done[0] == "replay"
+    assert "new stream" not in cuda.done
+
+
+def test_after_a_recording_that_failed_the_thread_has_its_stream_again(cuda):
+    def run() -> torch.Tensor:
+        if "record" in cuda.done:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.ones(1)
+
+    with pytest.raises(RuntimeError, match="capturing"):
+        CudaGraphs()(run)
+    assert cuda.done[-1] == "back on the thread's"
 
 
 def test_logits_are_the_callers_own(tmp_path):

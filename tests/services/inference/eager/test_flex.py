@@ -62,7 +62,7 @@ def test_its_blocks_are_the_pages_that_hold_what_the_mask_shows(window, tmp_path
     decoder = tiny_decoder(write_gguf(tmp_path / "tiny.gguf"))
     pages = decoder.storage(1).__class__(decoder.config, 12, CPU, torch.float32, by_layer=True)
     scratch = pages.scratch
-    tables = torch.tensor([[7, 2, 9, scratch], [4, scratch, scratch, scratch], [scratch] * 4, [2, 3, 11, 0]])
+    tables = torch.tensor([[7, 2, 9, 7], [4, 4, 4, 4], [scratch] * 4, [2, 3, 11, 0]])
     positions = torch.tensor([37, 0, 0, 63])
     mask = FlexAttention(flex_attention, pages, positions, tables)._mask(window)
     for row, (table, position) in enumerate(zip(tables.tolist(), positions.tolist(), strict=True)):
