@@ -7,14 +7,14 @@ for it, the engine is asked to hold the sequence back until it has read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from microkernel.errors import Internal, MicrokernelError
 from services.inference.engine.engine import Output
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
 
-__all__ = ["Generation"]
+__all__ = ["Generation", "first_of"]
 
 AHEAD = 64  # tokens that may wait for a slow reader
 
@@ -28,12 +28,14 @@ class Generation:
         self.number = number
         self.prompt_tokens = prompt_tokens
         self.tokens = 0
+        self.cached_tokens = 0
         self.began = began
         self.joined: float | None = None
         self.first_token: float | None = None
         self.device_seconds = 0.0
         self.finish_reason: str | None = None
         self.held_since: float | None = None
+        self.paused = False
         self.hold: Callable[[Generation], None] | None = None
         self._text = text
         self._stops = stops
@@ -62,6 +64,7 @@ class Generation:
         if self.first_token is None:
             self.first_token = now
         self.tokens += 1
+        self.cached_tokens = output.cached
         self._unread += 1
         if output.finish_reason == "stop":
             self._finish("stop")
@@ -86,23 +89,30 @@ class Generation:
 
     async def read(self) -> str:
         """The text since the last read, waiting for some; empty only at the end. Raises what the answer ended with."""
-        while not any(self._pending):
-            if self._error is not None:
-                raise self._error
-            if self.finish_reason is not None:
-                return ""
-            if self._wake is not None:
-                raise Internal("a generation has one reader")
-            self._wake = asyncio.get_running_loop().create_future()
-            try:
-                await self._wake
-            finally:
-                self._wake = None
+        await first_of([self])
+        return self.take()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to take: text, or the end."""
+        return self.ended or any(self._pending)
+
+    def take(self) -> str:
+        """The text since the last time; empty only at the end, or where it is not ready. Raises as `read`."""
+        if self._error is not None and not any(self._pending):
+            raise self._error
         text = "".join(self._pending)
         self._pending.clear()
         self._unread = 0
         self._hold(None)
         return text
+
+    def recall(self, tokens: Sequence[int]) -> None:
+        """Have the text of an answer that was begun elsewhere, as what its reader has not taken yet."""
+        for token in tokens:
+            self.tokens += 1
+            text, _ = self._stops.push(self._text.push(token))
+            self._pending.append(text)
 
     def _finish(self, reason: str) -> None:
         rest, stopped = self._stops.push(self._text.flush())
@@ -118,3 +128,19 @@ class Generation:
     def _rouse(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+
+async def first_of(generations: Sequence[Generation]) -> None:
+    """Wait until one of them is ready, each of which has this one reader."""
+    if any(generation.ready for generation in generations):
+        return
+    if any(generation._wake is not None for generation in generations):  # noqa: SLF001 - of this module
+        raise Internal("a generation has one reader")
+    wake = asyncio.get_running_loop().create_future()
+    for generation in generations:
+        generation._wake = wake  # noqa: SLF001
+    try:
+        await wake
+    finally:
+        for generation in generations:
+            generation._wake = None  # noqa: SLF001

@@ -19,10 +19,13 @@ from services.inference.checkpoint.architecture import DecoderConfig
 from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from services.inference.checkpoint.model_defaults import model_defaults
 from services.inference.decoders import Computing, Plan
+from services.inference.engine.draft import DraftModel
 from services.inference.engine.engine import Engine, Request, check_prompt
+from services.inference.engine.proposers import PromptLookup, Proposer
 from services.inference.engine.sampler import resolve
 from services.inference.messages import ChatMessage, LoadedModel, SamplingParams
 from services.inference.runner import Runner
+from services.inference.settings import InferenceSettings
 from services.inference.text.template import ChatTemplate, encode_prompt, open_template
 from services.inference.text.tokenizer import Tokenizer, open_tokenizer
 
@@ -94,13 +97,20 @@ def make_engine(
     token_budget: int,
     saved: SavedPages | None = None,
     owner_share: float = 1.0,
+    slowdown: float = 1.7,
+    guesses: Opened | bool = False,
     host_bytes: int = 0,
 ) -> Engine:
     """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`.
 
-    Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages. What
-    a device with memory of its own has to forget is kept in `host_bytes` of the machine's.
+    Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages.
+    A draft model `guesses`; True looks for what a text has said before. What a device with memory of its own has to
+    forget is kept in `host_bytes` of the machine's.
     """
+    proposer: Proposer | None = PromptLookup() if guesses is True else None
+    if isinstance(guesses, Opened):
+        pages = size.cache_bytes // opened.plan.page_bytes
+        proposer = DraftModel(guesses.plan.make(), opened.checkpoint.config, pages=pages)
     return Engine(
         opened.plan.make(),
         max_batch=size.slots,
@@ -110,6 +120,8 @@ def make_engine(
         space=opened.digest.encode(),
         saved=saved if opened.digest else None,
         owner_share=owner_share,
+        slowdown=slowdown,
+        proposer=proposer,
         host_bytes=host_bytes,
     )
 
@@ -144,23 +156,26 @@ class Loaded:
         executor: Executor,
         now: Callable[[], float],
         *,
-        token_budget: int,
+        settings: InferenceSettings,
         saved: SavedPages | None = None,
-        owner_share: float = 1.0,
+        draft: Opened | None = None,
         host_bytes: int = 0,
     ) -> Loaded:
         """Read the weights onto the device; takes seconds, on the compute thread."""
 
-        engine = await executor.run(
-            lambda: make_engine(
+        def make() -> Engine:
+            return make_engine(
                 opened,
                 size,
-                token_budget=token_budget,
+                token_budget=settings.token_budget,
                 saved=saved,
-                owner_share=owner_share,
+                owner_share=settings.owner_share,
+                slowdown=settings.slowdown,
+                guesses=draft or settings.speculation != "off",
                 host_bytes=host_bytes,
             )
-        )
+
+        engine = await executor.run(make)
         loaded = Loaded(name, opened, size, engine, Runner(engine, executor, now), now())
         loaded.device = executor.name
         return loaded

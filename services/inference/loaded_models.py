@@ -17,13 +17,14 @@ from microkernel.errors import (
     from_exception,
     from_report,
 )
+from microkernel.executor import Executor
 from microkernel.message import convert
 from microkernel.service import Service
 from services.devices.messages import Device
 from services.inference.cache.saved import SavedPages
 from services.inference.decoders import Computing
 from services.inference.generation import Generation
-from services.inference.loaded import Loaded, fit, open_model
+from services.inference.loaded import Loaded, Opened, fit, open_model
 from services.inference.messages import LoadedModel, SamplingParams
 from services.inference.placement import AUTO, candidates, has_own_memory, usable
 from services.inference.settings import InferenceSettings
@@ -188,21 +189,24 @@ class LoadedModels:
             self._service.log.warning("model '%s' is computed by torch: %s", model.name, opened.plan.why)
         limit = int(device.memory_free_bytes * self._settings.cache_share)
         size = await executor.run(fit, opened, self._settings.slots, self._settings.context_length, limit)
-        reservation = await self._reserve(model.name, size.weight_bytes + size.cache_bytes, device)
+        draft = await self._draft(opened, computing, executor)
+        needed = size.weight_bytes + size.cache_bytes
+        if draft is not None:
+            needed += draft.plan.weight_bytes + size.cache_bytes // opened.plan.page_bytes * draft.plan.page_bytes
+        reservation = await self._reserve(model.name, needed, device)
         host = await self._reserve_host(model.name, device)
         loaded: Loaded | None = None
         try:
             self._service.publish("inference.loading", model=model.name, stage="loading", bytes=size.weight_bytes)
-            budget = self._settings.token_budget
             loaded = await Loaded.load(
                 model.name,
                 opened,
                 size,
                 executor,
                 self._service.clock.now,
-                token_budget=budget,
+                settings=self._settings,
                 saved=await self._contexts(),
-                owner_share=self._settings.owner_share,
+                draft=draft,
                 host_bytes=0 if host is None else host.bytes,
             )
             loaded.reservation = reservation.id
@@ -224,6 +228,19 @@ class LoadedModels:
         self._service.log.info("model '%s' is ready on %s after %.1f s", model.name, device.name, seconds)
         self._service.publish("inference.loaded", self.describe(loaded))
         return loaded
+
+    async def _draft(self, opened: Opened, computing: Computing, executor: Executor) -> Opened | None:
+        """The model that guesses for this one, where the settings name one that has the same tokens."""
+        ref = self._settings.speculation
+        if ref in {"off", "lookup"}:
+            return None
+        model = await self._find(ref)
+        draft = await executor.run(open_model, Path(model.path), computing, model.digest)
+        ours, theirs = opened.checkpoint.config.vocab_size, draft.checkpoint.config.vocab_size
+        if ours != theirs or opened.digest == draft.digest:
+            self._service.log.info("model '%s' does not guess for one of %d tokens: it has %d", ref, ours, theirs)
+            return None
+        return draft
 
     async def _contexts(self) -> SavedPages | None:
         """The contexts on disk, of all models; looked through when the first model is loaded."""

@@ -10,10 +10,16 @@ __all__ = [
     "Chat",
     "ChatMessage",
     "Complete",
+    "ForgetContext",
     "LoadModel",
     "LoadedModel",
+    "PauseProcess",
     "Piece",
+    "RestoreContext",
+    "ResumeProcess",
     "SamplingParams",
+    "SaveContext",
+    "SavedContext",
     "UnloadModel",
     "Usage",
 ]
@@ -50,13 +56,15 @@ class SamplingParams(Message, kw_only=True):
 class Chat(SamplingParams, kw_only=True):
     """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one.
 
-    `owner` is whom the work is for, where the call itself comes from no user.
+    `n` answers are given to the same prompt, each with a seed of its own: the given one, the next, and so on. `owner`
+    is whom the work is for, where the call itself comes from no user.
     """
 
     messages: list[ChatMessage]
     model: str | None = None
     max_tokens: int | None = None
     stop: list[str] = []
+    n: int = 1
     owner: str = "local"
 
 
@@ -67,14 +75,19 @@ class Complete(SamplingParams, kw_only=True):
     model: str | None = None
     max_tokens: int | None = None
     stop: list[str] = []
+    n: int = 1
     owner: str = "local"
 
 
 class Usage(Message, kw_only=True):
-    """What an answer cost. Times in seconds: waiting for the engine, and from asking to the first token."""
+    """What an answer cost. Times in seconds: waiting for the engine, and from asking to the first token.
+
+    Of the prompt's tokens, `cached_tokens` were known from before, and did not have to be read.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
     queue_seconds: float = 0.0
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0
@@ -84,13 +97,58 @@ class Piece(Message, kw_only=True):
     """One item of an answer's stream. The last one has `finish_reason` (`stop` or `length`) and `usage`.
 
     The first piece comes when the request was admitted, with empty text: from it on, `pid` can be shown and killed.
+    Of several answers, each has such pieces of its own; `index` says of which one a piece is.
     """
 
     text: str = ""
+    index: int = 0
     pid: int = 0
     model: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
+
+
+class PauseProcess(Message):
+    """Let an answer rest; its reader waits. Its pages stay while nobody else needs them, or go at once (`swap`)."""
+
+    pid: int
+    swap: bool = False
+
+
+class ResumeProcess(Message):
+    """Let a paused answer go on, with the text that it would have had."""
+
+    pid: int
+
+
+class SaveContext(Message):
+    """Keep an answer as it is now under a name of the caller's: prompt, text, pages, random state. It goes on."""
+
+    pid: int
+    name: str
+
+
+class RestoreContext(Message):
+    """Go on with a saved context, as a new process: a stream as that of a chat. It can be restored again.
+
+    With `replay`, the text that there was comes first; without, only what follows.
+    """
+
+    name: str
+    replay: bool = True
+
+
+class ForgetContext(Message):
+    """Delete a saved context."""
+
+    name: str
+
+
+class SavedContext(Message):
+    """A context that is kept, and its bytes on disk."""
+
+    name: str
+    bytes: int
 
 
 class LoadModel(Message):

@@ -10,15 +10,19 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, TypeVar
 
-from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception
+from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception, from_report
 from microkernel.executor import Executor
+from services.inference.engine.context import Context
 from services.inference.engine.engine import Engine, Output, Request
 from services.inference.generation import Generation
 
 __all__ = ["Runner"]
 
 CLOSE_TIMEOUT = 5.0  # seconds for the step that runs to end
+
+T = TypeVar("T")
 
 
 class Runner:
@@ -30,6 +34,8 @@ class Runner:
         self._now = now
         self._generations: dict[int, Generation] = {}
         self._commands: list[Callable[[], object]] = []
+        self._questions: list[_Question] = []
+        self._asked: list[_Question] = []  # on the device now
         self._wake = asyncio.Event()
         self._closed = False
         self.running = 0
@@ -43,10 +49,29 @@ class Runner:
     def submit(self, request: Request, generation: Generation) -> None:
         """Have `generation` made; it joins the batch at the next step. Raises `Unavailable` once closed."""
         if self._closed:
-            raise Unavailable("the model is being unloaded", retry_after=1.0, may_have_run=False)
+            raise _unloading(may_have_run=False)
         self._generations[request.id] = generation
         generation.hold = self._hold
         self._ask(lambda: self._engine.add(request))
+
+    async def restore(self, context: Context, number: int, generation: Generation) -> None:
+        """Have `generation` go on with a context, as request `number`. Raises as `Engine.restore`."""
+        self._generations[number] = generation
+        generation.hold = self._hold
+        try:
+            await self.ask(lambda engine: engine.restore(context, number))
+        except BaseException:
+            self.cancel(generation)
+            raise
+
+    async def ask(self, question: Callable[[Engine], T]) -> T:
+        """What `question` finds out of the engine, between two steps; raises what it raises."""
+        if self._closed:
+            raise _unloading(may_have_run=False)
+        asked = _Question(question, asyncio.get_running_loop().create_future())
+        self._questions.append(asked)
+        self._ask(lambda: asked.answer(self._engine))
+        return await asked.future  # type: ignore[no-any-return] # what the question gives
 
     def cancel(self, generation: Generation) -> None:
         """Nobody reads it any more: its slot is free from the next step on."""
@@ -62,7 +87,7 @@ class Runner:
                 while not await self._step():
                     pass
         except asyncio.CancelledError:
-            self._end(Unavailable("the model is being unloaded", retry_after=1.0, may_have_run=True))
+            self._end(_unloading(may_have_run=True))
             raise
         except Exception as error:
             failure = Internal(f"the engine's step raised {type(error).__name__}: {error}")
@@ -79,7 +104,12 @@ class Runner:
     async def _step(self) -> bool:
         """One quantum; returns whether there is nothing left to do until somebody asks for more."""
         commands, self._commands = self._commands, []
+        questions, self._questions = self._questions, []
+        self._asked += questions
         outputs, idle, seconds = await self._executor.run(self._on_device, commands)
+        self._asked.clear()
+        for question in questions:
+            question.settle()
         self.running, self.waiting = self._engine.running, self._engine.waiting
         now = self._now()
         share = seconds / max(1, len(outputs))
@@ -122,6 +152,43 @@ class Runner:
 
     def _end(self, reason: MicrokernelError) -> None:
         self._closed = True
+        for question in (*self._asked, *self._questions):
+            question.fail(reason)
         generations, self._generations = self._generations, {}
         for generation in generations.values():
             generation.fail(reason)
+
+
+class _Question:
+    """What somebody wants to know of the engine, and waits for."""
+
+    def __init__(self, question: Callable[[Engine], Any], future: asyncio.Future[Any]) -> None:
+        self.future = future
+        self._question = question
+        self._found: Any = None
+        self._error: Exception | None = None
+
+    def answer(self, engine: Engine) -> None:
+        """On the compute thread; what it raises is for who asked, and no reason to end the step."""
+        try:
+            self._found = self._question(engine)
+        except Exception as error:  # noqa: BLE001 - raised where it was asked
+            self._error = error
+
+    def settle(self) -> None:
+        """On the loop, afterwards."""
+        if self.future.done():
+            return  # who asked has left
+        if self._error is not None:
+            self.future.set_exception(self._error)
+        else:
+            self.future.set_result(self._found)
+
+    def fail(self, reason: MicrokernelError) -> None:
+        """It is not going to be answered."""
+        if not self.future.done():
+            self.future.set_exception(from_report(reason.report()))
+
+
+def _unloading(*, may_have_run: bool) -> Unavailable:
+    return Unavailable("the model is being unloaded", retry_after=1.0, may_have_run=may_have_run)

@@ -2,65 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
-from microkernel.errors import (
-    CallCancelled,
-    Invalid,
-    MicrokernelError,
-    NotFound,
-    Overloaded,
-    PreconditionFailed,
-    Unavailable,
-)
+from microkernel.errors import CallCancelled, Invalid, PreconditionFailed
 from microkernel.events import Event
-from microkernel.message import Message, convert, current_call
 from microkernel.service import Service, every, handles, on, streams
-from services.inference.generation import Generation
+from services.inference.answers import Answers, Asked, caller
+from services.inference.context_files import ContextFiles
+from services.inference.engine.context import Context
+from services.inference.engine.engine import Request
 from services.inference.loaded import Loaded
 from services.inference.loaded_models import LoadedModels
 from services.inference.messages import (
     Chat,
     Complete,
+    ForgetContext,
     LoadedModel,
     LoadModel,
+    PauseProcess,
     Piece,
+    RestoreContext,
+    ResumeProcess,
+    SaveContext,
+    SavedContext,
     UnloadModel,
-    Usage,
 )
 from services.inference.settings import InferenceSettings
-from services.inference.text.detokenizer import IncrementalText
-from services.inference.text.stops import StopMatcher
-from services.scheduler.messages import Exit, Process, ProcessState, Progress, Report, Signal, Spawn
+from services.scheduler.messages import Signal
 
 __all__ = ["Inference"]
 
+MOST_ANSWERS = 128  # to one prompt
 TITLE = 40  # characters of the prompt that `ps` shows
-SLOW_READER = 30.0  # seconds that a reader may take nothing while its sequence keeps a place in the batch
-SLOW_READER_WHEN_WANTED = 5.0  # the same while others wait for a place
-
-
-class _Answer(msgspec.Struct, frozen=True, gc=False):
-    """An answer that is being given. `pid` is 0 on a node without a scheduler."""
-
-    pid: int
-    generation: Generation
-    loaded: Loaded
-    entered: Spawn
-
-    def end(self, error: MicrokernelError) -> None:
-        """End it with `error`; its place in the batch is free at once, whether or not its reader ever looks again."""
-        self.generation.fail(error)
-        self.loaded.runner.cancel(self.generation)
-
-    def spawn(self, pid: int) -> Spawn:
-        """The message that enters it again as process `pid`."""
-        return msgspec.structs.replace(self.entered, pid=pid)
 
 
 class Inference(Service):
@@ -74,8 +53,9 @@ class Inference(Service):
 
     async def start(self) -> None:
         self._numbers = itertools.count(1)
-        self._answers: dict[int, _Answer] = {}
+        self._answers = Answers(self, self._numbers)
         self._models = LoadedModels(self, self.settings, self._numbers)
+        self._contexts = ContextFiles(self.state_dir / "contexts" / "named", self.settings.contexts_bytes)
 
     async def ready(self) -> None:
         await self._models.load_default()
@@ -90,9 +70,9 @@ class Inference(Service):
         with loaded.asked():
             prompt = await loaded.encode_chat(message.messages)
             last = message.messages[-1].content if message.messages else ""
-            answer = self._answer(loaded, prompt, message, kind="chat", title=_title(last), continues=False)
-            async with aclosing(answer):
-                async for piece in answer:
+            asked = Asked(kind="chat", title=_title(last), stop=message.stop, continues=False)
+            async with aclosing(self._answers.give(loaded, asked, self._requests(loaded, prompt, message))) as pieces:
+                async for piece in pieces:
                     yield piece
 
     @streams(credit=16)
@@ -102,10 +82,49 @@ class Inference(Service):
         with loaded.asked():
             prompt = message.prompt
             tokens = await loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
-            answer = self._answer(loaded, tokens, message, kind="complete", title=_title(prompt), continues=True)
-            async with aclosing(answer):
-                async for piece in answer:
+            asked = Asked(kind="complete", title=_title(prompt), stop=message.stop, continues=True)
+            async with aclosing(self._answers.give(loaded, asked, self._requests(loaded, tokens, message))) as pieces:
+                async for piece in pieces:
                     yield piece
+
+    @handles
+    async def pause(self, message: PauseProcess) -> None:
+        """Let an answer rest, between two tokens; its reader waits."""
+        await self._answers.pause(message.pid, swap=message.swap)
+
+    @handles
+    async def resume(self, message: ResumeProcess) -> None:
+        """Let a paused answer go on."""
+        await self._answers.resume(message.pid)
+
+    @handles(deadline=None)
+    async def save(self, message: SaveContext) -> SavedContext:
+        """Keep an answer as it is now, to go on with it later, also after a restart; it goes on."""
+        saved = await self._answers.save(message.pid)
+        size = await asyncio.to_thread(self._contexts.save, _keeper(), message.name, saved)
+        return SavedContext(message.name, size)
+
+    @streams(credit=16)
+    async def restore(self, message: RestoreContext) -> AsyncIterator[Piece]:
+        """Go on with a saved context, as a new process."""
+        saved = await asyncio.to_thread(self._contexts.load, _keeper(), message.name)
+        loaded = await self._models.get(saved.model)
+        with loaded.asked():
+            context = await asyncio.to_thread(Context.load, saved.context)
+            async with aclosing(self._answers.go_on(loaded, saved, context, replay=message.replay)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    @handles(idempotent=True)
+    async def contexts(self) -> list[SavedContext]:
+        """The caller's saved contexts."""
+        found = await asyncio.to_thread(self._contexts.list, _keeper())
+        return [SavedContext(name, size) for name, size in found]
+
+    @handles
+    async def forget(self, message: ForgetContext) -> None:
+        """Delete a saved context of the caller's."""
+        await asyncio.to_thread(self._contexts.forget, _keeper(), message.name)
 
     @handles(deadline=None)
     async def load(self, message: LoadModel) -> LoadedModel:
@@ -127,137 +146,48 @@ class Inference(Service):
 
     @handles
     async def signal(self, message: Signal) -> None:
-        """The scheduler ends a process that is one of our answers."""
-        if message.signal != "kill":
+        """The scheduler ends, pauses or resumes a process that is one of our answers."""
+        if message.signal == "kill":
+            self._answers.end(message.pid, CallCancelled(f"process {message.pid}: {message.why}"))
+        elif message.signal == "pause":
+            await self._answers.pause(message.pid, swap=False)
+        elif message.signal == "resume":
+            await self._answers.resume(message.pid)
+        else:
             raise Invalid(f"inference does not know the signal '{message.signal}'", field="signal")
-        found = [answer for answer in self._answers.values() if answer.pid == message.pid]
-        if not found:
-            raise NotFound(f"no answer runs as process {message.pid}", field="pid")
-        found[0].end(CallCancelled(f"process {message.pid}: {message.why}"))
 
     @every(0.5)
     async def report(self) -> None:
         """Tell the scheduler what each answer has used so far, and cut readers that take nothing."""
-        for answer in self._answers.values():
-            self._cut_if_slow(answer)
-        if self._answers:
-            entries = tuple(
-                _progress(answer.pid, answer.generation, ProcessState.RUNNING) for answer in self._answers.values()
-            )
-            await self._tell_scheduler("scheduler.report", Report(entries))
+        await self._answers.report()
 
     @on("service.scheduler.running")
     async def enter_again(self, _: Event) -> None:
         """A scheduler that has come back has an empty table."""
-        for answer in tuple(self._answers.values()):
-            if answer.pid:
-                await self._tell_scheduler("scheduler.spawn", answer.spawn(answer.pid))
+        await self._answers.enter_again()
 
     @on("devices.*.quarantined")
     async def leave(self, event: Event) -> None:
         """Nothing is computed on a lost device any more: its models end, and are loaded elsewhere when asked."""
         await self._models.leave(event.body["name"])
 
-    # An answer
+    def _requests(self, loaded: Loaded, prompt: list[int], message: Chat | Complete) -> list[Request]:
+        """A request for each answer, without a number."""
+        if not 1 <= message.n <= MOST_ANSWERS:
+            raise Invalid(f"n is {message.n}, allowed is 1 to {MOST_ANSWERS}", field="n")
+        owner = caller() or message.owner
+        first = loaded.request(0, prompt, message, message.max_tokens, self.settings.sampling, owner=owner)
+        return [
+            msgspec.structs.replace(first, params=msgspec.structs.replace(first.params, seed=first.params.seed + place))
+            for place in range(message.n)
+        ]
 
-    async def _answer(
-        self, loaded: Loaded, prompt: list[int], message: Chat | Complete, *, kind: str, title: str, continues: bool
-    ) -> AsyncGenerator[Piece, None]:
-        number = next(self._numbers)
-        stops = StopMatcher(message.stop)
-        call = current_call()
-        owner = message.owner if call is None or call.user is None else call.user
-        request = loaded.request(number, prompt, message, message.max_tokens, self.settings.sampling, owner=owner)
-        generation = Generation(
-            number,
-            text=IncrementalText(loaded.tokenizer, continues=continues),
-            stops=stops,
-            prompt_tokens=len(prompt),
-            began=self.clock.now(),
-        )
-        spawn = Spawn(kind=kind, title=title, owner=owner, device=loaded.device)
-        pid = await self._enter(spawn)
-        self._answers[number] = _Answer(pid, generation, loaded, spawn)
-        state, why = ProcessState.KILLED, "its reader left"
-        try:
-            loaded.runner.submit(request, generation)
-            yield Piece(pid=pid, model=loaded.name)
-            while text := await generation.read():
-                if generation.finish_reason is None:
-                    yield Piece(text=text, pid=pid, model=loaded.name)
-                    continue
-                break
-            state, why = ProcessState.DONE, generation.finish_reason or ""
-            yield Piece(
-                text=text, pid=pid, model=loaded.name, finish_reason=why, usage=_usage(generation, self.clock.now())
-            )
-        except CallCancelled as error:
-            state, why = ProcessState.KILLED, error.message
-            raise
-        except MicrokernelError as error:
-            state, why = ProcessState.FAILED, error.message
-            raise
-        finally:
-            loaded.runner.cancel(generation)
-            del self._answers[number]
-            if pid:
-                await self._tell_scheduler("scheduler.exit", Exit(progress=_progress(pid, generation, state, why)))
 
-    async def _enter(self, spawn: Spawn) -> int:
-        """The pid of a new process; 0 on a node without a scheduler, where nobody can show or kill it."""
-        try:
-            return convert(await self.call("scheduler.spawn", spawn), Process).pid
-        except (NotFound, Unavailable):
-            return 0
-
-    def _cut_if_slow(self, answer: _Answer) -> None:
-        generation = answer.generation
-        if generation.held_since is None:
-            return
-        seconds = self.clock.now() - generation.held_since
-        wanted = answer.loaded.runner.waiting > 0
-        if seconds > (SLOW_READER_WHEN_WANTED if wanted else SLOW_READER):
-            answer.end(
-                Overloaded(
-                    f"slow reader: {generation.unread} tokens pending for {seconds:.1f} s"
-                    + (", and others wait for the place" if wanted else ""),
-                    service=self.name,
-                )
-            )
-
-    async def _tell_scheduler(self, to: str, message: Message) -> None:
-        """What is only told must not end an answer: a scheduler that is away learns of it when it is back."""
-        try:
-            await self.call(to, message, deadline=1.0)
-        except MicrokernelError as error:
-            self.log.warning("could not tell %s: %s", to, error)
+def _keeper() -> str:
+    """Whose contexts the running call is about."""
+    return caller() or "local"
 
 
 def _title(content: str | list[Any] | None) -> str:
     text = " ".join(content.split()) if isinstance(content, str) else ""
     return text if len(text) <= TITLE else text[: TITLE - 1] + "…"
-
-
-def _progress(pid: int, generation: Generation, state: ProcessState, why: str = "") -> Progress:
-    if state is ProcessState.RUNNING and generation.joined is None:
-        state, why = ProcessState.WAITING, "for a place in the batch"
-    elif state is ProcessState.RUNNING and generation.held_since is not None:
-        state, why = ProcessState.WAITING, "for its reader"
-    return Progress(
-        pid=pid,
-        state=state,
-        why=why,
-        tokens_in=generation.prompt_tokens,
-        tokens_out=generation.tokens,
-        device_seconds=generation.device_seconds,
-    )
-
-
-def _usage(generation: Generation, now: float) -> Usage:
-    return Usage(
-        prompt_tokens=generation.prompt_tokens,
-        completion_tokens=generation.tokens,
-        queue_seconds=max(0.0, (generation.joined or now) - generation.began),
-        first_token_seconds=(generation.first_token or now) - generation.began,
-        total_seconds=now - generation.began,
-    )

@@ -14,10 +14,13 @@ class InferenceSettings(Message, kw_only=True):
     accelerator on which the model can be loaded, or else the CPU. Sampling defaults are for what neither request nor
     model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens, `cache_share`
     the part of the device's free memory that their pages may take, `owner_share` the part of the pages that one owner
-    may have, `token_budget` how many tokens one step computes at most. Without `kernels`, everything is computed by
-    torch; with `flex`, accelerators use its flex_attention, which is compiled in the first answers. Long contexts are
-    kept on disk, in `contexts_bytes` at most; with 0, none are. Where a device has memory of its own, `host_bytes` of
-    the machine's keep what its pages have no room for, for each model.
+    may have, `token_budget` how many tokens one step computes at most. Steps that read prompts beside running answers
+    are to take at most `slowdown` times what they would take without. Without `kernels`, everything is computed by
+    torch; with `flex`, accelerators use its flex_attention, which is compiled in the first answers. With `speculation`
+    "lookup" a text's own words are guessed to come again, with the ref of a small model that one guesses, with "off"
+    nobody does: texts are the same. Long contexts are kept on disk, in `contexts_bytes` at most, and so many bytes of
+    those that each user has named; with 0, none are. Where a device has memory of its own, `host_bytes` of the
+    machine's keep what its pages have no room for, for each model.
     """
 
     model: str = DEFAULT_MODEL
@@ -29,6 +32,8 @@ class InferenceSettings(Message, kw_only=True):
     kernels: bool = True
     flex: bool = False
     owner_share: float = 1.0
+    speculation: str = "lookup"
+    slowdown: float = 1.7
     contexts_bytes: int = 4 << 30
     host_bytes: int = 4 << 30
     temperature: float = 0.2  # with top_p 0.9 what SmolLM2's authors recommend: small models wander when it is high

@@ -136,6 +136,7 @@ class Cache:
             shared, pages[tail] = pages[tail], pages.pop()
             self._let_go(shared)
         table.granted = len(pages) * PAGE
+        table.changes += 1
         return Room.GRANTED
 
     def advance(self, table: Table, tokens: list[int]) -> None:
@@ -183,6 +184,7 @@ class Cache:
         behind = table.pages[kept:]
         del table.pages[kept:], table.tokens[length:], table.nodes[length // PAGE :]
         table.granted = length
+        table.changes += 1
         self._let_go_all(table.owner, behind)
 
     def release(self, table: Table) -> None:
@@ -290,6 +292,7 @@ class Cache:
         if self._deduplicate:
             self._hold(known)
             table.pages[index] = known.page
+            table.changes += 1
             self._let_go(page)
         return known
 

@@ -15,13 +15,14 @@ RELEASED = -1  # as `Table.granted`
 class Table:
     """One sequence's pages. Everybody may read it; only the cache that made it changes it."""
 
-    __slots__ = ("first", "granted", "nodes", "owner", "pages", "root", "space", "tokens")
+    __slots__ = ("changes", "first", "granted", "nodes", "owner", "pages", "root", "space", "tokens")
 
     def __init__(self, owner: str, space: bytes, root: bytes) -> None:
         """Empty. `root` is what its first page's key is chained to."""
         self.owner = owner
         self.space = space
         self.root = root
+        self.changes = 0  # counted up whenever `pages` change
         self.pages: list[int] = []  # those behind the last token are reserved, and nobody else's
         self.tokens: array[int] = array("i")  # those whose keys and values are stored
         self.granted = 0  # positions below may be written, from `length` on

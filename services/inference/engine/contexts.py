@@ -13,6 +13,7 @@ from services.inference.cache.cache import Cache
 from services.inference.cache.host import HostTier
 from services.inference.cache.keys import PAGE, page_keys
 from services.inference.cache.saved import SavedPages
+from services.inference.cache.table import Table
 from services.inference.engine.forward import Storage
 from services.inference.engine.sequence import Sequence
 
@@ -35,18 +36,19 @@ class Contexts:
             cache.on_evict = lambda page, key, owner: host.keep(key, page)  # noqa: ARG005 - the key holds the owner
 
     def begin(self, sequence: Sequence) -> None:
-        """Bring what is kept of a sequence behind what it has, or begin to; its table has room for all its tokens."""
+        """Begin to read what is saved of a sequence behind what it has; its table has room for all of its tokens.
+
+        What a restored context has brought and what the host tier keeps is put in place at once.
+        """
         table = sequence.table
+        if table is not None and sequence.brought[1] > table.length:
+            self._put(sequence, table)
         saved = self._saved if len(sequence.tokens) >= LONG else None
         if table is None or (self._host is None and saved is None):
             return
         keys = page_keys(table.space, table.owner, sequence.tokens[:-1])[len(table.nodes) :]
         if self._host is not None:
-            lifted = self._host.find(keys)
-            start, end = table.length, table.length + lifted * PAGE
-            self._host.lift(keys[:lifted], table.pages[start // PAGE : end // PAGE])
-            self._cache.advance(table, sequence.tokens[start:end])
-            keys = keys[lifted:]
+            keys = self._lift(self._host, sequence, table, keys)
         if saved is not None and (found := saved.find(keys)) >= WORTH:
             sequence.loading = saved.load(keys[:found])
 
@@ -54,6 +56,24 @@ class Contexts:
         """Numbers were broken: nothing of the host tier is trusted any more."""
         if self._host is not None:
             self._host.forget()
+
+    def _lift(self, host: HostTier, sequence: Sequence, table: Table, keys: list[bytes]) -> list[bytes]:
+        """Put in place what the host tier has of `keys`, the pages behind what is there; returns the others."""
+        start = table.length
+        if start % PAGE:  # a restored context has brought all
+            return keys
+        lifted = host.find(keys)
+        end = start + lifted * PAGE
+        host.lift(keys[:lifted], table.pages[start // PAGE : end // PAGE])
+        self._cache.advance(table, sequence.tokens[start:end])
+        return keys[lifted:]
+
+    def _put(self, sequence: Sequence, table: Table) -> None:
+        (contents, length), sequence.brought = sequence.brought, ((), 0)
+        for index in range(len(table.nodes), len(contents)):
+            start = table.length
+            self._storage.write(table.pages[index], contents[index])
+            self._cache.advance(table, sequence.tokens[start : min(start + PAGE, length)])
 
     def take(self, sequences: Several[Sequence], *, wait: float) -> None:
         """Put the pages that have come where they belong; if there are none yet, wait up to `wait` seconds."""

@@ -10,8 +10,7 @@ when its turn comes, and is computed again where it is not.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+import time
 from collections.abc import Sequence as Several
 
 import msgspec
@@ -22,35 +21,42 @@ from microkernel.errors import (
     DataLoss,
     Invalid,
     MicrokernelError,
-    Overloaded,
+    NotFound,
     PreconditionFailed,
     from_exception,
 )
-from services.inference.cache.cache import Cache, Room, Status
+from services.inference.cache.cache import Cache, Status
 from services.inference.cache.host import HostTier, Lowers
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
+from services.inference.engine.batch import Batch, Share
+from services.inference.engine.choice import Answer, choose
+from services.inference.engine.context import Context
 from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Decoder, Part
-from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
+from services.inference.engine.pace import Pace
+from services.inference.engine.proposers import Proposer
+from services.inference.engine.sampler import NO_TOKEN, SamplerState
 from services.inference.engine.sequence import Request, Sequence
 
-__all__ = ["Engine", "Output", "Request", "check_prompt"]
+__all__ = ["Context", "Engine", "Output", "Request", "check_prompt"]
 
+GUESSED_ROWS = 16  # tokens of a step that decodes, guessed ones included: more cost more than they save
 PATIENCE = 0.005  # seconds that a step waits for the disk where there is nothing to compute
-CROWDED = 0.8  # share of the pages in use from which nothing new is admitted beside what runs
 
 
 class Output(msgspec.Struct, frozen=True):
     """What a step gave one sequence. After a `finish_reason` (stop, length) or an `error` no more comes.
 
-    With "stop", `token` is the stop token, which is no text. With an error it is -1.
+    With "stop", `token` is the stop token, which is no text. With an error it is -1. Of the prompt's tokens, `cached`
+    did not have to be computed.
     """
 
     id: int
     token: int
     finish_reason: str | None = None
     error: MicrokernelError | None = None
+    cached: int = 0
 
 
 class Engine:
@@ -67,6 +73,8 @@ class Engine:
         space: bytes = b"",
         saved: SavedPages | None = None,
         owner_share: float = 1.0,
+        slowdown: float = 1.7,
+        proposer: Proposer | None = None,
         host_bytes: int = 0,
     ) -> None:
         """Start empty.
@@ -75,8 +83,10 @@ class Engine:
         One step computes `token_budget` tokens, and pages take up to `cache_bytes` (None: as much as the batch at
         full length needs). `space` names the model's content: equal prefixes in equal spaces have equal pages.
         Those of long contexts are kept in `saved` too, and found there again. One owner may have `owner_share` of the
-        pages, if `set_quota` has said nothing else. What a device with memory of its own has to forget is kept in
-        `host_bytes` of the machine's, where the decoder's pages can be.
+        pages, if `set_quota` has said nothing else. Steps that read prompts are to take at most `slowdown` times what
+        those who decode would take alone. What `proposer` guesses is computed beforehand, where that changes nothing.
+        What a device with memory of its own has to forget is kept in `host_bytes` of the machine's, where the decoder's
+        pages can be.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -88,8 +98,6 @@ class Engine:
         if self.context_length < 2 or max_batch < 1 or token_budget < 1:
             raise Invalid(f"{self._pages} pages, a batch of {max_batch} and a budget of {token_budget} cannot run")
         self._decoder = decoder
-        self._max_batch = max_batch
-        self._token_budget = token_budget
         self._space = space + decoder.layout.encode()
         self._storage = decoder.storage(self._pages)
         self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
@@ -98,26 +106,45 @@ class Engine:
             host = HostTier(self._storage, host_bytes, pinned=decoder.device.type == "cuda")
         self._contexts = Contexts(self._cache, self._storage, saved, host)
         self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # in the order in which they were admitted
+        self._pace = Pace(slowdown)
+        self._batch = Batch(
+            self._cache,
+            self._storage,
+            self._contexts,
+            self._pace,
+            space=self._space,
+            pages=self._pages,
+            most=max_batch,
+            budget=token_budget,
+        )
+        self._proposer = proposer if decoder.invariant else None
+        self._guessed = self._guessed_right = 0
         self._refused: list[Output] = []
-        self._stuck = False  # what waits found no room, and nothing has changed since
 
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing until somebody asks for more."""
-        works = any(not sequence.held for sequence in self._running)
-        return not (works or self._refused or (self._waiting and not self._stuck))
+        return not self._refused and self._batch.idle
 
     @property
     def running(self) -> int:
         """How many sequences are in the batch."""
-        return len(self._running)
+        return len(self._batch.running)
 
     @property
     def waiting(self) -> int:
         """How many requests wait for a place."""
-        return len(self._waiting)
+        return len(self._batch.waiting) + self._batch.followers
+
+    @property
+    def paused(self) -> int:
+        """How many requests rest."""
+        return len(self._batch.paused)
+
+    @property
+    def guessed(self) -> tuple[int, int]:
+        """How many tokens were guessed so far, and how many of them were right."""
+        return self._guessed, self._guessed_right
 
     @property
     def page_bytes(self) -> int:
@@ -135,7 +162,47 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queue a request. One that cannot run gets its error as the next step's output."""
-        if any(request.id == other.request.id for other in (*self._waiting, *self._running)):
+        sequence = self._sequence(request)
+        if sequence is not None:
+            self._batch.enter(sequence)
+
+    def save(self, id: int) -> Context:  # noqa: A002 - the request's own field
+        """The context of a request as it is now; it goes on, or rests, as it did. Raises `NotFound`."""
+        sequence = self._batch.find(id)
+        if sequence is None:
+            raise NotFound(f"request {id} is not running")
+        table = sequence.table
+        length = 0 if table is None else table.length
+        held = [] if table is None else table.pages[: -(-length // PAGE)]
+        return Context(
+            space=self._space,
+            request=sequence.request,
+            answer=tuple(sequence.tokens[len(sequence.request.prompt) :]),
+            draws=sequence.sampler.draws,
+            length=length,
+            pages=[self._storage.read(page) for page in held],
+        )
+
+    def restore(self, context: Context, id: int) -> None:  # noqa: A002 - as above
+        """Go on with a context, as request `id`: its next token is the one that it would have had.
+
+        Raises `PreconditionFailed` for one of another model, or of other kernels.
+        """
+        if context.space != self._space or any(len(page) != self.page_bytes for page in context.pages):
+            raise PreconditionFailed(
+                "the context is of another model, or of another kind of device", remedy="restore it where it was saved"
+            )
+        sequence = self._sequence(msgspec.structs.replace(context.request, id=id, fork_of=None))
+        if sequence is None:
+            return
+        sequence.tokens += context.answer
+        sequence.sampler.catch_up(context.answer, context.draws)
+        sequence.brought = (context.pages, context.length)
+        self._batch.enter(sequence)
+
+    def _sequence(self, request: Request) -> Sequence | None:
+        """A new one; None where it cannot run: the next step says why. Raises `AlreadyExists`."""
+        if self._batch.find(request.id) is not None:
             raise AlreadyExists(f"request {request.id} is running already")
         try:
             self.check(request.prompt, request.max_tokens)
@@ -143,236 +210,168 @@ class Engine:
             state = SamplerState(request.params, request.prompt, config.vocab_size, self._decoder.device)
         except (MicrokernelError, ValueError, RuntimeError) as error:
             self._refused.append(_broken(request.id, error))
-            return
+            return None
         if self._owner_pages is not None and self._cache.quota(request.owner) is None:
             self._cache.set_quota(request.owner, self._owner_pages)
-        limit = min(self.context_length, len(request.prompt) + request.max_tokens)
-        self._waiting.append(Sequence(request, state, limit))
-        self._stuck = False
+        return Sequence(request, state, min(self.context_length, len(request.prompt) + request.max_tokens))
 
     def cancel(self, id: int) -> bool:  # noqa: A002 - the request's own field
         """Forget a request; no more output comes for it. False if it is not here (any more)."""
-        for sequence in self._running:
-            if sequence.request.id == id:
-                self._leave(sequence)
-                return True
-        for sequence in self._waiting:
-            if sequence.request.id == id:
-                self._waiting.remove(sequence)
-                self._stuck = False
-                return True
-        return False
+        sequence = self._batch.find(id)
+        if sequence is None:
+            return False
+        self._batch.leave(sequence)
+        return True
 
     def hold(self, id: int, *, held: bool) -> None:  # noqa: A002 - as above
         """Let a sequence rest, its pages kept, or go on: its reader is behind. Does nothing before its first token."""
-        for sequence in self._running:
-            if sequence.request.id == id and sequence.generated:
-                sequence.held = held
+        sequence = self._batch.find(id)
+        if sequence is not None and sequence.generated:
+            sequence.held = held
+
+    def pause(self, id: int, *, paused: bool) -> bool:  # noqa: A002 - as above
+        """Let a request rest, in any state, or go on; its pages stay while nobody else needs them. False if unknown."""
+        sequence = self._batch.find(id)
+        if sequence is not None:
+            (self._batch.pause if paused else self._batch.resume)(sequence)
+        return sequence is not None
+
+    def swap_out(self, id: int) -> bool:  # noqa: A002 - as above
+        """Take the pages of a request that is paused; it goes on all the same. False if unknown."""
+        sequence = self._batch.find(id)
+        if sequence is not None:
+            self._batch.swap_out(sequence)
+        return sequence is not None
 
     def set_quota(self, owner: str, pages: int | None) -> None:
         """Let `owner` have so many pages, running and cached; None: as many as there are."""
         self._cache.set_quota(owner, pages)
-        self._stuck = False
+        self._batch.changed()
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Run one quantum: a token for every sequence that decodes, then prompts as far as the budget goes."""
         outputs, self._refused = self._refused, []
-        self._contexts.take(self._running, wait=0.0)
-        chosen = self._plan(outputs)
-        if not chosen:
-            self._contexts.take(self._running, wait=PATIENCE)
+        self._contexts.take(self._batch.running, wait=0.0)
+        shares = self._batch.plan()
+        if not shares:
+            if (refused := self._batch.refuse()) is not None:
+                outputs.append(_broken(refused[0].request.id, refused[1]))
+            self._contexts.take(self._batch.running, wait=PATIENCE)
             return outputs
-        parts = [self._part(sequence, count) for sequence, count in chosen]
+        self._guess(shares)
+        parts = [self._part(share) for share in shares]
+        began = time.perf_counter()
         try:
             logits = self._decoder.forward(self._storage, parts)
         except (RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
             return outputs + self._fail(error)
-        answering = []
-        for (sequence, _), part in zip(chosen, parts, strict=True):
-            assert sequence.table is not None
-            self._cache.advance(sequence.table, part.tokens)
-            if part.wanted:
-                answering.append(sequence)
-                if len(part.tokens) > 1:
-                    self._contexts.keep(sequence)  # a node that is killed has the prompt at least
-        tokens = _sample(logits, [sequence.sampler for sequence in answering]) if answering else []
-        outputs += [self._take(sequence, token) for sequence, token in zip(answering, tokens, strict=True)]
+        answers = self._answering(shares, parts)
+        choose(logits, answers)
+        outputs += [output for answer in answers for output in self._take(answer)]
+        self._pace.note(*_rows(parts), time.perf_counter() - began)
         return outputs
 
     def release_cache(self) -> None:
         """Forget all pages and give their memory back; only while nothing runs."""
-        if self._running:
-            raise PreconditionFailed(f"{len(self._running)} sequences are running")
+        if self._batch.running:
+            raise PreconditionFailed(f"{len(self._batch.running)} sequences are running")
+        for sequence in self._batch.paused:
+            self._batch.swap_out(sequence)
         self._cache.evict(self._pages)
         self._storage.release()
 
     def close(self) -> None:
         """Let weights and pages go, whoever still knows this engine; nothing else may be called afterwards."""
-        self._waiting.clear()
-        self._running.clear()
-        del self._decoder, self._contexts, self._cache, self._storage
+        del self._decoder, self._proposer, self._batch, self._contexts, self._cache, self._storage
 
-    def _part(self, sequence: Sequence, count: int) -> Part:
+    def _guess(self, shares: Several[Share]) -> None:
+        """Add to those that decode what may follow, to be computed with them: right guesses save a step each."""
+        if self._proposer is None:
+            return
+        spare = GUESSED_ROWS - len(shares)
+        asked: list[tuple[Share, int]] = []
+        for share in shares:
+            sequence = share.sequence
+            if spare <= 0 or sequence.missing > 1:
+                return  # prompts are being read: they stand behind those who decode
+            most = min(sequence.guess.wanted(), sequence.limit - len(sequence.tokens) - 1, spare)
+            if most > 0:
+                asked.append((share, most))
+                spare -= most
+        guesses = self._proposer.propose([(share.sequence, most) for share, most in asked])
+        for (share, _), guess in zip(asked, guesses, strict=True):
+            if guess and self._batch.reserve(share.sequence, 1 + len(guess)):
+                share.guessed = guess
+
+    def _part(self, share: Share) -> Part:
+        sequence = share.sequence
         assert sequence.table is not None
         start = sequence.table.length
+        if sequence.found < 0:
+            sequence.found = min(start, len(sequence.request.prompt))
+        last = start + share.count == len(sequence.tokens)
         return Part(
-            sequence.tokens[start : start + count],
+            sequence.tokens[start : start + share.count] + share.guessed,
             start,
             sequence.view(self._storage),
-            wanted=1 if start + count == len(sequence.tokens) else 0,
-        )
-
-    # What a step computes
-
-    def _plan(self, outputs: list[Output]) -> list[tuple[Sequence, int]]:
-        """The sequences of the next step, and how many tokens of each."""
-        chosen = [(sequence, 1) for sequence in self._decoding() if self._extend(sequence, 1)]
-        chosen = [(sequence, count) for sequence, count in chosen if sequence.table is not None]  # not given up since
-        budget = max(1, self._token_budget - len(chosen))
-        for sequence in self._reading():
-            if budget <= 0:
-                return chosen
-            count = min(budget, sequence.missing)
-            chosen.append((sequence, count))
-            budget -= count
-        while budget > 0:
-            admitted = self._admit(alone=not self._running)
-            if admitted is None:
-                break
-            if admitted.loading is not None:
-                continue
-            count = min(budget, admitted.missing)
-            chosen.append((admitted, count))
-            budget -= count
-        if not chosen and not self._running and self._waiting:
-            outputs.append(self._refuse_first())
-        return chosen
-
-    def _decoding(self) -> Iterator[Sequence]:
-        for sequence in tuple(self._running):
-            if sequence.table is not None and not sequence.held and not sequence.loading and sequence.missing == 1:
-                yield sequence
-
-    def _reading(self) -> list[Sequence]:
-        return [sequence for sequence in self._running if sequence.missing > 1 and not sequence.loading]
-
-    def _extend(self, sequence: Sequence, count: int) -> bool:
-        """Room for `count` more tokens, if need be from whoever came last; False where the sequence has to wait."""
-        while sequence.table is not None:
-            room = self._cache.extend(sequence.table, sequence.table.length + count)
-            if room is Room.GRANTED:
-                return True
-            self._give_up(self._last(sequence.request.owner if room is Room.OVER_QUOTA else None))
-        return False
-
-    def _last(self, owner: str | None) -> Sequence:
-        """Who came last, of all or of an owner's: it has the least to lose."""
-        return next(one for one in reversed(self._running) if owner is None or one.request.owner == owner)
-
-    def _give_up(self, sequence: Sequence) -> None:
-        """Take a sequence's pages; it is the next to be admitted."""
-        self._contexts.keep(sequence)
-        self._running.remove(sequence)
-        self._cache.release(sequence.drop())
-        self._waiting.appendleft(sequence)
-
-    def _admit(self, *, alone: bool) -> Sequence | None:
-        """Let the first that waits and fits into the batch, with pages for all that it has; None where none can be."""
-        if self._stuck or len(self._running) >= self._max_batch:
-            return None
-        over: set[str] = set()
-        for sequence in self._waiting:
-            owner = sequence.request.owner
-            if owner in over:
-                continue
-            table = self._cache.begin(owner, self._space, sequence.tokens)
-            needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
-            crowded = self._cache.held + needed > CROWDED * self._pages and not alone
-            room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
-            if room is Room.GRANTED:
-                sequence.table = table
-                self._contexts.begin(sequence)
-                self._waiting.remove(sequence)
-                self._running.append(sequence)
-                return sequence
-            self._cache.release(table)
-            if room is not Room.OVER_QUOTA:
-                break  # nobody overtakes: a long prompt would wait for ever behind short ones
-            over.add(owner)
-        self._stuck = bool(self._waiting)
-        return None
-
-    def _refuse_first(self) -> Output:
-        """What waits cannot be admitted though nothing runs: it never will be."""
-        sequence = self._waiting.popleft()
-        self._stuck = False
-        status, needed = self._cache.status(), -(-len(sequence.tokens) // PAGE)
-        owner = sequence.request.owner
-        account = status.owners.get(owner)
-        limit = "" if account is None or account.quota is None else f", of which '{owner}' may have {account.quota}"
-        return Output(
-            sequence.request.id,
-            NO_TOKEN,
-            error=Overloaded(
-                f"the prompt needs {needed} pages of {PAGE} tokens; {status.free + status.evictable} of {status.pages} "
-                f"are to be had{limit}",
-                remedy="shorten the prompt, raise the quota, or give the model a larger cache",
-            ),
+            wanted=1 + len(share.guessed) if last else 0,
         )
 
     # What a step gave
 
-    def _take(self, sequence: Sequence, token: int | MicrokernelError) -> Output:
-        request = sequence.request
-        if isinstance(token, MicrokernelError):
-            self._leave(sequence, broken=isinstance(token, DataLoss))
-            return Output(request.id, NO_TOKEN, error=token)
-        sequence.tokens.append(token)
-        reason = None
-        if token in request.stop_tokens:
-            reason = "stop"
-        elif len(sequence.tokens) >= sequence.limit:
-            reason = "length"
-        if reason is not None:
-            self._leave(sequence)
-        return Output(request.id, token, reason)
+    def _answering(self, shares: Several[Share], parts: Several[Part]) -> list[Answer]:
+        """Those who get tokens from this step, with their rows of the logits; what was computed is in their tables."""
+        answers: list[Answer] = []
+        row = 0
+        for share, part in zip(shares, parts, strict=True):
+            sequence = share.sequence
+            assert sequence.table is not None
+            self._cache.advance(sequence.table, part.tokens[: share.count])
+            if not part.wanted:
+                continue
+            answers.append(Answer(sequence, row, share.guessed))
+            if sequence.followers:
+                answers += [Answer(follower, row) for follower in self._batch.fork(sequence)]
+            if share.count > 1:
+                self._contexts.keep(sequence)  # a node that is killed has the prompt at least
+            row += part.wanted
+        return answers
 
-    def _leave(self, sequence: Sequence, *, broken: bool = False) -> None:
-        """Out of the batch; what it has computed stays cached, unless its numbers are broken."""
-        if not broken:
-            self._contexts.keep(sequence)
-        self._running.remove(sequence)
-        self._stuck = False
-        table = sequence.drop()
-        if broken:
-            self._contexts.forget()
-            for page in self._cache.clear(table):
-                self._storage.clear(page)
-        else:
-            self._cache.release(table)
+    def _take(self, answer: Answer) -> list[Output]:
+        sequence = answer.sequence
+        request = sequence.request
+        if answer.guessed and answer.tokens:
+            right = len(answer.tokens) - 1
+            sequence.guess.note(len(answer.guessed), right)
+            assert sequence.table is not None
+            self._cache.advance(sequence.table, answer.guessed[:right])
+            self._guessed += len(answer.guessed)
+            self._guessed_right += right
+        cached = max(0, sequence.found)
+        outputs = [Output(request.id, token, cached=cached) for token in answer.tokens[:-1]]
+        if answer.tokens:
+            reason = sequence.ended_by(answer.tokens[-1])
+            outputs.append(Output(request.id, answer.tokens[-1], reason, cached=cached))
+            if reason is not None and answer.error is None:
+                self._batch.leave(sequence)
+        if answer.error is not None:
+            self._batch.leave(sequence, broken=isinstance(answer.error, DataLoss))
+            outputs.append(Output(request.id, NO_TOKEN, error=answer.error))
+        return outputs
 
     def _fail(self, error: Exception) -> list[Output]:
         """End everything that runs with `error`, from a step that could not be done; what waits goes on."""
-        outputs = [_broken(sequence.request.id, error) for sequence in self._running]
-        for sequence in tuple(self._running):
-            self._leave(sequence, broken=True)
+        outputs = [_broken(sequence.request.id, error) for sequence in self._batch.running]
+        for sequence in tuple(self._batch.running):
+            self._batch.leave(sequence, broken=True)
         return outputs
 
 
-def _sample(logits: torch.Tensor, states: Several[SamplerState]) -> list[int | MicrokernelError]:
-    try:
-        tokens = sample(logits, states).tolist()
-    except (MicrokernelError, RuntimeError, ValueError, IndexError, OverflowError) as error:
-        if len(states) == 1:
-            return [from_exception(error, service="inference")]
-        # One row's parameters spoilt the batch: each by itself, so that only that row ends.
-        return [_sample(logits[row : row + 1], [state])[0] for row, state in enumerate(states)]
-    broken = DataLoss(
-        "the model's output holds no finite numbers",
-        remedy="verify the model's files; a model that overflows in bfloat16 needs float32",
-    )
-    return [broken if token == NO_TOKEN else token for token in tokens]
+def _rows(parts: Several[Part]) -> tuple[int, int]:
+    """How many tokens of a step were decoded, and how many were of prompts."""
+    decoding = sum(len(part.tokens) == part.wanted for part in parts)
+    return decoding, sum(len(part.tokens) for part in parts) - decoding
 
 
 def _broken(request: int, error: Exception) -> Output:

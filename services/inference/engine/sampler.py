@@ -104,7 +104,7 @@ class SamplerState:
     to the device thread.
     """
 
-    __slots__ = ("_counts", "_ids", "_random", "_slots", "device", "params")
+    __slots__ = ("_counts", "_ids", "_random", "_slots", "device", "draws", "params")
 
     def __init__(
         self,
@@ -115,6 +115,7 @@ class SamplerState:
     ) -> None:
         self.params = params
         self.device = torch.device(device)
+        self.draws = 0  # how many of its random numbers were taken
         self._random = random.Random(params.seed)  # noqa: S311 - chooses words, guards no secret
         seen: set[int] = set()
         if params.repetition_penalty != 1.0:
@@ -136,12 +137,20 @@ class SamplerState:
         self._ids[slot] = token
         self._counts[slot] += 1.0
 
+    def catch_up(self, answer: Sequence[int], draws: int) -> None:
+        """Come to where a state was that has chosen `answer` and taken so many random numbers."""
+        for token in answer:
+            self.record(token)
+        while self.draws < draws:
+            self.draw()
+
     def seen(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Distinct tokens that penalties look at (int64), and how often each is in the answer (float32)."""
         return self._ids[: len(self._slots)], self._counts[: len(self._slots)]
 
     def draw(self) -> float:
         """The next number of the request's own generator, in [0, 1)."""
+        self.draws += 1
         return self._random.getrandbits(DRAW_BITS) / (1 << DRAW_BITS)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import Loading
 from services.inference.cache.table import Table
 from services.inference.engine.forward import Storage
+from services.inference.engine.guess import Guess
 from services.inference.engine.sampler import ResolvedSampling, SamplerState
 
 __all__ = ["Request", "Sequence"]
@@ -19,7 +19,8 @@ __all__ = ["Request", "Sequence"]
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for up to `max_tokens` tokens after `prompt`, on the account of `owner`.
 
-    `id` is the caller's: no two at once have the same.
+    `id` is the caller's: no two at once have the same. `fork_of` is the id of a request with the same prompt and owner
+    that was added just before: its prompt is read once for both.
     """
 
     id: int
@@ -28,6 +29,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     params: ResolvedSampling
     stop_tokens: frozenset[int] = frozenset()
     owner: str = "local"
+    fork_of: int | None = None
 
 
 class Sequence:
@@ -37,7 +39,10 @@ class Sequence:
     decodes, and all of them again after it had to give its pages to others.
     """
 
-    __slots__ = ("_stand", "_view", "held", "limit", "loading", "request", "sampler", "saved", "table", "tokens")
+    __slots__ = (
+        *("__weakref__", "_seen", "_view", "brought", "followers", "found", "guess", "held", "leader"),
+        *("limit", "loading", "request", "sampler", "saved", "table", "tokens"),
+    )
 
     def __init__(self, request: Request, sampler: SamplerState, limit: int) -> None:
         self.request = request
@@ -48,8 +53,13 @@ class Sequence:
         self.held = False
         self.loading: Loading | None = None  # pages that come from disk; nothing is computed until they are there
         self.saved = 0  # how many of its pages were given to the disk
+        self.brought: tuple[Several[bytes], int] = ((), 0)  # pages and their tokens, of a context that was restored
+        self.leader: Sequence | None = None  # reads the prompt of both
+        self.followers: list[Sequence] = []  # those for which it reads the prompt
+        self.guess = Guess()
+        self.found = -1  # how many of its tokens were cached when it first ran; -1 before
         self._view: Any = None
-        self._stand = (-1, -1, -1)
+        self._seen = -1
 
     @property
     def missing(self) -> int:
@@ -61,13 +71,18 @@ class Sequence:
         """How many tokens its answer has."""
         return len(self.tokens) - len(self.request.prompt)
 
+    def ended_by(self, token: int) -> str | None:
+        """Why its answer ends with `token`, its newest: "stop" or "length"; None where it goes on."""
+        if token in self.request.stop_tokens:
+            return "stop"
+        return "length" if len(self.tokens) >= self.limit else None
+
     def view(self, storage: Storage) -> Any:
-        """Its pages as the decoder takes them; made anew where they may have changed."""
+        """Its pages as the decoder takes them; made anew where they have changed."""
         table = self.table
         assert table is not None
-        stand = (len(table.pages), table.length // PAGE, table.granted)
-        if stand != self._stand:
-            self._view, self._stand = storage.table(table.pages), stand
+        if table.changes != self._seen:
+            self._view, self._seen = storage.table(table.pages), table.changes
         return self._view
 
     def drop(self) -> Table:
@@ -76,5 +91,5 @@ class Sequence:
             self.loading.cancel()
         table, self.table, self.loading, self.saved = self.table, None, None, 0
         assert table is not None
-        self._view, self._stand = None, (-1, -1, -1)
+        self._view, self._seen = None, -1
         return table

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 
 import pytest
+from inference_node import HELLO, answer, node, reading
 from tiny_model import write_tiny_model
 
 from microkernel.errors import CallCancelled, DataLoss, Internal, Invalid, NotFound, Overloaded, Unavailable
@@ -17,33 +17,10 @@ from services.memory.service import Memory
 from services.models.service import Models
 from services.scheduler.service import Scheduler
 
-HELLO = [{"role": "user", "content": "Hello"}]
-
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@asynccontextmanager
-async def node(tiny, **settings):
-    services = (Devices, Memory, Models, Scheduler, Inference)
-    async with TestKernel(*services, settings={"inference": {"model": str(tiny), **settings}}) as system:
-        yield system
-
-
-async def answer(system, **fields):
-    """The text of a chat and its last piece."""
-    pieces = [piece async for piece in system.stream("inference.chat", **{"messages": HELLO, **fields})]
-    return "".join(piece.text for piece in pieces), pieces[-1]
-
-
-async def reading(stream):
-    """A stream whose answer has begun."""
-    async for piece in stream:
-        if piece.text:
-            return piece
-    raise AssertionError("no text came")
 
 
 async def test_a_chat_streams_text_and_ends_with_its_reason_and_usage(tiny):
@@ -341,7 +318,7 @@ async def test_a_model_that_makes_no_first_token_leaves_nothing_behind(tiny, tmp
 
 
 async def test_a_reader_that_takes_nothing_is_cut_when_others_wait_for_its_place(tiny, monkeypatch):
-    import services.inference.service as module
+    import services.inference.answers as module
 
     monkeypatch.setattr(module, "SLOW_READER_WHEN_WANTED", 0.1)
     async with node(tiny, slots=1) as system:

@@ -234,7 +234,7 @@ def test_a_step_that_fails_ends_what_runs_and_the_engine_goes_on(decoder, monkey
 
 
 def test_parameters_that_spoil_sampling_end_their_own_request_only(decoder, monkeypatch):
-    import services.inference.engine.engine as module
+    import services.inference.engine.choice as module
 
     real, bad = module.sample, ResolvedSampling(temperature=0.0, seed=666)
 
@@ -247,7 +247,7 @@ def test_parameters_that_spoil_sampling_end_their_own_request_only(decoder, monk
     engine.add(request(1))
     engine.add(request(2))
     engine.step()
-    engine._running[1].sampler.params = bad
+    engine._batch.running[1].sampler.params = bad
     monkeypatch.setattr(module, "sample", sample)
     outputs = engine.step()
     assert outputs[0].error is None

@@ -1,8 +1,8 @@
 """Whatever comes in whatever order, every answer is what its request gets alone, and no page is lost or shared wrongly.
 
-Requests of three owners with colliding prompts join, rest, leave and finish while quotas change, caches are dropped,
-pages run out and the engine is replaced by another that finds what was saved on disk. On the kernels' decoder, whose
-bits do not depend on any of that.
+Requests of three owners with colliding prompts join, fork, rest, are paused, swapped out, saved, restored, leave and
+finish while quotas change, caches are dropped, pages run out, guesses are made, and the engine is replaced by another
+that finds what was saved on disk. On the kernels' decoder, whose bits do not depend on any of that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from hypothesis.stateful import (
 
 from microkernel.errors import Overloaded
 from services.inference.cache.saved import SavedPages
+from services.inference.engine.context import Context
 from services.inference.engine.engine import Engine, Request
+from services.inference.engine.proposers import PromptLookup
 from services.inference.engine.sampler import ResolvedSampling
 
 OWNERS = ("ann", "bob", "eve")
@@ -67,9 +69,9 @@ class EngineInAnyOrder(RuleBasedStateMachine):
         self.held: set[int] = set()
         self.quotas: dict[str, int | None] = {}
 
-    @initialize(budget=st.sampled_from((1, 5, 16, 64, 512)), batch=st.integers(2, 8))
-    def start(self, budget: int, batch: int) -> None:
-        self.budget, self.batch = budget, batch
+    @initialize(budget=st.sampled_from((1, 5, 16, 64, 512)), batch=st.integers(2, 8), guesses=st.booleans())
+    def start(self, budget: int, batch: int, guesses: bool) -> None:
+        self.budget, self.batch, self.guesses = budget, batch, guesses
         self.saved = SavedPages(Path(self.folder.name), 1 << 24)
         self._new_engine()
 
@@ -82,6 +84,7 @@ class EngineInAnyOrder(RuleBasedStateMachine):
             max_length=256,
             cache_bytes=PAGES * page,
             saved=self.saved,
+            proposer=PromptLookup() if self.guesses else None,
         )
 
     def teardown(self) -> None:
@@ -91,6 +94,7 @@ class EngineInAnyOrder(RuleBasedStateMachine):
             self.engine.set_quota(owner, None)
         for number in tuple(self.asked):
             self.engine.hold(number, held=False)
+            self.engine.pause(number, paused=False)
         for _ in range(5000):
             if self.engine.idle:
                 break
@@ -109,6 +113,19 @@ class EngineInAnyOrder(RuleBasedStateMachine):
             prompt, tokens, params, owner = request
             self.asked[number], self.given[number] = request, []
             self.engine.add(Request(id=number, prompt=prompt, max_tokens=tokens, params=params, owner=owner))
+
+    @rule(request=requests, count=st.integers(2, 4))
+    def ask_for_several_answers(self, request: tuple, count: int) -> None:
+        prompt, tokens, _, owner = request
+        first = None
+        for place in range(count):
+            number = next(self.numbers)
+            params = PARAMS[place % len(PARAMS)]
+            self.asked[number], self.given[number] = (prompt, tokens, params, owner), []
+            self.engine.add(
+                Request(id=number, prompt=prompt, max_tokens=tokens, params=params, owner=owner, fork_of=first)
+            )
+            first = number if first is None else first
 
     @rule(steps=st.integers(1, 12))
     def step(self, steps: int) -> None:
@@ -134,6 +151,26 @@ class EngineInAnyOrder(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 100), held=st.booleans())
     def hold(self, choice: int, held: bool) -> None:
         self.engine.hold(sorted(self.asked)[choice % len(self.asked)], held=held)
+
+    @precondition(lambda self: self.asked)
+    @rule(choice=st.integers(0, 100), paused=st.booleans(), swapped=st.booleans())
+    def pause(self, choice: int, paused: bool, swapped: bool) -> None:
+        number = sorted(self.asked)[choice % len(self.asked)]
+        assert self.engine.pause(number, paused=paused)
+        if swapped:
+            self.engine.swap_out(number)
+
+    @precondition(lambda self: self.asked)
+    @rule(choice=st.integers(0, 100), moved=st.booleans())
+    def save_and_restore(self, choice: int, moved: bool) -> None:
+        """Under another number, which goes on beside the first or in its place."""
+        number, other = sorted(self.asked)[choice % len(self.asked)], next(self.numbers)
+        context = Context.load(self.engine.save(number).dump())
+        self.asked[other], self.given[other] = self.asked[number], list(self.given[number])
+        if moved:
+            assert self.engine.cancel(number)
+            self._end(number, whole=False)
+        self.engine.restore(context, other)
 
     @rule(owner=st.sampled_from(OWNERS), pages=st.sampled_from((None, 3, 5, 7, 9)))
     def quota(self, owner: str, pages: int | None) -> None:

@@ -1,0 +1,299 @@
+"""Who runs, who waits and who rests, with their pages, and what the next step computes; hot: once a step.
+
+A plain class for the device's thread. Who decodes goes first; what is left of a budget of tokens goes to prompts, in
+chunks, and then to those who wait, in the order in which they came.
+
+Where pages run out, who rests gives its own back first, and then who came last: it is the next to be admitted. What it
+had computed may still be cached when its turn comes, and is computed again where it is not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import msgspec
+
+from microkernel.errors import MicrokernelError, Overloaded
+from services.inference.cache.cache import Cache, Room
+from services.inference.cache.keys import PAGE
+from services.inference.engine.contexts import Contexts
+from services.inference.engine.forward import Storage
+from services.inference.engine.pace import Pace
+from services.inference.engine.sequence import Sequence
+
+__all__ = ["Batch", "Share"]
+
+CROWDED = 0.8  # share of the pages in use from which nothing new is admitted beside what runs
+
+
+class Share(msgspec.Struct):
+    """What a step computes of one sequence: so many of the tokens that it has, and those that are guessed to follow."""
+
+    sequence: Sequence
+    count: int
+    guessed: list[int] = []
+
+
+class Batch:
+    """The sequences of one engine."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        storage: Storage,
+        contexts: Contexts,
+        pace: Pace,
+        *,
+        space: bytes,
+        pages: int,
+        most: int,
+        budget: int,
+    ) -> None:
+        """Empty. At most `most` sequences run at once, and a step computes `budget` tokens of them.
+
+        There are `pages` pages; equal prefixes in an equal `space` have equal pages.
+        """
+        self.running: list[Sequence] = []  # in the order in which they were admitted
+        self.waiting: deque[Sequence] = deque()
+        self.paused: list[Sequence] = []  # the one that was paused first has to give its pages first
+        self._known: dict[int, Sequence] = {}  # all of them, by the ids of their requests
+        self._cache = cache
+        self._storage = storage
+        self._contexts = contexts
+        self._pace = pace
+        self._space = space
+        self._pages = pages
+        self._most = most
+        self._budget = budget
+        self._stuck = False  # what waits found no room, and nothing has changed since
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing could be planned until somebody asks for something."""
+        works = any(not sequence.held for sequence in self.running)
+        return not (works or (self.waiting and not self._stuck))
+
+    def find(self, id: int) -> Sequence | None:  # noqa: A002 - the request's own field
+        """The sequence of that request."""
+        return self._known.get(id)
+
+    @property
+    def followers(self) -> int:
+        """How many wait for another one's prompt to be read."""
+        return len(self._known) - len(self.running) - len(self.waiting) - len(self.paused)
+
+    def enter(self, sequence: Sequence) -> None:
+        """One more: it waits for a place, or for the prompt that another one reads for it as well."""
+        self._known[sequence.request.id] = sequence
+        self._stuck = False
+        leader = self._known.get(-1 if sequence.request.fork_of is None else sequence.request.fork_of)
+        if leader is None or leader.generated or leader.request.prompt != sequence.request.prompt:
+            self.waiting.append(sequence)
+            return
+        sequence.leader = leader = leader.leader or leader
+        leader.followers.append(sequence)
+
+    def changed(self) -> None:
+        """What waits may find room now."""
+        self._stuck = False
+
+    def fork(self, leader: Sequence) -> list[Sequence]:
+        """The prompt of `leader` has been read: its followers go on from it, as many as have a place; returns those."""
+        followers, leader.followers = leader.followers, []
+        forked = []
+        assert leader.table is not None
+        for follower in followers:
+            follower.leader = None
+            if len(self.running) >= self._most:
+                self.waiting.appendleft(follower)  # it finds the prompt's pages when its turn comes
+                continue
+            follower.table = self._cache.fork(leader.table)
+            follower.saved = leader.saved
+            follower.found = len(leader.request.prompt)
+            self.running.append(follower)
+            forked.append(follower)
+        return forked
+
+    def pause(self, sequence: Sequence) -> None:
+        """Let it rest, with its pages for as long as nobody else needs them."""
+        if sequence in self.paused:
+            return
+        self._part(sequence)
+        if sequence.loading is not None:
+            self._cache.release(sequence.drop())  # they are read again
+        self.paused.append(sequence)
+        self._stuck = False
+
+    def resume(self, sequence: Sequence) -> None:
+        """Let it go on: at once where it has its pages and there is a place, or as the next."""
+        if sequence not in self.paused:
+            return
+        self.paused.remove(sequence)
+        self._stuck = False
+        if sequence.table is not None and len(self.running) < self._most:
+            self.running.append(sequence)
+            return
+        self._swap_out(sequence)
+        self.waiting.appendleft(sequence)
+
+    def swap_out(self, sequence: Sequence) -> None:
+        """Take the pages of one that is paused; those of a long context go to the disk."""
+        if sequence in self.paused:
+            self._swap_out(sequence)
+            self._stuck = False
+
+    def leave(self, sequence: Sequence, *, broken: bool = False) -> None:
+        """Forget a sequence; what it has computed stays cached, unless its numbers are broken."""
+        self._stuck = False
+        self._part(sequence)
+        del self._known[sequence.request.id]
+        if sequence.table is None:
+            return
+        if not broken:
+            self._contexts.keep(sequence)
+        table = sequence.drop()
+        if broken:
+            self._contexts.forget()
+            for page in self._cache.clear(table):
+                self._storage.clear(page)
+        else:
+            self._cache.release(table)
+
+    def _part(self, sequence: Sequence) -> None:
+        """Take it from where it is; the first that follows it leads the others from now on."""
+        if sequence.leader is not None:
+            sequence.leader.followers.remove(sequence)
+            sequence.leader = None
+        elif sequence in self.paused:
+            self.paused.remove(sequence)
+        elif sequence.table is None:
+            self.waiting.remove(sequence)
+        else:
+            self.running.remove(sequence)
+        if sequence.followers:
+            first, *others = sequence.followers
+            sequence.followers, first.followers, first.leader = [], others, None
+            for other in others:
+                other.leader = first
+            self.waiting.appendleft(first)
+
+    # What a step computes
+
+    def plan(self) -> list[Share]:
+        """The sequences of the next step, and how many tokens of each; empty where none can do anything now."""
+        shares = [Share(sequence, 1) for sequence in self._decoding() if self._extend(sequence, 1)]
+        shares = [share for share in shares if share.sequence.table is not None]  # not given up since
+        budget = self._pace.budget(len(shares), self._budget)
+        for sequence in self._reading():
+            if budget <= 0:
+                return shares
+            shares.append(Share(sequence, min(budget, sequence.missing)))
+            budget -= shares[-1].count
+        while budget > 0:
+            admitted = self._admit(alone=not self.running)
+            if admitted is None:
+                break
+            if admitted.loading is None:
+                shares.append(Share(admitted, min(budget, admitted.missing)))
+                budget -= shares[-1].count
+        return shares
+
+    def refuse(self) -> tuple[Sequence, MicrokernelError] | None:
+        """The first that waits, if it waits for what it will never get: nothing runs, and it cannot be admitted."""
+        if self.running or not self.waiting:
+            return None
+        sequence = self.waiting[0]
+        self.leave(sequence)
+        status, needed = self._cache.status(), -(-len(sequence.tokens) // PAGE)
+        owner = sequence.request.owner
+        account = status.owners.get(owner)
+        limit = "" if account is None or account.quota is None else f", of which '{owner}' may have {account.quota}"
+        return sequence, Overloaded(
+            f"the prompt needs {needed} pages of {PAGE} tokens; {status.free + status.evictable} of {status.pages} "
+            f"are to be had{limit}",
+            remedy="shorten the prompt, raise the quota, or give the model a larger cache",
+        )
+
+    def _decoding(self) -> Iterator[Sequence]:
+        for sequence in tuple(self.running):
+            if sequence.table is not None and not sequence.held and not sequence.loading and sequence.missing == 1:
+                yield sequence
+
+    def _reading(self) -> list[Sequence]:
+        return [sequence for sequence in self.running if sequence.missing > 1 and not sequence.loading]
+
+    def _extend(self, sequence: Sequence, count: int) -> bool:
+        """Room for `count` more tokens, if need be from whoever came last; False where the sequence has to wait."""
+        while sequence.table is not None:
+            room = self._cache.extend(sequence.table, sequence.table.length + count)
+            if room is Room.GRANTED:
+                return True
+            owner = sequence.request.owner if room is Room.OVER_QUOTA else None
+            if not self._reclaim(owner):
+                self._give_up(self._last(owner))
+        return False
+
+    def reserve(self, sequence: Sequence, count: int) -> bool:
+        """Room for `count` more tokens where there is some to be had; nobody gives up any for it."""
+        table = sequence.table
+        return table is not None and self._cache.extend(table, table.length + count) is Room.GRANTED
+
+    def _reclaim(self, owner: str | None) -> bool:
+        """Take the pages of one that is paused, of all or of an owner's; False where none has any."""
+        for sequence in self.paused:
+            if sequence.table is not None and (owner is None or sequence.request.owner == owner):
+                self._swap_out(sequence)
+                return True
+        return False
+
+    def _swap_out(self, sequence: Sequence) -> None:
+        if sequence.table is not None:
+            self._contexts.keep(sequence)
+            self._cache.release(sequence.drop())
+
+    def _last(self, owner: str | None) -> Sequence:
+        """Who came last, of all or of an owner's: it has the least to lose."""
+        return next(one for one in reversed(self.running) if owner is None or one.request.owner == owner)
+
+    def _give_up(self, sequence: Sequence) -> None:
+        """Take a sequence's pages; it is the next to be admitted."""
+        self._contexts.keep(sequence)
+        self.running.remove(sequence)
+        self._cache.release(sequence.drop())
+        self.waiting.appendleft(sequence)
+
+    def _admit(self, *, alone: bool) -> Sequence | None:
+        """Let the first that waits and fits into the batch, with pages for all that it has; None where none can be."""
+        if self._stuck or len(self.running) >= self._most:
+            return None
+        over: set[str] = set()
+        for sequence in self.waiting:
+            owner = sequence.request.owner
+            if owner in over:
+                continue
+            room = self._begin(sequence, alone=alone)
+            while room is not Room.GRANTED and self._reclaim(owner if room is Room.OVER_QUOTA else None):
+                room = self._begin(sequence, alone=alone)
+            if room is Room.GRANTED:
+                self.waiting.remove(sequence)
+                self.running.append(sequence)
+                self._contexts.begin(sequence)
+                return sequence
+            if room is not Room.OVER_QUOTA:
+                break  # nobody overtakes: a long prompt would wait for ever behind short ones
+            over.add(owner)
+        self._stuck = bool(self.waiting)
+        return None
+
+    def _begin(self, sequence: Sequence, *, alone: bool) -> Room:
+        """Pages for all that a sequence has; it has them only with `GRANTED`."""
+        table = self._cache.begin(sequence.request.owner, self._space, sequence.tokens)
+        needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
+        crowded = self._cache.held + needed > CROWDED * self._pages and not alone
+        room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
+        if room is Room.GRANTED:
+            sequence.table = table
+        else:
+            self._cache.release(table)
+        return room
