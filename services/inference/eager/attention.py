@@ -126,8 +126,8 @@ class _Many:
         self._table = part.table.to(pages.device)
         self._positions = torch.arange(self._start, self._end, device=pages.device)
         self._masks: dict[int | None, tuple[int, torch.Tensor | None]] = {}
-        # Accelerators' fused kernels know a causal mask that ends at the last key; any other would be materialised.
-        self._lower_right = pages.by_layer
+        # Accelerators' fused kernels, for 16 bits, know a causal mask that ends at the last key and materialise none.
+        self._lower_right = pages.by_layer and pages.dtype is not torch.float32
 
     def attend(self, layer: int, window: int | None, q: torch.Tensor) -> torch.Tensor:
         """`q` [n, heads, head size] to [n, heads * head size]."""

@@ -7,6 +7,7 @@ import weakref
 from contextlib import asynccontextmanager
 
 import pytest
+import torch
 from tiny_model import write_tiny_model
 
 import services.devices.service as devices_module
@@ -188,6 +189,23 @@ async def test_a_lost_device_is_left_and_the_next_question_is_answered_elsewhere
             await anext(unloaded)
         assert await answer(system) == before
         assert await where(system) == "cpu0"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+async def test_a_node_with_a_gpu_answers_from_it_and_gives_its_memory_back(tiny, tmp_path):
+    other = write_tiny_model(tmp_path / "other", seed=1)
+    async with node(tiny) as system:
+        assert (await where(system)).startswith("cuda")
+        assert await answer(system) == await answer(system)
+        name = await where(system)
+        before = (await system.call("devices.show", name=name)).memory_free_bytes
+        await system.call("inference.load", ref=str(other))
+        held = (await system.call("devices.show", name=name)).memory_free_bytes
+        await system.call("inference.unload", name="other")
+        after = (await system.call("devices.show", name=name)).memory_free_bytes
+        assert held < before
+        assert after >= held + (before - held) // 2, "but for what graphs and libraries keep"
 
 
 async def test_an_unloaded_model_leaves_nothing_in_memory(tiny, tmp_path):

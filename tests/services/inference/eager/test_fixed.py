@@ -283,6 +283,18 @@ def test_pages_lie_otherwise_on_accelerators_and_hold_the_same_bytes(tmp_path):
     )
 
 
+@pytest.mark.parametrize("chunk", [7, 16, 50])
+@pytest.mark.parametrize("metadata", WINDOWS.values(), ids=WINDOWS)
+def test_prompts_in_chunks_give_the_logits_of_plain_ones(tmp_path, metadata, chunk):
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "tiny.gguf", metadata=metadata))
+    plain = Decoder(checkpoint, device=CPU, dtype=torch.bfloat16)
+    fixed = Decoder(checkpoint, device=CPU, dtype=torch.bfloat16, fixed=True)
+    limit = 0.06  # a few units in the last of bfloat16's 8 bits
+    torch.testing.assert_close(
+        in_chunks(fixed, TOKENS[:100], chunk), in_chunks(plain, TOKENS[:100], chunk), atol=limit, rtol=1e-3
+    )
+
+
 @pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
 def test_logits_are_sampled_where_float64_is_known(device):
     assert sampling_device(torch.device(device)).type == ("cuda" if device == "cuda" else "cpu")

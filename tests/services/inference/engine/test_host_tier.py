@@ -70,6 +70,19 @@ def test_a_prompt_that_was_forgotten_is_not_computed_again(decoder):
     assert decoder.tokens - before <= 16 + 12, "no more than a page of the prompt, and the answer"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_gpu_answers_as_the_cpu_does_with_what_was_forgotten_and_came_back(decoder, model):
+    card = Counting(Decoder(open_checkpoint(model), device=torch.device("cuda"), dtype=torch.float32))
+    prompts = [prompt[:30] for prompt in PROMPTS]
+    expected = [answers(engine(decoder, pages=64), prompt, tokens=60)[0] for prompt in prompts]
+    running = engine(card, host_pages=64, pages=10)
+    assert answers(running, *prompts, tokens=60) == expected
+    before = card.tokens
+    assert answers(running, prompts[0], tokens=60) == expected[:1]
+    assert card.tokens - before <= 16 + 60
+
+
 def test_without_a_tier_it_is(decoder):
     running = engine(decoder)
     [first] = answers(running, PROMPTS[0])
