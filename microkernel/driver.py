@@ -43,6 +43,10 @@ class DriverDevice(ABC):
     def fault(self) -> str | None:
         """What is wrong with the device, None while it is healthy; called on the loop."""
 
+    def lost(self) -> str | None:
+        """Why nothing can be computed on it any more in this process, None while something can; called on the loop."""
+        return None
+
 
 class Driver(ABC):
     """Installed by the entry-point group `microkernel.drivers`."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "run"]
 
-COLUMNS = ("device", "state", "kind", "model", "cores", "threads", "memory", "free", "running", "queued", "busy")
+COLUMNS = ("device", "state", "kind", "model", "cores", "threads", "memory", "free", "running", "queued", "busy", "why")
 
 
 def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
                 each["running"],
                 each["queued"],
                 duration(each["busy_seconds"]),
+                each["why"],
             )
             for each in devices
         ]

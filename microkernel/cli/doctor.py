@@ -22,7 +22,7 @@ from microkernel.cli.node import Asked, find, root_of
 from microkernel.cli.output import Commands, plain, size, wants_json
 from microkernel.errors import MicrokernelError, Unavailable
 
-__all__ = ["add", "run"]
+__all__ = ["add", "check_device", "run"]
 
 MODULES = ("torch", "numpy", "aiohttp", "tokenizers", "safetensors", "gguf")
 HEALTHY = frozenset({"ready", "running"})
@@ -52,7 +52,10 @@ async def _check_node(args: argparse.Namespace) -> list[Check]:
         async with connect(where.url, root=where.root) as system:
             services = plain(await system.call("kernel.services", deadline=10.0))
             checks = [await _check_link(system), *(_check_service(service) for service in services)]
-            if any(service["name"] == "models" for service in services):
+            names = {service["name"] for service in services}
+            if "devices" in names:
+                checks += await _check_devices(system)
+            if "models" in names:
                 checks += await _check_models(system)
             return checks
     except Unavailable as error:
@@ -78,6 +81,27 @@ def _check_service(service: dict[str, Any]) -> Check:
         remedy = f"mend {service['source']} and boot again"
     detail = f"{state}: {service['why']}" if service["why"] else state
     return Check(name=f"service {name}", ok=state in HEALTHY, detail=detail, remedy=remedy)
+
+
+async def _check_devices(system: Asked) -> list[Check]:
+    try:
+        devices = plain(await system.call("devices.list"))
+    except MicrokernelError as error:
+        return [failed("devices", error)]
+    return [check_device(device) for device in devices]
+
+
+def check_device(device: dict[str, Any]) -> Check:
+    """How a device is, as `devices.list` tells it."""
+    free = f"{size(device['memory_free_bytes'])} of {size(device['memory_bytes'])} free"
+    state = device["state"] + (f": {device['why']}" if device["why"] else "")
+    remedy = "boot the node again; if it stays, look at the machine's own log"
+    return Check(
+        name=f"device {device['name']}",
+        ok=device["state"] == "healthy",
+        detail=f"{state}, {device['model']}, {free}",
+        remedy=remedy,
+    )
 
 
 async def _check_models(system: Asked) -> list[Check]:

@@ -19,7 +19,7 @@ class DeviceState(StrEnum):
 
 
 class Device(Message, kw_only=True):
-    """One thing that runs quanta. Sizes are in bytes."""
+    """One thing that runs quanta. Sizes are in bytes; `why` says what is wrong with it."""
 
     name: str
     kind: str
@@ -37,6 +37,7 @@ class Device(Message, kw_only=True):
     running: int = 0
     quanta: int = 0
     busy_seconds: float = 0.0
+    why: str = ""
 
 
 class ShowDevice(Message):

@@ -30,6 +30,20 @@ class _Found:
         self.driver = driver
         self.device = device
         self.state = DeviceState.HEALTHY
+        self.why = ""
+
+    def look(self) -> bool:
+        """Ask the device how it is; whether that has changed. A quarantined one stays so until the service restarts."""
+        if self.state is DeviceState.QUARANTINED:
+            return False
+        before = self.state
+        if lost := self.device.lost():
+            self.state, self.why = DeviceState.QUARANTINED, lost
+        elif fault := self.device.fault():
+            self.state, self.why = DeviceState.SUSPECT, fault
+        else:
+            self.state, self.why = DeviceState.HEALTHY, ""
+        return self.state is not before
 
 
 class Devices(Service):
@@ -82,12 +96,10 @@ class Devices(Service):
     async def check(self) -> None:
         """Ask each device how it is, and tell of changes on `devices.<name>.<state>`."""
         for name, found in self._found.items():
-            fault = found.device.fault()
-            state = DeviceState.SUSPECT if fault else DeviceState.HEALTHY
-            if state is not found.state:
-                found.state = state
-                self.log.warning("device %s is %s%s", name, state, f": {fault}" if fault else "")
-                self.publish(f"devices.{name}.{state}", name=name, state=state.value, why=fault or "")
+            if found.look():
+                state = found.state
+                self.log.warning("device %s is %s%s", name, state, f": {found.why}" if found.why else "")
+                self.publish(f"devices.{name}.{state}", name=name, state=state.value, why=found.why)
 
     async def _open(self, driver: str, kind: Driver) -> None:
         for device in await load_in_thread(kind.find, f"driver {driver}"):
@@ -126,4 +138,5 @@ class Devices(Service):
             running=status.running,
             quanta=status.finished,
             busy_seconds=status.busy_seconds,
+            why=found.why,
         )

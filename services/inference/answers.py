@@ -42,9 +42,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 class Answers:
     """What runs, by the number of its request."""
 
-    def __init__(self, service: Service, device: str, numbers: itertools.count[int]) -> None:
+    def __init__(self, service: Service, numbers: itertools.count[int]) -> None:
         self._service = service
-        self._device = device
         self._numbers = numbers
         self._running: dict[int, _Answer] = {}
 
@@ -160,7 +159,7 @@ class Answers:
         why: dict[int, tuple[ProcessState, str]] = {}
         try:
             for generation in generations:
-                spawn = Spawn(kind=wanted.kind, title=wanted.title, owner=owner, device=self._device)
+                spawn = Spawn(kind=wanted.kind, title=wanted.title, owner=owner, device=asked.loaded.device)
                 answer = _Answer(await self._enter(spawn), generation, asked, spawn, wanted)
                 answers.append(answer)
                 self._running[generation.number] = answer

@@ -55,12 +55,18 @@ class Computing:
     Used on the device's thread only.
     """
 
-    def __init__(self, device: torch.device, cores: int, folder: Path | None, *, kernels: bool = True) -> None:
-        """`folder` keeps what is built and packed for the next start; None keeps nothing."""
+    def __init__(
+        self, device: torch.device, cores: int, folder: Path | None, *, kernels: bool = True, flex: bool = False
+    ) -> None:
+        """`folder` keeps what is built and packed for the next start; None keeps nothing.
+
+        With `flex`, accelerators attend by torch's flex_attention.
+        """
         self.device = device
         self._cores = cores
         self._folder = folder
         self._wanted = kernels
+        self._flex = flex
         self._kernels: Kernels | None = None
         self._team: Team | None = None
         self._prepared = False
@@ -94,7 +100,7 @@ class Computing:
         self.prepare()
         why = self._missing or packed.fits(checkpoint.config) or ""
         if why or self._kernels is None or self._team is None:
-            return _Eager(checkpoint, self.device, self._cores, why)
+            return _Eager(checkpoint, self.device, self._cores, why, self._flex)
         file = None
         if self._folder is not None and digest is not None:
             file = self._folder / "weights" / packed.file_name(digest, self._kernels.variant)
@@ -132,6 +138,7 @@ class _Eager(msgspec.Struct, frozen=True):
     device: torch.device
     cores: int
     why: str
+    flex: bool
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,7 +153,7 @@ class _Eager(msgspec.Struct, frozen=True):
         return eager_page_bytes(self.checkpoint.config, self.dtype)
 
     def make(self) -> eager.Decoder:
-        return eager.Decoder(self.checkpoint, device=self.device, dtype=self.dtype, threads=self.cores)
+        return eager.Decoder(self.checkpoint, device=self.device, dtype=self.dtype, threads=self.cores, flex=self.flex)
 
 
 class _Foreign(msgspec.Struct, frozen=True):

@@ -105,11 +105,13 @@ def make_engine(
     owner_share: float = 1.0,
     slowdown: float = 1.7,
     guesses: Opened | bool = False,
+    host_bytes: int = 0,
 ) -> Engine:
     """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`.
 
     Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages.
-    A draft model `guesses`; True looks for what a text has said before.
+    A draft model `guesses`; True looks for what a text has said before. What a device with memory of its own has to
+    forget is kept in `host_bytes` of the machine's.
     """
     proposer: Proposer | None = PromptLookup() if guesses is True else None
     if isinstance(guesses, Opened):
@@ -126,6 +128,7 @@ def make_engine(
         owner_share=owner_share,
         slowdown=slowdown,
         proposer=proposer,
+        host_bytes=host_bytes,
     )
 
 
@@ -138,7 +141,9 @@ class Loaded:
         self.tokenizer = opened.tokenizer
         self.runner = runner
         self.ref = name  # what it is found by again
+        self.device = ""  # its name
         self.reservation: int | None = None
+        self.host_reservation: int | None = None
         self.created = int(time.time())
         self.asked_at = asked_at
         self._asking = 0
@@ -160,6 +165,7 @@ class Loaded:
         settings: InferenceSettings,
         saved: SavedPages | None = None,
         draft: Opened | None = None,
+        host_bytes: int = 0,
     ) -> Loaded:
         """Read the weights onto the device; takes seconds, on the compute thread."""
 
@@ -172,10 +178,13 @@ class Loaded:
                 owner_share=settings.owner_share,
                 slowdown=settings.slowdown,
                 guesses=draft or settings.speculation != "off",
+                host_bytes=host_bytes,
             )
 
         engine = await executor.run(make)
-        return Loaded(name, opened, size, engine, Runner(engine, executor, now), now())
+        loaded = Loaded(name, opened, size, engine, Runner(engine, executor, now), now())
+        loaded.device = executor.name
+        return loaded
 
     @property
     def idle(self) -> bool:
@@ -262,7 +271,7 @@ class Loaded:
             adapter=adapter,
         )
 
-    def describe(self, *, device: str, default: bool) -> LoadedModel:
+    def describe(self, *, default: bool) -> LoadedModel:
         """The model as it is shown."""
         return LoadedModel(
             name=self.name,
@@ -273,7 +282,7 @@ class Loaded:
             context_length=self.context_length,
             weight_bytes=self.size.weight_bytes,
             cache_bytes=self.size.cache_bytes,
-            device=device,
+            device=self.device,
             default=default,
             created=self.created,
             running=self.runner.running,

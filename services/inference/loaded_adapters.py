@@ -58,8 +58,8 @@ class ModelsOnDevice(Protocol):
         """Whether the model is still on its device."""
         ...
 
-    def reserve(self, purpose: str, size: int) -> Awaitable[Reservation]:
-        """Memory on the device."""
+    def reserve(self, purpose: str, size: int, device: str) -> Awaitable[Reservation]:
+        """Memory on a device."""
         ...
 
     def release(self, reservation: int) -> Awaitable[None]:
@@ -187,7 +187,7 @@ class LoadedAdapters:
         if loaded is None:
             return LoadedModel(name=adapter.name, state="stored", parent=adapter.model, created=adapter.created)
         return msgspec.structs.replace(
-            loaded.describe(device=self._settings.device, default=False),
+            loaded.describe(default=False),
             name=adapter.name,
             parent=adapter.model,
             parameters=adapter.parameters,
@@ -260,7 +260,7 @@ class LoadedAdapters:
             rank = self._settings.adapter_rank
             read = await asyncio.to_thread(open_adapter, Path(stored.path), loaded.config, max_rank=rank)
             size = loaded.adapter_bytes(read)
-            reservation = await self._models.reserve(f"adapter '{adapter.name}'", size)
+            reservation = await self._models.reserve(f"adapter '{adapter.name}'", size, loaded.device)
             try:
                 number = await loaded.add_adapter(read)
                 if not self._models.has(loaded):

@@ -29,6 +29,7 @@ from services.inference.generation import Generation
 from services.inference.loaded import Loaded, Opened, fit, open_model
 from services.inference.loaded_adapters import Asked, LoadedAdapters
 from services.inference.messages import LoadedModel, SamplingParams
+from services.inference.placement import AUTO, candidates, has_own_memory, usable
 from services.inference.settings import InferenceSettings
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
@@ -120,9 +121,17 @@ class LoadedModels:
         self._loaded.pop(loaded.name, None)
         await _end(loaded)
         await self.adapters.leave(loaded, rests=loaded.name in self._resting)
-        if loaded.reservation is not None:
-            await self.release(loaded.reservation)
+        for reservation in (loaded.reservation, loaded.host_reservation):
+            if reservation is not None:
+                await self.release(reservation)
         self._service.publish("inference.unloaded", model=loaded.name)
+
+    async def leave(self, device: str) -> None:
+        """Take all models off `device`, which is lost; each is loaded again when it is asked."""
+        for loaded in [loaded for loaded in self._loaded.values() if loaded.device == device]:
+            self._service.log.warning("model '%s' leaves %s", loaded.name, device)
+            self._resting[loaded.name] = loaded.ref
+            await self.unload(loaded)
 
     async def shown(self) -> list[LoadedModel]:
         """All models and adapters that can be asked, the default one first."""
@@ -165,7 +174,7 @@ class LoadedModels:
 
     def describe(self, loaded: Loaded) -> LoadedModel:
         """A loaded model as it is shown."""
-        return loaded.describe(device=self._settings.device, default=loaded.name == self.default)
+        return loaded.describe(default=loaded.name == self.default)
 
     async def _load_model(self, model: Model) -> Loaded | MicrokernelError:
         """The loaded model, or the error: a model that cannot be loaded is no reason to restart the service."""
@@ -182,8 +191,25 @@ class LoadedModels:
         return loaded
 
     async def _put_on_device(self, model: Model) -> Loaded:
+        """The model on the first device that takes it: where one says no, that is logged, and the next is tried."""
+        *first, last = await self._devices()
+        for device in first:
+            try:
+                return await self._put_on(model, device)
+            except Exception as error:  # noqa: BLE001 - whatever a device's library raises, another may do
+                failure = from_exception(error, service=self._service.name)
+                self._service.log.warning("model '%s' is not put on %s: %s", model.name, device.name, failure.message)
+        return await self._put_on(model, last)
+
+    async def _devices(self) -> list[Device]:
+        """Where a model may go, the best first, and one at least."""
+        wanted = self._settings.device
+        if wanted == AUTO:
+            return candidates(convert(await self._service.call("devices.list"), list[Device]))
+        return [usable(convert(await self._service.call("devices.show", name=wanted), Device))]
+
+    async def _put_on(self, model: Model, device: Device) -> Loaded:
         began = self._service.clock.now()
-        device = convert(await self._service.call("devices.show", name=self._settings.device), Device)
         executor = self._service.executor(device.name)
         computing = self._computing_on(device)
         if not computing.prepared:
@@ -191,7 +217,7 @@ class LoadedModels:
             await executor.run(computing.prepare)
         self._service.publish("inference.loading", model=model.name, stage="reading")
         opened = await executor.run(open_model, Path(model.path), computing, model.digest)
-        if opened.plan.why:
+        if opened.plan.why and device.kind == "cpu":  # elsewhere nobody expects our kernels
             self._service.log.warning("model '%s' is not computed by our kernels: %s", model.name, opened.plan.why)
         limit = int(device.memory_free_bytes * self._settings.cache_share)
         size = await executor.run(fit, opened, self._settings.slots, self._settings.context_length, limit)
@@ -199,7 +225,8 @@ class LoadedModels:
         needed = size.weight_bytes + size.cache_bytes
         if draft is not None:
             needed += draft.plan.weight_bytes + size.cache_bytes // opened.plan.page_bytes * draft.plan.page_bytes
-        reservation = await self.reserve(f"model '{model.name}'", needed)
+        reservation = await self.reserve(f"model '{model.name}'", needed, device.name)
+        host = await self._reserve_host(model.name, device)
         loaded: Loaded | None = None
         try:
             self._service.publish("inference.loading", model=model.name, stage="loading", bytes=size.weight_bytes)
@@ -212,8 +239,10 @@ class LoadedModels:
                 settings=self._settings,
                 saved=await self._contexts(),
                 draft=draft,
+                host_bytes=0 if host is None else host.bytes,
             )
             loaded.reservation = reservation.id
+            loaded.host_reservation = None if host is None else host.id
             loaded.ref = model.ref
             loaded.task = self._service.spawn(loaded.runner.run(), name=f"run {model.name}")
             self._service.publish("inference.loading", model=model.name, stage="warming")
@@ -222,6 +251,8 @@ class LoadedModels:
             if loaded is not None:
                 await _end(loaded)
             await self.release(reservation.id)
+            if host is not None:
+                await self.release(host.id)
             raise
         self._loaded[model.name] = loaded
         self._resting.pop(model.name, None)
@@ -253,32 +284,55 @@ class LoadedModels:
                 self._service.log.warning("contexts are not saved: %s", self._saved.failed)
         return self._saved
 
-    async def reserve(self, purpose: str, size: int) -> Reservation:
-        """Memory on the device; idle models give theirs back where it is short, the least recently asked first.
+    async def reserve(self, purpose: str, size: int, device: str) -> Reservation:
+        """Memory on a device; idle models give theirs back where it is short, the least recently asked first.
 
         They are loaded again when they are asked, in a moment, and find their long contexts on disk. Raises
         `Overloaded`.
         """
-        ask = Reserve(purpose=purpose, bytes=size, device=self._settings.device)
+        ask = Reserve(purpose=purpose, bytes=size, device=device)
         while True:
             try:
                 return convert(await self._service.call("memory.reserve", ask), Reservation)
             except Overloaded:
-                idle = [loaded for loaded in self._loaded.values() if loaded.idle]
-                if not idle:
+                if not await self._make_room(purpose, device):
                     raise
-            victim = min(idle, key=lambda loaded: loaded.asked_at)
-            self._service.log.info("model '%s' makes room for %s", victim.name, purpose)
-            self._resting[victim.name] = victim.ref
-            await self.unload(victim)
+
+    async def _make_room(self, purpose: str, device: str) -> bool:
+        """Unload the model of `device` that rests longest, so that its memory is free; False where none does."""
+        idle = [loaded for loaded in self._loaded.values() if loaded.idle and loaded.device == device]
+        if not idle:
+            return False
+        victim = min(idle, key=lambda loaded: loaded.asked_at)
+        self._service.log.info("model '%s' makes room for %s", victim.name, purpose)
+        self._resting[victim.name] = victim.ref
+        await self.unload(victim)
+        return True
+
+    async def _reserve_host(self, name: str, device: Device) -> Reservation | None:
+        """The machine's memory for pages that `device` has no room for; None where it has none of its own, or no room.
+
+        Nobody has to make room for it: a model answers without.
+        """
+        if not self._settings.host_bytes or not has_own_memory(device):
+            return None
+        ask = Reserve(purpose=f"pages of '{name}' beside {device.name}", bytes=self._settings.host_bytes)
+        try:
+            return convert(await self._service.call("memory.reserve", ask), Reservation)
+        except (Overloaded, NotFound) as error:  # a node may have no CPU driver
+            self._service.log.warning("pages of '%s' are not kept in the machine's memory: %s", name, error.message)
+            return None
 
     def _computing_on(self, device: Device) -> Computing:
         """What `device` computes with, the same for all of its models."""
         if device.name not in self._computing:
             torch_device = torch.device(device.torch_device)
-            kernels = self._settings.kernels
             self._computing[device.name] = Computing(
-                torch_device, device.cores, self._service.state_dir, kernels=kernels
+                torch_device,
+                device.cores,
+                self._service.state_dir,
+                kernels=self._settings.kernels,
+                flex=self._settings.flex,
             )
         return self._computing[device.name]
 
@@ -329,8 +383,9 @@ class LoadedModels:
 
 
 async def _end(loaded: Loaded) -> None:
-    """End the loop of a model, and with it all of its answers, and its encoding threads."""
+    """End the loop of a model, and with it all of its answers, its encoding threads, and what it has of the device."""
     if loaded.task is not None:
         loaded.task.cancel()
         await asyncio.wait([loaded.task])
+    await loaded.runner.close()
     loaded.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception, from_report
@@ -18,6 +19,8 @@ from services.inference.engine.engine import Engine, Output, Request
 from services.inference.generation import Generation
 
 __all__ = ["Runner"]
+
+CLOSE_TIMEOUT = 5.0  # seconds for the step that runs to end
 
 T = TypeVar("T")
 
@@ -92,6 +95,12 @@ class Runner:
             failure.__cause__ = error
             self._end(failure)
             raise
+
+    async def close(self) -> None:
+        """Once `run` has ended: weights and pages are free when this returns, unless the device does not answer."""
+        with suppress(MicrokernelError, TimeoutError):  # its device may have gone, and all that was there with it
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._executor.run(self._engine.close)
 
     async def _step(self) -> bool:
         """One quantum; returns whether there is nothing left to do until somebody asks for more."""

@@ -55,7 +55,7 @@ class Inference(Service):
 
     async def start(self) -> None:
         self._numbers = itertools.count(1)
-        self._answers = Answers(self, self.settings.device, self._numbers)
+        self._answers = Answers(self, self._numbers)
         self._models = LoadedModels(self, self.settings, self._numbers)
         self._contexts = ContextFiles(self.state_dir / "contexts" / "named", self.settings.contexts_bytes)
 
@@ -180,6 +180,11 @@ class Inference(Service):
     async def enter_again(self, _: Event) -> None:
         """A scheduler that has come back has an empty table."""
         await self._answers.enter_again()
+
+    @on("devices.*.quarantined")
+    async def leave(self, event: Event) -> None:
+        """Nothing is computed on a lost device any more: its models end, and are loaded elsewhere when asked."""
+        await self._models.leave(event.body["name"])
 
     def _requests(self, asked: Asked, prompt: list[int], message: Chat | Complete) -> list[Request]:
         """A request for each answer, without a number."""

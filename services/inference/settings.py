@@ -10,31 +10,34 @@ __all__ = ["InferenceSettings"]
 
 
 class InferenceSettings(Message, kw_only=True):
-    """`model` is loaded at the start and answers who names none. Sampling defaults are for what neither request nor
+    """`model` is loaded at the start and answers who names none. `device` is one of `mk devices`; with "auto" it is an
+    accelerator on which the model can be loaded, or else the CPU. Sampling defaults are for what neither request nor
     model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens, `cache_share`
     the part of the device's free memory that their pages may take, `owner_share` the part of the pages that one owner
     may have, `token_budget` how many tokens one step computes at most. Steps that read prompts beside running answers
     are to take at most `slowdown` times what they would take without. Without `kernels`, everything is computed by
-    torch. With `speculation` "lookup" a text's own words are guessed to come again, with the ref of a small model that
-    one guesses, with "off" nobody does: texts are the same. Long contexts are kept on disk, in `contexts_bytes` at
-    most, and so many bytes of those that each user has named; with 0, none are.
-    may have, `token_budget` how many tokens one step computes at most. Without `kernels`, everything is computed by
-    torch. Long contexts are kept on disk, in `contexts_bytes` at most; with 0, none are. `adapters` are loaded beside
-    the default model at the start: names, each with its ref. `adapters_limit` is how many may be loaded, `adapter_rank`
-    the largest rank that one may have.
+    torch; with `flex`, accelerators use its flex_attention, which is compiled in the first answers. With `speculation`
+    "lookup" a text's own words are guessed to come again, with the ref of a small model that one guesses, with "off"
+    nobody does: texts are the same. Long contexts are kept on disk, in `contexts_bytes` at most, and so many bytes of
+    those that each user has named; with 0, none are. Where a device has memory of its own, `host_bytes` of the
+    machine's keep what its pages have no room for, for each model. `adapters` are loaded beside the default model at
+    the start: names, each with its ref. `adapters_limit` is how many may be loaded, `adapter_rank` the largest rank
+    that one may have.
     """
 
     model: str = DEFAULT_MODEL
-    device: str = "cpu0"
+    device: str = "auto"
     slots: int = 32
     context_length: int | None = 8192
     cache_share: float = 0.5
     token_budget: int = 512
     kernels: bool = True
+    flex: bool = False
     owner_share: float = 1.0
     speculation: str = "lookup"
     slowdown: float = 1.7
     contexts_bytes: int = 4 << 30
+    host_bytes: int = 4 << 30
     adapters: dict[str, str] = {}
     adapters_limit: int = 32
     adapter_rank: int = 128

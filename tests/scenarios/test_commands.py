@@ -577,7 +577,7 @@ def test_a_reader_that_leaves_the_pipe_is_no_error(node: Node):
 
 def test_doctor_checks_the_node_and_this_machine(node: Node):
     checks = {check["name"]: check for check in json.loads(node.mk("--json", "doctor").stdout)}
-    for name in ("python", "torch", "state folder", "token", "node", "service kv"):
+    for name in ("python", "torch", "state folder", "token", "node", "service kv", "device cpu0"):
         assert checks[name]["ok"], checks[name]
     (node.root / "token").chmod(0o644)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -16,11 +17,24 @@ from services.inference.cache.keys import PAGE
 from services.inference.eager.pages import TensorPages
 from services.inference.engine.forward import Part
 
-__all__ = ["Attention"]
+__all__ = ["Attends", "Attention"]
 
 # Sequences x tokens from which two bfloat16 products beat the fused kernel, which takes one query row at a time: at 8 x
 # 1,500 tokens 222 us against 576, at 16 x 64 48 against 86, at 1 x 256 37 against 22. Divergence is the same.
 BATCHED_SCORES = 1024
+
+
+class Attends(Protocol):
+    """A step's attention, asked by each layer in turn."""
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Where the step's new tokens are: int64 [n]."""
+        ...
+
+    def __call__(self, layer: int, window: int | None, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        """Store `kv` [n, 2, kv heads, head size], attend with `q` [n, heads, head size]; [n, heads * head size]."""
+        ...
 
 
 class Attention:
@@ -30,14 +44,11 @@ class Attention:
         device = pages.device
         self._pages = pages
         places = [range(part.start, part.start + len(part.tokens)) for part in parts]
-        self.positions = torch.tensor([place for some in places for place in some], device=device)
+        self.positions = torch.tensor([place for some in places for place in some]).to(device)
         self.end = max(some.stop for some in places)
         self._page = torch.cat(
-            [
-                part.table[torch.arange(some.start, some.stop, device=device) // PAGE]
-                for part, some in zip(parts, places, strict=True)
-            ]
-        )
+            [part.table[torch.arange(some.start, some.stop) // PAGE] for part, some in zip(parts, places, strict=True)]
+        ).to(device)
         self._offset = self.positions % PAGE
         self._many: list[_Many] = []
         single, first = [], 0
@@ -71,10 +82,11 @@ class _Single:
         self._positions = torch.tensor(self._starts, device=device)
         end = max(self._starts) + 1
         count = -(-end // PAGE)
-        self._tables = torch.zeros(len(parts), count, dtype=torch.int64, device=device)  # behind its end: hidden
+        tables = torch.zeros(len(parts), count, dtype=torch.int64)  # behind its end: hidden
         for row, (_, part) in enumerate(parts):
             own = min(count, len(part.table))
-            self._tables[row, :own] = part.table[:own]
+            tables[row, :own] = part.table[:own]
+        self._tables = tables.to(device)
         self._masks: dict[int | None, tuple[int, torch.Tensor]] = {}
 
     def attend(self, layer: int, window: int | None, q: torch.Tensor) -> torch.Tensor:
@@ -111,9 +123,11 @@ class _Many:
         self._pages = pages
         self._start = part.start
         self._end = part.start + len(part.tokens)
-        self._table = part.table
+        self._table = part.table.to(pages.device)
         self._positions = torch.arange(self._start, self._end, device=pages.device)
         self._masks: dict[int | None, tuple[int, torch.Tensor | None]] = {}
+        # Accelerators' fused kernels, for 16 bits, know a causal mask that ends at the last key and materialise none.
+        self._lower_right = pages.by_layer and pages.dtype is not torch.float32
 
     def attend(self, layer: int, window: int | None, q: torch.Tensor) -> torch.Tensor:
         """`q` [n, heads, head size] to [n, heads * head size]."""
@@ -134,11 +148,21 @@ class _Many:
         """The first position that is loaded, and who sees what: bool [n, tokens]; None is plain causal from 0."""
         if window not in self._masks:
             first = 0 if window is None else max(0, self._start + 1 - window) // PAGE * PAGE
-            mask = None
-            if self._start > 0 or (window is not None and self._end > window):
+            mask: torch.Tensor | None = None
+            windowed = window is not None and self._end > window
+            if self._lower_right and self._start > 0 and not windowed:
+                mask = _lower_right(self._end - self._start, self._end)
+            elif self._start > 0 or windowed:
                 tokens = torch.arange(first, self._end, device=self._positions.device)
                 mask = tokens <= self._positions[:, None]
                 if window is not None:
-                    mask &= tokens > self._positions[:, None] - window
+                    mask = mask & (tokens > self._positions[:, None] - window)
             self._masks[window] = (first, mask)
         return self._masks[window]
+
+
+def _lower_right(queries: int, keys: int) -> torch.Tensor:
+    """The causal mask whose last query sees the last key, by its name instead of its numbers."""
+    from torch.nn.attention.bias import causal_lower_right  # noqa: PLC0415 - it brings torch's compiler: seconds
+
+    return causal_lower_right(queries, keys)

@@ -19,7 +19,8 @@ from services.inference.checkpoint.adapter import Adapter
 from services.inference.checkpoint.architecture import expected_shapes
 from services.inference.checkpoint.checkpoint import Checkpoint, Dense
 from services.inference.eager.adapters import Adapters, StepAdapters
-from services.inference.eager.attention import Attention
+from services.inference.eager.attention import Attends, Attention
+from services.inference.eager.fixed import FixedSteps, Fused
 from services.inference.eager.linear import (
     INT4_BYTES,
     INT8_BYTES,
@@ -34,7 +35,7 @@ from services.inference.eager.pages import TensorPages
 from services.inference.eager.rope import rotations
 from services.inference.engine.forward import Part
 
-__all__ = ["Decoder", "choose_dtype", "weight_bytes"]
+__all__ = ["Decoder", "choose_dtype", "sampling_device", "weight_bytes"]
 
 ROTATIONS = 4096  # positions in the first table; it doubles when a sequence gets there
 
@@ -43,16 +44,29 @@ class Decoder:
     """A loaded model: from token ids to logits. Not thread-safe; runs on its device's thread."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, threads: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        threads: int | None = None,
+        fixed: bool | None = None,
+        flex: bool = False,
     ) -> None:
         """Read all weights, as 4-bit blocks or `dtype`; raises `DataLoss`, and `Overloaded` where memory is short.
 
-        On a CPU a step takes `threads` threads; None leaves torch's number as it is.
+        On a CPU a step takes `threads` threads; None leaves torch's number as it is. With `fixed`, steps in which
+        every sequence has one new token have fixed shapes, and are recorded where the device can; None: on
+        accelerators. With `flex` they attend by torch's flex_attention.
         """
         self.config = checkpoint.config
         self._threads = threads
-        self.device = device
+        self._on = device
+        self.device = sampling_device(device)
         self.dtype = dtype
+        self._steps: FixedSteps | None = None
+        if device.type != "cpu" if fixed is None else fixed:
+            self._steps = FixedSteps(self, device, fused=_flex() if flex else None)
         try:
             load = _Loader(checkpoint, device, dtype)
             self._factors = load.rope_factors()
@@ -70,25 +84,40 @@ class Decoder:
 
     def storage(self, pages: int) -> TensorPages:
         """Room for so many pages, all zero."""
-        return TensorPages(self.config, pages, self.device, self.dtype)
+        return TensorPages(self.config, pages, self._on, self.dtype, by_layer=self._steps is not None)
 
     @torch.inference_mode()
     def forward(self, storage: TensorPages, parts: Sequence[Part]) -> torch.Tensor:
         """Run the parts through all layers: float32 logits [sum of wanted, vocabulary], in the order of the parts."""
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)  # a decoder on our kernels, before us on this thread, wants but one
-        attention = Attention(storage, parts)
-        if attention.end > self._rotations.shape[0]:
-            self._extend_rotations(min(2 * attention.end, self.config.context_length))
-        rotation = self._rotations[attention.positions][:, None]
-        x = self._embed(torch.tensor([token for part in parts for token in part.tokens], device=self.device))
+        self._see(max(part.start + len(part.tokens) for part in parts))
         adapters = self._adapters.arrange(parts)
+        single = all(len(part.tokens) == part.wanted == 1 for part in parts)
+        if self._steps is not None and adapters is None and single:
+            return self._steps.run(storage, parts).to(self.device)
+        attention = Attention(storage, parts)
+        rows = _wanted(parts)
+        tokens = torch.tensor([token for part in parts for token in part.tokens]).to(self._on)
+        return self.through(tokens, attention, rows, adapters).to(self.device)
+
+    def through(
+        self,
+        tokens: torch.Tensor,
+        attention: Attends,
+        rows: list[int] | None = None,
+        adapters: StepAdapters | None = None,
+    ) -> torch.Tensor:
+        """Float32 logits behind `tokens` (int64 [n]), of all or of `rows`, where the weights are."""
+        rotation = self._rotations[attention.positions][:, None]
+        x = self._embed(tokens)
         for index, layer in enumerate(self._layers):
             x = layer.forward(x, rotation, attention, index, adapters)
-        rows = _wanted(parts)
-        if not rows:
-            return torch.empty(0, self.config.vocab_size, device=self.device)
-        x = functional.rms_norm(x[rows], self._norm.shape, self._norm, self.config.norm_eps)
+        if rows is not None:
+            x = x[rows]
+        if x.shape[0] == 0:
+            return x.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+        x = functional.rms_norm(x, self._norm.shape, self._norm, self.config.norm_eps)
         return self._head(x).float()
 
     def adapter_bytes(self, adapter: Adapter) -> int:
@@ -116,7 +145,7 @@ class Decoder:
     @property
     def layout(self) -> str:
         """Names how a page is laid out and computed."""
-        return f"eager-1-{self.device.type}-{self.dtype}".replace("torch.", "")
+        return f"eager-1-{self._on.type}-{self.dtype}".replace("torch.", "")
 
     @property
     def weight_bytes(self) -> int:
@@ -130,8 +159,15 @@ class Decoder:
             return self._table.embed(tokens)
         return functional.embedding(tokens, self._table)
 
+    def _see(self, end: int) -> None:
+        """Have rotations for positions below `end`."""
+        if end > self._rotations.shape[0]:
+            self._extend_rotations(max(end, min(2 * end, self.config.context_length)))
+            if self._steps is not None:
+                self._steps.forget()  # what was recorded reads the old table
+
     def _extend_rotations(self, length: int) -> None:
-        self._rotations = rotations(self.config, torch.arange(length), self._factors).to(self.device)
+        self._rotations = rotations(self.config, torch.arange(length), self._factors).to(self._on)
 
 
 class Layer:
@@ -153,7 +189,7 @@ class Layer:
         self,
         x: torch.Tensor,
         rotation: torch.Tensor,
-        attention: Attention,
+        attention: Attends,
         index: int,
         adapters: StepAdapters | None = None,
     ) -> torch.Tensor:
@@ -261,6 +297,12 @@ def weight_bytes(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtyp
     return int(total)
 
 
+def _flex() -> Fused:
+    from services.inference.eager.flex import fused  # noqa: PLC0415 - it brings torch's compiler: seconds
+
+    return fused()
+
+
 def _wanted(parts: Sequence[Part]) -> list[int]:
     """The rows whose logits are asked for."""
     rows: list[int] = []
@@ -279,6 +321,11 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - it has no public name
         return torch.bfloat16 if fast else torch.float32
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
+
+
+def sampling_device(device: torch.device) -> torch.device:
+    """Where logits go: the sampler counts in float64, which neither Apple's GPUs nor all of Intel's know."""
+    return device if device.type in {"cpu", "cuda"} else torch.device("cpu")

@@ -163,6 +163,7 @@ class Batch:
             self._contexts.keep(sequence)
         table = sequence.drop()
         if broken:
+            self._contexts.forget()
             for page in self._cache.clear(table):
                 self._storage.clear(page)
         else:

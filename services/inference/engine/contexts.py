@@ -1,7 +1,8 @@
-"""Long contexts between the device and the disk; hot: looked at once a step, works once a page.
+"""Contexts below the device: in the machine's memory and on disk; hot: looked at once a step, works once a page.
 
-Pages go to the disk when a prompt has been read and when a sequence leaves, and come back when a prompt begins with
-what they hold. They are put in place on the device's thread, between two steps; the disk has a thread of its own.
+What the cache forgets goes to the host tier, where there is one, and comes back at once when a prompt begins with what
+it holds. Pages of long contexts go to the disk when a prompt has been read and when a sequence leaves, and come back
+likewise. They are put in place on the device's thread, between two steps; the disk has a thread of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Several
 
 from services.inference.cache.cache import Cache
+from services.inference.cache.host import HostTier
 from services.inference.cache.keys import PAGE, page_keys
 from services.inference.cache.saved import SavedPages
 from services.inference.cache.table import Table
@@ -24,26 +26,47 @@ WORTH = 4  # pages from which reading them is begun
 class Contexts:
     """What an engine saves, and finds again."""
 
-    def __init__(self, cache: Cache, storage: Storage, saved: SavedPages | None) -> None:
-        """Without `saved`, nothing is."""
+    def __init__(self, cache: Cache, storage: Storage, saved: SavedPages | None, host: HostTier | None = None) -> None:
+        """Without `saved`, nothing is; without `host`, what the cache forgets is gone."""
         self._cache = cache
         self._storage = storage
         self._saved = saved
+        self._host = host
+        if host is not None:
+            cache.on_evict = lambda page, key, owner: host.keep(key, page)  # noqa: ARG005 - the key holds the owner
 
     def begin(self, sequence: Sequence) -> None:
         """Begin to read what is saved of a sequence behind what it has; its table has room for all of its tokens.
 
-        What a restored context has brought is put in place at once.
+        What a restored context has brought and what the host tier keeps is put in place at once.
         """
         table = sequence.table
         if table is not None and sequence.brought[1] > table.length:
             self._put(sequence, table)
-        if self._saved is None or table is None or len(sequence.tokens) < LONG:
+        saved = self._saved if len(sequence.tokens) >= LONG else None
+        if table is None or (self._host is None and saved is None):
             return
         keys = page_keys(table.space, table.owner, sequence.tokens[:-1])[len(table.nodes) :]
-        found = self._saved.find(keys)
-        if found >= WORTH:
-            sequence.loading = self._saved.load(keys[:found])
+        if self._host is not None:
+            keys = self._lift(self._host, sequence, table, keys)
+        if saved is not None and (found := saved.find(keys)) >= WORTH:
+            sequence.loading = saved.load(keys[:found])
+
+    def forget(self) -> None:
+        """Numbers were broken: nothing of the host tier is trusted any more."""
+        if self._host is not None:
+            self._host.forget()
+
+    def _lift(self, host: HostTier, sequence: Sequence, table: Table, keys: list[bytes]) -> list[bytes]:
+        """Put in place what the host tier has of `keys`, the pages behind what is there; returns the others."""
+        start = table.length
+        if start % PAGE:  # a restored context has brought all
+            return keys
+        lifted = host.find(keys)
+        end = start + lifted * PAGE
+        host.lift(keys[:lifted], table.pages[start // PAGE : end // PAGE])
+        self._cache.advance(table, sequence.tokens[start:end])
+        return keys[lifted:]
 
     def _put(self, sequence: Sequence, table: Table) -> None:
         (contents, length), sequence.brought = sequence.brought, ((), 0)

@@ -27,6 +27,7 @@ from microkernel.errors import (
     from_exception,
 )
 from services.inference.cache.cache import Cache, Status
+from services.inference.cache.host import HostTier, Lowers
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
 from services.inference.checkpoint.adapter import Adapter
@@ -77,6 +78,7 @@ class Engine:
         owner_share: float = 1.0,
         slowdown: float = 1.7,
         proposer: Proposer | None = None,
+        host_bytes: int = 0,
     ) -> None:
         """Start empty.
 
@@ -86,6 +88,8 @@ class Engine:
         Those of long contexts are kept in `saved` too, and found there again. One owner may have `owner_share` of the
         pages, if `set_quota` has said nothing else. Steps that read prompts are to take at most `slowdown` times what
         those who decode would take alone. What `proposer` guesses is computed beforehand, where that changes nothing.
+        What a device with memory of its own has to forget is kept in `host_bytes` of the machine's, where the decoder's
+        pages can be.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -101,7 +105,10 @@ class Engine:
         self._adapters = Adapters(decoder, self._space)
         self._storage = decoder.storage(self._pages)
         self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant, found_again=decoder.paged)
-        self._contexts = Contexts(self._cache, self._storage, saved if decoder.paged else None)
+        host = None
+        if host_bytes and isinstance(self._storage, Lowers):
+            host = HostTier(self._storage, host_bytes, pinned=decoder.device.type == "cuda")
+        self._contexts = Contexts(self._cache, self._storage, saved if decoder.paged else None, host)
         self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
         self._pace = Pace(slowdown)
         self._batch = Batch(
@@ -298,6 +305,10 @@ class Engine:
             self._batch.swap_out(sequence)
         self._cache.evict(self._pages)
         self._storage.release()
+
+    def close(self) -> None:
+        """Let weights and pages go, whoever still knows this engine; nothing else may be called afterwards."""
+        del self._decoder, self._proposer, self._batch, self._contexts, self._cache, self._storage
 
     def _guess(self, shares: Several[Share]) -> None:
         """Add to those that decode what may follow, to be computed with them: right guesses save a step each."""

@@ -182,9 +182,10 @@ def _choose(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
         tokens = _draw(logits, states).cpu()
     else:
         greedy = [row for row, state in enumerate(states) if state.params.greedy]
-        tokens = torch.empty(len(states), dtype=torch.int64)
-        tokens[greedy] = _likeliest(logits[greedy]).cpu()
-        tokens[drawn] = _draw(logits[drawn], [states[row] for row in drawn]).cpu()
+        tokens = torch.empty(len(states), dtype=torch.int64, device=logits.device)
+        tokens[greedy] = _likeliest(logits[greedy])
+        tokens[drawn] = _draw(logits[drawn], [states[row] for row in drawn])
+        tokens = tokens.cpu()
     for state, token in zip(states, tokens.tolist(), strict=True):
         if token != NO_TOKEN:
             state.record(token)
@@ -324,13 +325,14 @@ def _draw_sorted(
     """
     device = share.device
     reach = share.shape[1]
+    opened = [limit.top_k == 0 and reach < vocab_size for limit in limits]
     top_k = torch.tensor([[limit.top_k or reach] for limit in limits], device=device)
     top_p = torch.tensor([[limit.top_p] for limit in limits], dtype=torch.float64, device=device)
     min_p = torch.tensor([[limit.min_p] for limit in limits], device=device)
 
     mass = share.cumsum(-1, dtype=torch.float64)
     of_k = mass.gather(1, top_k - 1)
-    open_ended = torch.tensor([[limit.top_k == 0 and reach < vocab_size] for limit in limits], device=device)
+    open_ended = torch.tensor(opened, device=device)[:, None]
     wanted = top_p * torch.where(open_ended, 1.0, of_k)
     short = open_ended & (mass[:, -1:] < wanted)
 
@@ -342,7 +344,7 @@ def _draw_sorted(
     total = mass.gather(1, kept - 1)
     place = torch.minimum(_first_above(mass, draws * total), kept - 1)
     chosen = torch.where(total.isfinite(), token.gather(1, place), NO_TOKEN)
-    return chosen.squeeze(1), short.squeeze(1).tolist()
+    return chosen.squeeze(1), short.squeeze(1).tolist() if any(opened) else opened  # a device is asked once less
 
 
 def _in_blocks(values: Tensor, *, fill: float) -> Tensor:

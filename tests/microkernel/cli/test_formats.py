@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from microkernel import Message
 from microkernel.cli.call import message_of
 from microkernel.cli.describe import signature
+from microkernel.cli.doctor import check_device
 from microkernel.cli.log import line
 from microkernel.cli.logs import OneLine, quiet_logs
 from microkernel.cli.memory import rows
@@ -105,6 +106,15 @@ def test_an_account_is_its_sum_and_then_each_reservation():
         ("cpu0", "device", "1.0 KiB", "4.0 KiB", "", "in all"),
         ("cpu0", "device", "1.0 KiB", "", "inference", "weights"),
     ]
+
+
+def test_a_device_is_well_while_it_is_healthy_and_told_with_its_reason_otherwise():
+    device = {"name": "cuda0", "state": "healthy", "why": "", "model": "A", "memory_bytes": 4096}
+    well = check_device({**device, "memory_free_bytes": 1024})
+    assert (well.name, well.ok, well.detail) == ("device cuda0", True, "healthy, A, 1.0 KiB of 4.0 KiB free")
+    ill = check_device({**device, "memory_free_bytes": 0, "state": "quarantined", "why": "device-side assert"})
+    assert not ill.ok
+    assert ill.detail.startswith("quarantined: device-side assert, A")
 
 
 def test_a_log_record_is_one_line():

@@ -273,3 +273,22 @@ def test_a_value_out_of_range_is_refused_with_its_name_value_and_range(field, va
     assert field in refused.value.message
     assert repr(value) in refused.value.message
     assert "allowed" in refused.value.message
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_gpu_chooses_what_the_cpu_does():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(24, 5000, generator=generator) * 4
+    kinds = ({"temperature": 0.0}, {"top_k": 40}, {"top_p": 0.8}, {}, {"min_p": 0.1}, {"repetition_penalty": 1.3})
+
+    def states(device: str) -> list[SamplerState]:
+        return [
+            SamplerState(ResolvedSampling(seed=row, **kinds[row % len(kinds)]), [1, 2, 3], 5000, device)
+            for row in range(24)
+        ]
+
+    there = sample(logits.cuda(), states("cuda"))
+    assert there.device.type == "cpu"
+    same = (there == sample(logits, states("cpu"))).sum()
+    assert same >= 23, "sums in another order may move one draw that falls on a border"

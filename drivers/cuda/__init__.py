@@ -1,0 +1,1 @@
+"""The driver of NVIDIA's GPUs, and of AMD's where torch is built for ROCm."""
