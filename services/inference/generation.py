@@ -71,7 +71,7 @@ class Generation:
         if stopped:
             self.finish_reason = "stop"
         elif output.finish_reason is not None:
-            self._finish(output.finish_reason)
+            self._finish("stop" if output.finish_reason == "complete" else output.finish_reason)
         elif self._unread > AHEAD and any(self._pending):
             # Tokens without text (a stop string that may be coming) are nothing that a reader could take.
             self._hold(now)

@@ -21,7 +21,10 @@ from services.inference.checkpoint.model_defaults import model_defaults
 from services.inference.decoders import Computing, Plan
 from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.sampler import resolve
-from services.inference.messages import ChatMessage, LoadedModel, SamplingParams
+from services.inference.grammar.compiler import GrammarCompiler
+from services.inference.grammar.matcher import CompiledGrammar
+from services.inference.messages import ChatMessage, Grammar, LoadedModel, OutputParams, SamplingParams
+from services.inference.output_params import check_output, logit_bias, stop_tokens
 from services.inference.runner import Runner
 from services.inference.text.template import ChatTemplate, encode_prompt, open_template
 from services.inference.text.tokenizer import Tokenizer, open_tokenizer
@@ -125,6 +128,7 @@ class Loaded:
         self._sampling = opened.sampling
         self._engine = engine
         self._encoders = ThreadPoolExecutor(ENCODERS)
+        self._grammars = GrammarCompiler(opened.tokenizer, opened.checkpoint.config.vocab_size)
 
     @staticmethod
     async def load(
@@ -189,31 +193,41 @@ class Loaded:
             return self._encode(text)
         return await asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, text)
 
+    async def compile(self, grammar: Grammar | None, owner: str) -> CompiledGrammar | None:
+        """What a request's grammar lets its answer be. Raises `Invalid` that says what is wrong with it."""
+        return None if grammar is None else await self._grammars.compile(grammar, owner)
+
     def close(self) -> None:
         """End the threads that encode, once what they do is done; nothing can be encoded afterwards."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
+        self._grammars.close()
 
     def request(
         self,
         number: int,
         prompt: list[int],
-        params: SamplingParams,
+        params: OutputParams,
         max_tokens: int | None,
         defaults: SamplingParams,
         *,
         owner: str = "local",
+        grammar: CompiledGrammar | None = None,
     ) -> Request:
         """A request for the engine. Raises `Invalid` that names the field which does not fit."""
         room = self.context_length - len(prompt)
         wanted = max(1, room) if max_tokens is None else max_tokens
         check_prompt(prompt, wanted, context_length=self.context_length, vocab_size=self._config.vocab_size)
+        check_output(params, wanted, self._config.vocab_size)
         return Request(
             id=number,
             prompt=prompt,
             max_tokens=min(wanted, room),
             params=resolve(params, self._sampling, defaults),
-            stop_tokens=self.tokenizer.eos_ids,
+            stop_tokens=stop_tokens(params, self.tokenizer.eos_ids),
             owner=owner,
+            min_tokens=params.min_tokens,
+            logit_bias=logit_bias(params),
+            grammar=grammar,
         )
 
     def describe(self, *, device: str, default: bool) -> LoadedModel:

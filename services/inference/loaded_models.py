@@ -24,7 +24,7 @@ from services.inference.cache.saved import SavedPages
 from services.inference.decoders import Computing
 from services.inference.generation import Generation
 from services.inference.loaded import Loaded, fit, open_model
-from services.inference.messages import LoadedModel, SamplingParams
+from services.inference.messages import LoadedModel, OutputParams
 from services.inference.settings import InferenceSettings
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
@@ -237,7 +237,7 @@ class LoadedModels:
         """Have one real token made: a model is ready when it has answered, not when it was read."""
         number = next(self._numbers)
         prompt = [min(loaded.tokenizer.eos_ids, default=0)]
-        request = loaded.request(number, prompt, SamplingParams(temperature=0.0), 1, self._defaults)
+        request = loaded.request(number, prompt, OutputParams(temperature=0.0), 1, self._defaults)
         generation = Generation(
             number,
             text=IncrementalText(loaded.tokenizer),

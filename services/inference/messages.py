@@ -10,8 +10,10 @@ __all__ = [
     "Chat",
     "ChatMessage",
     "Complete",
+    "Grammar",
     "LoadModel",
     "LoadedModel",
+    "OutputParams",
     "Piece",
     "SamplingParams",
     "UnloadModel",
@@ -47,7 +49,35 @@ class SamplingParams(Message, kw_only=True):
     seed: int | None = None
 
 
-class Chat(SamplingParams, kw_only=True):
+class Grammar(Message, kw_only=True):
+    """What the text of an answer must fit; exactly one of these.
+
+    `regex` has the syntax of Rust's expressions and matches all of the text. `lark` is a context-free grammar in Lark's
+    syntax or in GBNF.
+    """
+
+    json_schema: dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    lark: str | None = None
+
+
+class OutputParams(SamplingParams, kw_only=True):
+    """What an answer must be, and what is told of it beside its text.
+
+    `logit_bias` is added to the logits of tokens, by their ids. `stop_token_ids` end the answer as the model's own end
+    tokens do, neither before `min_tokens` tokens; with `ignore_eos` those do not. Where a `grammar` lets only the end
+    follow, it ends.
+    """
+
+    grammar: Grammar | None = None
+    logit_bias: dict[str, float] = {}
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = []
+
+
+class Chat(OutputParams, kw_only=True):
     """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one.
 
     `owner` is whom the work is for, where the call itself comes from no user.
@@ -60,7 +90,7 @@ class Chat(SamplingParams, kw_only=True):
     owner: str = "local"
 
 
-class Complete(SamplingParams, kw_only=True):
+class Complete(OutputParams, kw_only=True):
     """Ask for what follows `prompt`: text, or token ids that are taken as they are. Fields as in `Chat`."""
 
     prompt: str | list[int]

@@ -162,10 +162,14 @@ class Inference(Service):
         stops = StopMatcher(message.stop)
         call = current_call()
         owner = message.owner if call is None or call.user is None else call.user
-        request = loaded.request(number, prompt, message, message.max_tokens, self.settings.sampling, owner=owner)
+        grammar = await loaded.compile(message.grammar, owner)
+        request = loaded.request(
+            number, prompt, message, message.max_tokens, self.settings.sampling, owner=owner, grammar=grammar
+        )
         generation = Generation(
             number,
-            text=IncrementalText(loaded.tokenizer, continues=continues),
+            # A grammar sees every byte of the text, so that a first space is kept.
+            text=IncrementalText(loaded.tokenizer, continues=continues or grammar is not None),
             stops=stops,
             prompt_tokens=len(prompt),
             began=self.clock.now(),

@@ -41,9 +41,10 @@ CROWDED = 0.8  # share of the pages in use from which nothing new is admitted be
 
 
 class Output(msgspec.Struct, frozen=True):
-    """What a step gave one sequence. After a `finish_reason` (stop, length) or an `error` no more comes.
+    """What a step gave one sequence. After a `finish_reason` (stop, complete, length) or an `error` no more comes.
 
-    With "stop", `token` is the stop token, which is no text. With an error it is -1.
+    With "stop", `token` is the stop token, which is no text. With "complete" it is text, behind which the grammar lets
+    nothing follow. With an error it is -1.
     """
 
     id: int
@@ -134,7 +135,9 @@ class Engine:
         try:
             self.check(request.prompt, request.max_tokens)
             config = self._decoder.config
-            state = SamplerState(request.params, request.prompt, config.vocab_size, self._decoder.device)
+            state = SamplerState(
+                request.params, request.prompt, config.vocab_size, self._decoder.device, request.constraint()
+            )
         except (MicrokernelError, ValueError, RuntimeError) as error:
             self._refused.append(_broken(request.id, error))
             return
@@ -320,6 +323,8 @@ class Engine:
         reason = None
         if token in request.stop_tokens:
             reason = "stop"
+        elif sequence.sampler.complete:
+            reason = "complete"
         elif len(sequence.tokens) >= sequence.limit:
             reason = "length"
         if reason is not None:
@@ -359,7 +364,10 @@ def _sample(logits: torch.Tensor, states: Several[SamplerState]) -> list[int | M
         "the model's output holds no finite numbers",
         remedy="verify the model's files; a model that overflows in bfloat16 needs float32",
     )
-    return [broken if token == NO_TOKEN else token for token in tokens]
+    failures = [None if state.constraint is None else state.constraint.failure for state in states]
+    return [
+        (failure or broken) if token == NO_TOKEN else token for token, failure in zip(tokens, failures, strict=True)
+    ]
 
 
 def _broken(request: int, error: Exception) -> Output:

@@ -10,8 +10,10 @@ import msgspec
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import Loading
 from services.inference.cache.table import Table
+from services.inference.engine.constraints import Constraint
 from services.inference.engine.forward import Storage
 from services.inference.engine.sampler import ResolvedSampling, SamplerState
+from services.inference.grammar.matcher import CompiledGrammar
 
 __all__ = ["Request", "Sequence"]
 
@@ -19,7 +21,9 @@ __all__ = ["Request", "Sequence"]
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for up to `max_tokens` tokens after `prompt`, on the account of `owner`.
 
-    `id` is the caller's: no two at once have the same.
+    `id` is the caller's: no two at once have the same. `stop_tokens` end the answer, not before `min_tokens`. With
+    `grammar`, its text fits that, or is cut short by `max_tokens`. `logit_bias` are pairs of a token and what is added
+    to its logit.
     """
 
     id: int
@@ -28,6 +32,20 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     params: ResolvedSampling
     stop_tokens: frozenset[int] = frozenset()
     owner: str = "local"
+    min_tokens: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: CompiledGrammar | None = None
+
+    def constraint(self) -> Constraint | None:
+        """What it demands of its tokens, for an answer that begins; None if that is nothing."""
+        if self.grammar is None and not self.logit_bias and not self.min_tokens:
+            return None
+        return Constraint(
+            stop_tokens=self.stop_tokens,
+            min_tokens=self.min_tokens,
+            logit_bias=self.logit_bias,
+            grammar=self.grammar,
+        )
 
 
 class Sequence:
