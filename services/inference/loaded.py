@@ -228,6 +228,7 @@ class Loaded:
             min_tokens=params.min_tokens,
             logit_bias=logit_bias(params),
             grammar=grammar,
+            logprobs=params.logprobs,
         )
 
     def describe(self, *, device: str, default: bool) -> LoadedModel:

@@ -16,6 +16,7 @@ __all__ = [
     "OutputParams",
     "Piece",
     "SamplingParams",
+    "TokenLogprob",
     "UnloadModel",
     "Usage",
 ]
@@ -67,7 +68,7 @@ class OutputParams(SamplingParams, kw_only=True):
 
     `logit_bias` is added to the logits of tokens, by their ids. `stop_token_ids` end the answer as the model's own end
     tokens do, neither before `min_tokens` tokens; with `ignore_eos` those do not. Where a `grammar` lets only the end
-    follow, it ends.
+    follow, it ends. `logprobs` asks how likely each token was, and that many of the likeliest ones, up to 20.
     """
 
     grammar: Grammar | None = None
@@ -75,6 +76,7 @@ class OutputParams(SamplingParams, kw_only=True):
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: list[int] = []
+    logprobs: int | None = None
 
 
 class Chat(OutputParams, kw_only=True):
@@ -110,13 +112,29 @@ class Usage(Message, kw_only=True):
     total_seconds: float = 0.0
 
 
+class TokenLogprob(Message, kw_only=True):
+    """How likely a token was: the natural logarithm of its chance, -9999 for none, before anything changed the chances.
+
+    `text` is what `bytes` are as UTF-8; they may end inside a character. `top` are the likeliest tokens at its place.
+    """
+
+    token: int
+    text: str
+    bytes: list[int]
+    logprob: float
+    top: list[TokenLogprob] = []
+
+
 class Piece(Message, kw_only=True):
     """One item of an answer's stream. The last one has `finish_reason` (`stop` or `length`) and `usage`.
 
     The first piece comes when the request was admitted, with empty text: from it on, `pid` can be shown and killed.
+    `logprobs` are those of the tokens that the text is made of, if they were asked for. Those of a token with a part of
+    a character come with the character.
     """
 
     text: str = ""
+    logprobs: list[TokenLogprob] = []
     pid: int = 0
     model: str = ""
     finish_reason: str | None = None

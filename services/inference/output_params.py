@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from microkernel.errors import Invalid
+from services.inference.engine.logprobs import MOST
 from services.inference.messages import OutputParams
 
 __all__ = ["check_output", "logit_bias", "stop_tokens"]
@@ -17,6 +18,8 @@ STRONGEST = 100.0  # of a bias, as OpenAI has it
 
 def check_output(params: OutputParams, max_tokens: int, vocab_size: int) -> None:
     """Raise `Invalid` that names the field which no answer of such a model could follow."""
+    if params.logprobs is not None and not 0 <= params.logprobs <= MOST:
+        raise Invalid(f"logprobs is {params.logprobs}, allowed is 0 to {MOST}", field="logprobs")
     if not 0 <= params.min_tokens <= max_tokens:
         raise Invalid(
             f"min_tokens is {params.min_tokens}, allowed is 0 to max_tokens ({max_tokens})", field="min_tokens"

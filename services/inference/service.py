@@ -35,6 +35,7 @@ from services.inference.messages import (
 )
 from services.inference.settings import InferenceSettings
 from services.inference.text.detokenizer import IncrementalText
+from services.inference.text.logprobs import LogprobsOfText
 from services.inference.text.stops import StopMatcher
 from services.scheduler.messages import Exit, Process, ProcessState, Progress, Report, Signal, Spawn
 
@@ -173,6 +174,7 @@ class Inference(Service):
             stops=stops,
             prompt_tokens=len(prompt),
             began=self.clock.now(),
+            logprobs=None if message.logprobs is None else LogprobsOfText(loaded.tokenizer),
         )
         spawn = Spawn(kind=kind, title=title, owner=owner, device=self.settings.device)
         pid = await self._enter(spawn)
@@ -183,12 +185,17 @@ class Inference(Service):
             yield Piece(pid=pid, model=loaded.name)
             while text := await generation.read():
                 if generation.finish_reason is None:
-                    yield Piece(text=text, pid=pid, model=loaded.name)
+                    yield Piece(text=text, logprobs=generation.take_logprobs(), pid=pid, model=loaded.name)
                     continue
                 break
             state, why = ProcessState.DONE, generation.finish_reason or ""
             yield Piece(
-                text=text, pid=pid, model=loaded.name, finish_reason=why, usage=_usage(generation, self.clock.now())
+                text=text,
+                logprobs=generation.take_logprobs(),
+                pid=pid,
+                model=loaded.name,
+                finish_reason=why,
+                usage=_usage(generation, self.clock.now()),
             )
         except CallCancelled as error:
             state, why = ProcessState.KILLED, error.message

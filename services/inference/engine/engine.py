@@ -29,6 +29,7 @@ from microkernel.errors import (
 from services.inference.cache.cache import Cache, Room, Status
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
+from services.inference.engine import logprobs
 from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Decoder, Part
 from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
@@ -44,13 +45,14 @@ class Output(msgspec.Struct, frozen=True):
     """What a step gave one sequence. After a `finish_reason` (stop, complete, length) or an `error` no more comes.
 
     With "stop", `token` is the stop token, which is no text. With "complete" it is text, behind which the grammar lets
-    nothing follow. With an error it is -1.
+    nothing follow. With an error it is -1. `logprobs` are there if the request asks for them.
     """
 
     id: int
     token: int
     finish_reason: str | None = None
     error: MicrokernelError | None = None
+    logprobs: logprobs.Logprobs | None = None
 
 
 class Engine:
@@ -194,7 +196,8 @@ class Engine:
                 if len(part.tokens) > 1:
                     self._contexts.keep(sequence)  # a node that is killed has the prompt at least
         tokens = _sample(logits, [sequence.sampler for sequence in answering]) if answering else []
-        outputs += [self._take(sequence, token) for sequence, token in zip(answering, tokens, strict=True)]
+        likely = logprobs.take(logits, tokens, [sequence.request.logprobs for sequence in answering])
+        outputs += [self._take(*one) for one in zip(answering, tokens, likely, strict=True)]
         return outputs
 
     def release_cache(self) -> None:
@@ -314,7 +317,9 @@ class Engine:
 
     # What a step gave
 
-    def _take(self, sequence: Sequence, token: int | MicrokernelError) -> Output:
+    def _take(
+        self, sequence: Sequence, token: int | MicrokernelError, likely: logprobs.Logprobs | None = None
+    ) -> Output:
         request = sequence.request
         if isinstance(token, MicrokernelError):
             self._leave(sequence, broken=isinstance(token, DataLoss))
@@ -329,7 +334,7 @@ class Engine:
             reason = "length"
         if reason is not None:
             self._leave(sequence)
-        return Output(request.id, token, reason)
+        return Output(request.id, token, reason, logprobs=likely)
 
     def _leave(self, sequence: Sequence, *, broken: bool = False) -> None:
         """Out of the batch; what it has computed stays cached, unless its numbers are broken."""

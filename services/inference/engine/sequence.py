@@ -23,7 +23,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `id` is the caller's: no two at once have the same. `stop_tokens` end the answer, not before `min_tokens`. With
     `grammar`, its text fits that, or is cut short by `max_tokens`. `logit_bias` are pairs of a token and what is added
-    to its logit.
+    to its logit. `logprobs` asks how likely each token was, and that many of the likeliest (`logprobs.MOST` at most).
     """
 
     id: int
@@ -35,6 +35,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: CompiledGrammar | None = None
+    logprobs: int | None = None
 
     def constraint(self) -> Constraint | None:
         """What it demands of its tokens, for an answer that begins; None if that is nothing."""

@@ -1,4 +1,4 @@
-"""Grammars and biases in an engine, in batches with requests that ask for none of it."""
+"""Grammars, biases and log-probabilities in an engine, in batches with requests that ask for none of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import re
 
 import pytest
+import torch
 from constrained_writing import Letters
+from forward_passes import one_by_one
 from tiny_models import VOCABULARY, tiny_decoder, write_gguf
 
 from microkernel.errors import Invalid
@@ -65,7 +67,7 @@ def test_answers_of_a_mixed_batch_fit_their_grammars_and_are_those_that_each_giv
     wanted = [
         request(0, max_tokens=40),
         request(1, seed=1, grammar=compiler.compile_now(schema)),
-        request(2, seed=2, grammar=compiler.compile_now(expression)),
+        request(2, seed=2, grammar=compiler.compile_now(expression), logprobs=3),
         request(3, seed=3, max_tokens=40, logit_bias=((65, 30.0),)),
         request(4, seed=4, grammar=compiler.compile_now(schema)),
         request(5, seed=5, grammar=compiler.compile_now(Grammar(choice=["yes", "no"]))),
@@ -119,3 +121,24 @@ def test_a_sequence_that_gave_its_pages_up_goes_on_in_its_grammar(decoder, compi
     outputs = run(engine)
     for one in wanted:
         assert re.fullmatch("[a-z]{60}", text(outputs[one.id]))
+
+
+def test_log_probabilities_are_those_of_the_models_own_logits_whatever_changes_the_choice(decoder, compiler):
+    grammar = compiler.compile_now(Grammar(regex="[a-z]{5}"))
+    one = request(1, grammar=grammar, logit_bias=((97, 5.0),), logprobs=4)
+    outputs = alone(decoder, one)
+    tokens = list(one.prompt)
+    for output in outputs:
+        raw = torch.log_softmax(one_by_one(decoder, tokens)[-1].double(), dim=-1)
+        assert output.logprobs.logprob == pytest.approx(float(raw[output.token]), abs=1e-3)
+        assert [value for _, value in output.logprobs.top] == pytest.approx(raw.topk(4).values.tolist(), abs=1e-3)
+        tokens.append(output.token)
+
+
+def test_who_asks_for_no_log_probabilities_gets_none(decoder):
+    engine = Engine(decoder)
+    engine.add(request(1, max_tokens=3, logprobs=0))
+    engine.add(request(2, max_tokens=3))
+    outputs = run(engine)
+    assert all(output.logprobs is not None and output.logprobs.top == () for output in outputs[1])
+    assert all(output.logprobs is None for output in outputs[2])
