@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
-from microkernel.errors import Internal, MicrokernelError, NotFound, Unavailable, from_exception
+from microkernel.errors import Internal, Invalid, MicrokernelError, NotFound, Unavailable, from_exception
 from microkernel.message import convert
 from services.gateway.bodies import Bodies
 from services.gateway.door import Visitor, visitor_of
@@ -63,6 +63,9 @@ class ChatRoute:
                 return await _whole(answer, pieces)
             except NotFound as error:
                 return await _not_found(visitor, error)
+            except Invalid as error:
+                error.field = asked.field_of(error.field)
+                raise
             finally:
                 self._ended(pieces)
 
@@ -107,6 +110,7 @@ class ChatRoute:
         except ConnectionError:
             raise  # the reader is gone
         except MicrokernelError as error:
+            error.field = answer.asked.field_of(error.field)
             out = event(answer_for(error).json())
         except Exception as error:  # noqa: BLE001 - a defect: logged, and told as one
             self._log.exception("%s raised %s in mid-stream", request.path, type(error).__name__)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from services.inference.messages import LoadedModel, Piece, Usage
+from services.inference.messages import LoadedModel, Piece, TokenLogprob, Usage
 
 __all__ = ["ANSWERS", "DONE", "KEEP_ALIVE", "ChunkWriter", "completion_json", "event", "model_json", "models_json"]
 
@@ -42,9 +42,10 @@ class ChunkWriter:
 
     def piece(self, piece: Piece) -> bytes:
         """The chunk of one piece; nothing for one that says nothing."""
-        if not piece.text and piece.finish_reason is None:
+        if not piece.text and not piece.logprobs and piece.finish_reason is None:
             return b""
-        return self._chunk({"content": piece.text} if piece.text else {}, piece.finish_reason)
+        logprobs = _encode(_logprobs(piece.logprobs)) if piece.logprobs else b"null"
+        return self._chunk({"content": piece.text} if piece.text else {}, piece.finish_reason, logprobs)
 
     def closing(self, usage: Usage | None) -> bytes:
         """What follows the last piece."""
@@ -52,11 +53,10 @@ class ChunkWriter:
             return DONE
         return self._head + b',"choices":[],"usage":' + _encode(_usage(usage)) + b"}\n\n" + DONE
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None) -> bytes:
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None, logprobs: bytes = b"null") -> bytes:
         reason = b"null" if finish_reason is None else _encode(finish_reason)
-        return b"".join(
-            (self._before, _encode(delta), b',"logprobs":null,"finish_reason":', reason, b"}]", self._after)
-        )
+        middle = (b',"logprobs":', logprobs, b',"finish_reason":', reason, b"}]")
+        return b"".join((self._before, _encode(delta), *middle, self._after))
 
 
 def event(data: bytes) -> bytes:
@@ -68,6 +68,7 @@ def completion_json(*, answer_id: str, model: str, created: int, pieces: Iterabl
     """A whole answer."""
     pieces = list(pieces)
     last = pieces[-1]
+    told = [one for piece in pieces for one in piece.logprobs]
     return _encode(
         {
             "id": answer_id,
@@ -82,7 +83,7 @@ def completion_json(*, answer_id: str, model: str, created: int, pieces: Iterabl
                         "content": "".join(piece.text for piece in pieces),
                         "refusal": None,
                     },
-                    "logprobs": None,
+                    "logprobs": _logprobs(told) if told else None,
                     "finish_reason": last.finish_reason,
                 }
             ],
@@ -120,6 +121,17 @@ def _model(model: LoadedModel) -> dict[str, Any]:
         "parameters": model.parameters,
         "device": model.device,
     }
+
+
+def _logprobs(told: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {
+        "content": [{**_logprob(one), "top_logprobs": [_logprob(other) for other in one.top]} for one in told],
+        "refusal": None,
+    }
+
+
+def _logprob(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.text, "logprob": one.logprob, "bytes": one.bytes}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

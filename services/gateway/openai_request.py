@@ -13,6 +13,14 @@ import msgspec
 
 from microkernel.errors import Invalid, Unimplemented
 from microkernel.message import fault_of
+from services.gateway.openai_grammar import (
+    GRAMMAR_FIELDS,
+    Demand,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    demand_of,
+)
 from services.inference.messages import Chat, ChatMessage
 
 __all__ = ["ChatRequest", "parse_chat"]
@@ -21,6 +29,7 @@ MAX_MESSAGES = 4096
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_NAME = 512
+MAX_LOGPROBS = 20
 LARGEST = 2**31 - 1
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -66,14 +75,39 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    logit_bias: dict[str, float] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+
+    @property
+    def demand(self) -> Demand | None:
+        """What the answer must fit. Raises `Invalid` that names the field."""
+        return demand_of(self)
 
     @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with what it cost."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    def field_of(self, field: str | None) -> str | None:
+        """The client's name of a field of `Chat` that an error names."""
+        demand = self.demand
+        if field == "grammar" and demand is not None:
+            return demand.field
+        return "top_logprobs" if field == "logprobs" else field
+
     def to_chat(self, owner: str) -> Chat:
         """The same for the inference service, on behalf of `owner`."""
+        demand = self.demand
         return Chat(
             messages=[
                 ChatMessage(
@@ -97,6 +131,12 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             seed=self.seed,
+            grammar=None if demand is None else demand.grammar,
+            logit_bias=self.logit_bias or {},
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+            stop_token_ids=self.stop_token_ids or [],
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             owner=owner,
         )
 
@@ -107,34 +147,32 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),  # without tools both mean the same
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
     "audio": (),
     "modalities": (["text"], []),
     "web_search_options": (),
     "best_of": (1,),
     "echo": (False,),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "stop_token_ids": ([],),
     "use_beam_search": (False,),
     "prompt_logprobs": (0, False),
     "chat_template": (),
     "continue_final_message": (False,),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": (),
 }
 _REFUSED_IN_MESSAGES: dict[str, tuple[Any, ...]] = dict.fromkeys(("tool_calls", "function_call", "audio"), ([],))
 
 # A body is looked over before it is built: what is refused, too long or too many never becomes objects.
 _NULL = msgspec.Raw(b"null")
 _LONGEST_HARMLESS = 256  # bytes
-_LONGEST_STOP = MAX_STOPS * (MAX_STOP_LENGTH * 12 + 64)  # bytes: a character takes 12 at most, as two escapes
+# Bytes that a field may have before it is built.
+_LONGEST: dict[str, tuple[int, str]] = {
+    # A character takes 12 at most, as two escapes.
+    "stop": (
+        MAX_STOPS * (MAX_STOP_LENGTH * 12 + 64),
+        f"at most {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters",
+    ),
+    "logit_bias": (64 << 10, "at most 64 KiB"),
+    "stop_token_ids": (4 << 10, "at most 4 KiB"),
+    **dict.fromkeys(GRAMMAR_FIELDS, (256 << 10, "at most 256 KiB")),
+}
 _MessageOutline = msgspec.defstruct(
     "_MessageOutline",
     [("role", msgspec.Raw), *((name, msgspec.Raw, _NULL) for name in _REFUSED_IN_MESSAGES)],
@@ -144,7 +182,7 @@ _Outline = msgspec.defstruct(
     "_Outline",
     [
         ("messages", list[_MessageOutline], msgspec.field(default_factory=list)),  # type: ignore[valid-type] # made above
-        *((name, msgspec.Raw, _NULL) for name in (*_REFUSED, "stop")),
+        *((name, msgspec.Raw, _NULL) for name in (*_REFUSED, *_LONGEST)),
     ],
 )
 _outline_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Outline)
@@ -162,6 +200,8 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "seed": ("-2^63 to 2^63-1", lambda value: -(2**63) <= value < 2**63),
     "max_tokens": (f"1 to {LARGEST}", lambda value: 1 <= value <= LARGEST),
     "max_completion_tokens": (f"1 to {LARGEST}", lambda value: 1 <= value <= LARGEST),
+    "min_tokens": (f"0 to {LARGEST}", lambda value: 0 <= value <= LARGEST),
+    "top_logprobs": (f"0 to {MAX_LOGPROBS}", lambda value: 0 <= value <= MAX_LOGPROBS),
 }
 
 
@@ -179,7 +219,10 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
     _check_model(request)
     _check_lengths(request)
     _check_stop(request)
+    if request.top_logprobs and not request.logprobs:
+        raise Invalid("'top_logprobs' needs 'logprobs' to be true", field="top_logprobs")
     _check_messages(request.messages)
+    demand_of(request)
     return request
 
 
@@ -206,10 +249,9 @@ def _check_outline(outline: Any) -> None:
     for name, harmless in _REFUSED.items():
         if not _asks_for_nothing(getattr(outline, name), harmless):
             raise _unsupported(f"'{name}'", name)
-    if len(bytes(outline.stop)) > _LONGEST_STOP:
-        raise Invalid(
-            f"'stop' is too long: at most {MAX_STOPS} texts of at most {MAX_STOP_LENGTH} characters", field="stop"
-        )
+    for name, (longest, allowed) in _LONGEST.items():
+        if len(bytes(getattr(outline, name))) > longest:
+            raise Invalid(f"'{name}' is too long: {allowed}", field=name)
     if len(outline.messages) > MAX_MESSAGES:
         raise Invalid(f"there are {len(outline.messages)} messages, at most {MAX_MESSAGES}", field="messages")
     for number, message in enumerate(outline.messages):

@@ -18,9 +18,11 @@ from services.inference.context_files import SavedAnswer
 from services.inference.engine.context import Context
 from services.inference.engine.engine import Engine, Request
 from services.inference.generation import Generation, first_of
+from services.inference.grammar.matcher import CompiledGrammar
 from services.inference.loaded_adapters import Asked
-from services.inference.messages import Piece, Usage
+from services.inference.messages import Grammar, Piece, Usage
 from services.inference.text.detokenizer import IncrementalText
+from services.inference.text.logprobs import LogprobsOfText
 from services.inference.text.stops import StopMatcher
 from services.scheduler.messages import Exit, Process, ProcessState, Progress, Report, Spawn
 
@@ -37,6 +39,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     stop: list[str]
     continues: bool
+    grammar: Grammar | None = None
+    logprobs: bool = False
 
 
 class Answers:
@@ -60,17 +64,23 @@ class Answers:
 
         return self._read(asked, wanted, generations, requests[0].owner, begin)
 
-    def go_on(self, asked: Asked, saved: SavedAnswer, context: Context, *, replay: bool) -> AsyncGenerator[Piece, None]:
+    def go_on(
+        self, asked: Asked, saved: SavedAnswer, context: Context, grammar: CompiledGrammar | None, *, replay: bool
+    ) -> AsyncGenerator[Piece, None]:
         """The pieces of an answer that was saved; with `replay`, all of its text."""
-        wanted = Wanted(kind=saved.kind, title=saved.title, stop=saved.stop, continues=saved.continues)
+        wanted = Wanted(
+            kind=saved.kind, title=saved.title, stop=saved.stop, continues=saved.continues, grammar=saved.grammar
+        )
         number = next(self._numbers)
+        # How likely the tokens were that there are already is not kept, and half of it would be of no use.
+        context = msgspec.structs.replace(context, request=msgspec.structs.replace(context.request, logprobs=None))
         generation = self._generation(asked, wanted, msgspec.structs.replace(context.request, id=number))
         generation.recall(context.answer)
         if not replay:
             generation.take()
 
         async def begin() -> None:
-            await asked.loaded.runner.restore(context, generation, asked.number)
+            await asked.loaded.runner.restore(context, generation, asked.number, grammar)
 
         return self._read(asked, wanted, [generation], context.request.owner, begin)
 
@@ -119,6 +129,7 @@ class Answers:
             title=wanted.title,
             stop=wanted.stop,
             continues=wanted.continues,
+            grammar=wanted.grammar,
             prompt_tokens=answer.generation.prompt_tokens,
             context=await asyncio.to_thread(context.dump),
         )
@@ -145,6 +156,7 @@ class Answers:
             stops=StopMatcher(wanted.stop),
             prompt_tokens=len(request.prompt),
             began=self._service.clock.now(),
+            logprobs=LogprobsOfText(asked.loaded.tokenizer) if wanted.logprobs else None,
         )
 
     async def _read(
@@ -174,7 +186,8 @@ class Answers:
                     if not generation.ready:
                         continue
                     text = generation.take()
-                    piece = Piece(text=text, pid=answer.pid, model=asked.name, index=index)
+                    likely = generation.take_logprobs()
+                    piece = Piece(text=text, logprobs=likely, pid=answer.pid, model=asked.name, index=index)
                     if generation.finish_reason is None:
                         yield piece
                         continue

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from microkernel.errors import Invalid, NotFound, Overloaded, Unavailable
+from services.inference.messages import Grammar
 
 __all__ = ["ContextFiles", "SavedAnswer"]
 
@@ -29,6 +30,7 @@ class SavedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     stop: list[str]
     continues: bool
+    grammar: Grammar | None = None
     prompt_tokens: int
     context: bytes
 

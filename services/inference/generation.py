@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 
 from microkernel.errors import Internal, MicrokernelError
 from services.inference.engine.engine import Output
+from services.inference.messages import TokenLogprob
 from services.inference.text.detokenizer import IncrementalText
+from services.inference.text.logprobs import LogprobsOfText
 from services.inference.text.stops import StopMatcher
 
 __all__ = ["Generation", "first_of"]
@@ -23,7 +25,14 @@ class Generation:
     """The state of one answer. `tokens` counts what was generated, stop token included."""
 
     def __init__(
-        self, number: int, *, text: IncrementalText, stops: StopMatcher, prompt_tokens: int, began: float
+        self,
+        number: int,
+        *,
+        text: IncrementalText,
+        stops: StopMatcher,
+        prompt_tokens: int,
+        began: float,
+        logprobs: LogprobsOfText | None = None,
     ) -> None:
         self.number = number
         self.prompt_tokens = prompt_tokens
@@ -39,6 +48,9 @@ class Generation:
         self.hold: Callable[[Generation], None] | None = None
         self._text = text
         self._stops = stops
+        self._logprobs = logprobs
+        self._shown = 0  # characters that were read
+        self._cut = False  # by a stop string
         self._pending: list[str] = []
         self._unread = 0
         self._error: MicrokernelError | None = None
@@ -69,12 +81,15 @@ class Generation:
         if output.finish_reason == "stop":
             self._finish("stop")
             return
-        text, stopped = self._stops.push(self._text.push(output.token))
+        grown = self._text.push(output.token)
+        if self._logprobs is not None and output.logprobs is not None:
+            self._logprobs.push(output.token, output.logprobs, len(grown))
+        text, stopped = self._stops.push(grown)
         self._pending.append(text)
         if stopped:
-            self.finish_reason = "stop"
+            self.finish_reason, self._cut = "stop", True
         elif output.finish_reason is not None:
-            self._finish(output.finish_reason)
+            self._finish("stop" if output.finish_reason == "complete" else output.finish_reason)
         elif self._unread > AHEAD and any(self._pending):
             # Tokens without text (a stop string that may be coming) are nothing that a reader could take.
             self._hold(now)
@@ -102,6 +117,7 @@ class Generation:
         if self._error is not None and not any(self._pending):
             raise self._error
         text = "".join(self._pending)
+        self._shown += len(text)
         self._pending.clear()
         self._unread = 0
         self._hold(None)
@@ -114,10 +130,17 @@ class Generation:
             text, _ = self._stops.push(self._text.push(token))
             self._pending.append(text)
 
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Those of the text that was read, once each; of tokens without text too when the answer has ended."""
+        if self._logprobs is None:
+            return []
+        whole = self.finish_reason is not None and not self._cut
+        return self._logprobs.take(None if whole else self._shown)
+
     def _finish(self, reason: str) -> None:
         rest, stopped = self._stops.push(self._text.flush())
         self._pending += [rest, "" if stopped else self._stops.flush()]
-        self.finish_reason = "stop" if stopped else reason
+        self.finish_reason, self._cut = "stop" if stopped else reason, stopped
         self._rouse()
 
     def _hold(self, since: float | None) -> None:

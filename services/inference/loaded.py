@@ -25,7 +25,10 @@ from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.proposers import PromptLookup, Proposer
 from services.inference.engine.sampler import resolve
 from services.inference.foreign.folder import ForeignFolder, open_folder
-from services.inference.messages import ChatMessage, LoadedModel, SamplingParams
+from services.inference.grammar.compiler import GrammarCompiler
+from services.inference.grammar.matcher import CompiledGrammar
+from services.inference.messages import ChatMessage, Grammar, LoadedModel, OutputParams, SamplingParams
+from services.inference.output_params import check_output, logit_bias, stop_tokens
 from services.inference.runner import Runner
 from services.inference.settings import InferenceSettings
 from services.inference.text.template import ChatTemplate, encode_prompt, open_template
@@ -153,6 +156,7 @@ class Loaded:
         self._sampling = opened.sampling
         self._engine = engine
         self._encoders = ThreadPoolExecutor(ENCODERS)
+        self._grammars = GrammarCompiler(opened.tokenizer, opened.checkpoint.config.vocab_size)
 
     @staticmethod
     async def load(
@@ -242,33 +246,44 @@ class Loaded:
         """Take an adapter away. Raises `PreconditionFailed` while requests use it."""
         await self.runner.ask(lambda engine: engine.remove_adapter(number))
 
+    async def compile(self, grammar: Grammar | None, owner: str) -> CompiledGrammar | None:
+        """What a request's grammar lets its answer be. Raises `Invalid` that says what is wrong with it."""
+        return None if grammar is None else await self._grammars.compile(grammar, owner)
+
     def close(self) -> None:
         """End the threads that encode, once what they do is done; nothing can be encoded afterwards."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
+        self._grammars.close()
 
     def request(
         self,
         number: int,
         prompt: list[int],
-        params: SamplingParams,
+        params: OutputParams,
         max_tokens: int | None,
         defaults: SamplingParams,
         *,
         owner: str = "local",
         adapter: int | None = None,
+        grammar: CompiledGrammar | None = None,
     ) -> Request:
         """A request for the engine. Raises `Invalid` that names the field which does not fit."""
         room = self.context_length - len(prompt)
         wanted = max(1, room) if max_tokens is None else max_tokens
         check_prompt(prompt, wanted, context_length=self.context_length, vocab_size=self.config.vocab_size)
+        check_output(params, wanted, self.config.vocab_size)
         return Request(
             id=number,
             prompt=prompt,
             max_tokens=min(wanted, room),
             params=resolve(params, self._sampling, defaults),
-            stop_tokens=self.tokenizer.eos_ids,
+            stop_tokens=stop_tokens(params, self.tokenizer.eos_ids),
             owner=owner,
             adapter=adapter,
+            min_tokens=params.min_tokens,
+            logit_bias=logit_bias(params),
+            grammar=grammar,
+            logprobs=params.logprobs,
         )
 
     def describe(self, *, default: bool) -> LoadedModel:

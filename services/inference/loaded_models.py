@@ -28,7 +28,7 @@ from services.inference.decoders import Computing
 from services.inference.generation import Generation
 from services.inference.loaded import Loaded, Opened, fit, open_model
 from services.inference.loaded_adapters import Asked, LoadedAdapters
-from services.inference.messages import LoadedModel, SamplingParams
+from services.inference.messages import LoadedModel, OutputParams
 from services.inference.placement import AUTO, candidates, has_own_memory, usable
 from services.inference.settings import InferenceSettings
 from services.inference.text.detokenizer import IncrementalText
@@ -340,7 +340,7 @@ class LoadedModels:
         """Have one real token made: a model is ready when it has answered, not when it was read."""
         number = next(self._numbers)
         prompt = [min(loaded.tokenizer.eos_ids, default=0)]
-        request = loaded.request(number, prompt, SamplingParams(temperature=0.0), 1, self._defaults)
+        request = loaded.request(number, prompt, OutputParams(temperature=0.0), 1, self._defaults)
         generation = Generation(
             number,
             text=IncrementalText(loaded.tokenizer),

@@ -11,9 +11,11 @@ __all__ = [
     "ChatMessage",
     "Complete",
     "ForgetContext",
+    "Grammar",
     "LoadAdapter",
     "LoadModel",
     "LoadedModel",
+    "OutputParams",
     "PauseProcess",
     "Piece",
     "RestoreContext",
@@ -22,6 +24,7 @@ __all__ = [
     "SaveContext",
     "SavedContext",
     "UnloadAdapter",
+    "TokenLogprob",
     "UnloadModel",
     "Usage",
 ]
@@ -55,7 +58,36 @@ class SamplingParams(Message, kw_only=True):
     seed: int | None = None
 
 
-class Chat(SamplingParams, kw_only=True):
+class Grammar(Message, kw_only=True):
+    """What the text of an answer must fit; exactly one of these.
+
+    `regex` has the syntax of Rust's expressions and matches all of the text. `lark` is a context-free grammar in Lark's
+    syntax or in GBNF.
+    """
+
+    json_schema: dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    lark: str | None = None
+
+
+class OutputParams(SamplingParams, kw_only=True):
+    """What an answer must be, and what is told of it beside its text.
+
+    `logit_bias` is added to the logits of tokens, by their ids. `stop_token_ids` end the answer as the model's own end
+    tokens do, neither before `min_tokens` tokens; with `ignore_eos` those do not. Where a `grammar` lets only the end
+    follow, it ends. `logprobs` asks how likely each token was, and that many of the likeliest ones, up to 20.
+    """
+
+    grammar: Grammar | None = None
+    logit_bias: dict[str, float] = {}
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = []
+    logprobs: int | None = None
+
+
+class Chat(OutputParams, kw_only=True):
     """Ask for the next turn. `max_tokens` None goes on to the end of the context. `model` None is the default one;
     the name of an adapter is its model with it.
 
@@ -71,7 +103,7 @@ class Chat(SamplingParams, kw_only=True):
     owner: str = "local"
 
 
-class Complete(SamplingParams, kw_only=True):
+class Complete(OutputParams, kw_only=True):
     """Ask for what follows `prompt`: text, or token ids that are taken as they are. Fields as in `Chat`."""
 
     prompt: str | list[int]
@@ -96,15 +128,31 @@ class Usage(Message, kw_only=True):
     total_seconds: float = 0.0
 
 
+class TokenLogprob(Message, kw_only=True):
+    """How likely a token was: the natural logarithm of its chance, -9999 for none, before anything changed the chances.
+
+    `text` is what `bytes` are as UTF-8; they may end inside a character. `top` are the likeliest tokens at its place.
+    """
+
+    token: int
+    text: str
+    bytes: list[int]
+    logprob: float
+    top: list[TokenLogprob] = []
+
+
 class Piece(Message, kw_only=True):
     """One item of an answer's stream. The last one has `finish_reason` (`stop` or `length`) and `usage`.
 
     The first piece comes when the request was admitted, with empty text: from it on, `pid` can be shown and killed.
-    Of several answers, each has such pieces of its own; `index` says of which one a piece is.
+    `logprobs` are those of the tokens that the text is made of, if they were asked for. Those of a token with a part of
+    a character come with the character. Of several answers, each has such pieces of its own; `index` says of which one
+    a piece is.
     """
 
     text: str = ""
     index: int = 0
+    logprobs: list[TokenLogprob] = []
     pid: int = 0
     model: str = ""
     finish_reason: str | None = None

@@ -17,6 +17,7 @@ from microkernel.executor import Executor
 from services.inference.engine.context import Context
 from services.inference.engine.engine import Engine, Output, Request
 from services.inference.generation import Generation
+from services.inference.grammar.matcher import CompiledGrammar
 
 __all__ = ["Runner"]
 
@@ -54,13 +55,15 @@ class Runner:
         generation.hold = self._hold
         self._ask(lambda: self._engine.add(request))
 
-    async def restore(self, context: Context, generation: Generation, adapter: int | None) -> None:
-        """Have `generation` go on with a context, and the adapter of that number. Raises as `Engine.restore`."""
+    async def restore(
+        self, context: Context, generation: Generation, adapter: int | None, grammar: CompiledGrammar | None
+    ) -> None:
+        """Have `generation` go on with a context, its adapter and its grammar. Raises as `Engine.restore`."""
         number = generation.number
         self._generations[number] = generation
         generation.hold = self._hold
         try:
-            await self.ask(lambda engine: engine.restore(context, number, adapter=adapter))
+            await self.ask(lambda engine: engine.restore(context, number, adapter=adapter, grammar=grammar))
         except BaseException:
             self.cancel(generation)
             raise

@@ -72,8 +72,9 @@ class Inference(Service):
         with asked.stays():
             prompt = await asked.loaded.encode_chat(message.messages)
             last = message.messages[-1].content if message.messages else ""
-            wanted = Wanted(kind="chat", title=_title(last), stop=message.stop, continues=False)
-            async with aclosing(self._answers.give(asked, wanted, self._requests(asked, prompt, message))) as pieces:
+            wanted = _wanted(message, kind="chat", title=_title(last), continues=False)
+            requests = await self._requests(asked, prompt, message)
+            async with aclosing(self._answers.give(asked, wanted, requests)) as pieces:
                 async for piece in pieces:
                     yield piece
 
@@ -84,8 +85,9 @@ class Inference(Service):
         with asked.stays():
             prompt = message.prompt
             tokens = await asked.loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
-            wanted = Wanted(kind="complete", title=_title(prompt), stop=message.stop, continues=True)
-            async with aclosing(self._answers.give(asked, wanted, self._requests(asked, tokens, message))) as pieces:
+            wanted = _wanted(message, kind="complete", title=_title(prompt), continues=True)
+            requests = await self._requests(asked, tokens, message)
+            async with aclosing(self._answers.give(asked, wanted, requests)) as pieces:
                 async for piece in pieces:
                     yield piece
 
@@ -113,7 +115,9 @@ class Inference(Service):
         asked = await self._models.asked(saved.model)
         with asked.stays():
             context = await asyncio.to_thread(Context.load, saved.context)
-            async with aclosing(self._answers.go_on(asked, saved, context, replay=message.replay)) as pieces:
+            grammar = await asked.loaded.compile(saved.grammar, context.request.owner)
+            answer = self._answers.go_on(asked, saved, context, grammar, replay=message.replay)
+            async with aclosing(answer) as pieces:
                 async for piece in pieces:
                     yield piece
 
@@ -186,18 +190,36 @@ class Inference(Service):
         """Nothing is computed on a lost device any more: its models end, and are loaded elsewhere when asked."""
         await self._models.leave(event.body["name"])
 
-    def _requests(self, asked: Asked, prompt: list[int], message: Chat | Complete) -> list[Request]:
+    async def _requests(self, asked: Asked, prompt: list[int], message: Chat | Complete) -> list[Request]:
         """A request for each answer, without a number."""
         if not 1 <= message.n <= MOST_ANSWERS:
             raise Invalid(f"n is {message.n}, allowed is 1 to {MOST_ANSWERS}", field="n")
         owner = caller() or message.owner
         first = asked.loaded.request(
-            0, prompt, message, message.max_tokens, self.settings.sampling, owner=owner, adapter=asked.number
+            0,
+            prompt,
+            message,
+            message.max_tokens,
+            self.settings.sampling,
+            owner=owner,
+            adapter=asked.number,
+            grammar=await asked.loaded.compile(message.grammar, owner),
         )
         return [
             msgspec.structs.replace(first, params=msgspec.structs.replace(first.params, seed=first.params.seed + place))
             for place in range(message.n)
         ]
+
+
+def _wanted(message: Chat | Complete, *, kind: str, title: str, continues: bool) -> Wanted:
+    return Wanted(
+        kind=kind,
+        title=title,
+        stop=message.stop,
+        continues=continues or message.grammar is not None,  # a grammar sees every byte, so a first space is kept
+        grammar=message.grammar,
+        logprobs=message.logprobs is not None,
+    )
 
 
 def _keeper() -> str:

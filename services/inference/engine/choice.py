@@ -7,6 +7,8 @@ from collections.abc import Sequence as Several
 import torch
 
 from microkernel.errors import DataLoss, MicrokernelError, from_exception
+from services.inference.engine.logprobs import Logprobs
+from services.inference.engine.logprobs import take as take_logprobs
 from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
 from services.inference.engine.sequence import Sequence
 
@@ -16,21 +18,23 @@ __all__ = ["Answer", "choose"]
 class Answer:
     """What one sequence gets from a step: a token, and one more for each guess that was right."""
 
-    __slots__ = ("error", "guessed", "row", "sequence", "tokens")
+    __slots__ = ("error", "guessed", "logprobs", "row", "sequence", "tokens")
 
     def __init__(self, sequence: Sequence, row: int, guessed: list[int] | None = None) -> None:
         self.sequence = sequence
         self.row = row
         self.guessed = guessed or []
         self.tokens: list[int] = []
+        self.logprobs: list[Logprobs | None] = []
         self.error: MicrokernelError | None = None
 
-    def add(self, token: int | MicrokernelError) -> None:
-        """Take what was chosen."""
+    def add(self, token: int | MicrokernelError, likely: Logprobs | None) -> None:
+        """Take what was chosen, and how likely it was."""
         if isinstance(token, MicrokernelError):
             self.error = token
         else:
             self.tokens.append(token)
+            self.logprobs.append(likely)
             self.sequence.tokens.append(token)
 
     def was_right(self, place: int) -> bool:
@@ -49,8 +53,10 @@ def choose(logits: torch.Tensor, answers: Several[Answer]) -> None:
     while going:
         rows = [answer.row + place for answer in going]
         picked = logits if rows == list(range(len(logits))) else logits[rows]
-        for answer, token in zip(going, _sample(picked, [each.sequence.sampler for each in going]), strict=True):
-            answer.add(token)
+        tokens = _sample(picked, [answer.sequence.sampler for answer in going])
+        likely = take_logprobs(picked, tokens, [answer.sequence.request.logprobs for answer in going])
+        for each in zip(going, tokens, likely, strict=True):
+            Answer.add(*each)
         going, place = [answer for answer in going if answer.was_right(place)], place + 1
 
 
@@ -66,4 +72,7 @@ def _sample(logits: torch.Tensor, states: Several[SamplerState]) -> list[int | M
         "the model's output holds no finite numbers",
         remedy="verify the model's files; a model that overflows in bfloat16 needs float32",
     )
-    return [broken if token == NO_TOKEN else token for token in tokens]
+    failures = [None if state.constraint is None else state.constraint.failure for state in states]
+    return [
+        (failure or broken) if token == NO_TOKEN else token for token, failure in zip(tokens, failures, strict=True)
+    ]

@@ -31,6 +31,7 @@ from services.inference.cache.host import HostTier, Lowers
 from services.inference.cache.keys import PAGE
 from services.inference.cache.saved import SavedPages
 from services.inference.checkpoint.adapter import Adapter
+from services.inference.engine import logprobs
 from services.inference.engine.adapters import Adapters
 from services.inference.engine.batch import Batch, Share
 from services.inference.engine.choice import Answer, choose
@@ -41,6 +42,7 @@ from services.inference.engine.pace import Pace
 from services.inference.engine.proposers import Proposer
 from services.inference.engine.sampler import NO_TOKEN, SamplerState
 from services.inference.engine.sequence import Request, Sequence
+from services.inference.grammar.matcher import CompiledGrammar
 
 __all__ = ["Context", "Engine", "Output", "Request", "check_prompt"]
 
@@ -49,10 +51,11 @@ PATIENCE = 0.005  # seconds that a step waits for the disk where there is nothin
 
 
 class Output(msgspec.Struct, frozen=True):
-    """What a step gave one sequence. After a `finish_reason` (stop, length) or an `error` no more comes.
+    """What a step gave one sequence. After a `finish_reason` (stop, complete, length) or an `error` no more comes.
 
-    With "stop", `token` is the stop token, which is no text. With an error it is -1. Of the prompt's tokens, `cached`
-    did not have to be computed.
+    With "stop", `token` is the stop token, which is no text. With "complete" it is text, behind which the grammar lets
+    nothing follow. With an error it is -1. Of the prompt's tokens, `cached` did not have to be computed. `logprobs` are
+    there if the request asks for them.
     """
 
     id: int
@@ -60,6 +63,7 @@ class Output(msgspec.Struct, frozen=True):
     finish_reason: str | None = None
     error: MicrokernelError | None = None
     cached: int = 0
+    logprobs: logprobs.Logprobs | None = None
 
 
 class Engine:
@@ -195,20 +199,27 @@ class Engine:
         held = [] if table is None else table.pages[: -(-length // PAGE)]
         return Context(
             space=self._adapters.space(sequence.request),
-            request=sequence.request,
+            request=msgspec.structs.replace(sequence.request, grammar=None),
             answer=tuple(sequence.tokens[len(sequence.request.prompt) :]),
             draws=sequence.sampler.draws,
             length=length,
             pages=[self._storage.read(page) for page in held],
         )
 
-    def restore(self, context: Context, id: int, *, adapter: int | None = None) -> None:  # noqa: A002 - as above
+    def restore(
+        self,
+        context: Context,
+        id: int,  # noqa: A002 - as above
+        *,
+        adapter: int | None = None,
+        grammar: CompiledGrammar | None = None,
+    ) -> None:
         """Go on with a context, as request `id`: its next token is the one that it would have had.
 
-        `adapter` is the number that its adapter has here. Raises `PreconditionFailed` for one of another model or
-        adapter, or of other kernels.
+        `adapter` is the number that its adapter has here, and `grammar` what it was constrained by. Raises
+        `PreconditionFailed` for one of another model or adapter, or of other kernels.
         """
-        request = msgspec.structs.replace(context.request, id=id, fork_of=None, adapter=adapter)
+        request = msgspec.structs.replace(context.request, id=id, fork_of=None, adapter=adapter, grammar=grammar)
         self._adapters.check(request)
         fits = context.space == self._adapters.space(request)
         if not fits or any(len(page) != self.page_bytes for page in context.pages):
@@ -232,7 +243,9 @@ class Engine:
             self.check(request.prompt, request.max_tokens)
             self._adapters.check(request)
             config = self._decoder.config
-            state = SamplerState(request.params, request.prompt, config.vocab_size, self._decoder.device)
+            state = SamplerState(
+                request.params, request.prompt, config.vocab_size, self._decoder.device, request.constraint()
+            )
         except (MicrokernelError, ValueError, RuntimeError) as error:
             self._refused.append(_broken(request.id, error))
             return None
@@ -375,10 +388,13 @@ class Engine:
             self._guessed += len(answer.guessed)
             self._guessed_right += right
         cached = max(0, sequence.found)
-        outputs = [Output(request.id, token, cached=cached) for token in answer.tokens[:-1]]
-        if answer.tokens:
+        outputs = [
+            Output(request.id, token, cached=cached, logprobs=likely)
+            for token, likely in zip(answer.tokens, answer.logprobs, strict=True)
+        ]
+        if outputs:
             reason = sequence.ended_by(answer.tokens[-1])
-            outputs.append(Output(request.id, answer.tokens[-1], reason, cached=cached))
+            outputs[-1] = msgspec.structs.replace(outputs[-1], finish_reason=reason)
             if reason is not None and answer.error is None:
                 self._batch.leave(sequence)
         if answer.error is not None:

@@ -1,6 +1,6 @@
 """Hot, once a step on the device thread: chooses the next token of every sequence in a batch from its logits.
 
-Order of operations, as the field has it (transformers, vLLM): penalties, temperature, top-k, top-p, min-p;
+Order of operations, as the field has it (transformers, vLLM): constraints, penalties, temperature, top-k, top-p, min-p;
 what is left is drawn by its share. Each filter sees what the one before it kept, renormalised.
 
 - repetition penalty: CTRL, https://arxiv.org/abs/1909.05858, over the distinct tokens of prompt and answer
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from microkernel.errors import Invalid
+from services.inference.engine.constraints import Constraint, constrain
 from services.inference.messages import SamplingParams
 
 __all__ = ["NO_TOKEN", "ResolvedSampling", "SamplerState", "resolve", "sample"]
@@ -100,11 +101,11 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 class SamplerState:
     """What one sequence brings to its choices: parameters, generator, and the tokens that penalties look at.
 
-    `prompt_tokens` are ids of the prompt, `device` is where the logits will lie. Not thread-safe: it belongs
-    to the device thread.
+    `prompt_tokens` are ids of the prompt, `device` is where the logits will lie, `constraint` what is demanded beside.
+    Not thread-safe: it belongs to the device thread.
     """
 
-    __slots__ = ("_counts", "_ids", "_random", "_slots", "device", "draws", "params")
+    __slots__ = ("_counts", "_ids", "_random", "_slots", "constraint", "device", "draws", "params")
 
     def __init__(
         self,
@@ -112,8 +113,10 @@ class SamplerState:
         prompt_tokens: Sequence[int],
         vocab_size: int,
         device: torch.device | str = "cpu",
+        constraint: Constraint | None = None,
     ) -> None:
         self.params = params
+        self.constraint = constraint
         self.device = torch.device(device)
         self.draws = 0  # how many of its random numbers were taken
         self._random = random.Random(params.seed)  # noqa: S311 - chooses words, guards no secret
@@ -128,6 +131,8 @@ class SamplerState:
 
     def record(self, token: int) -> None:
         """Count `token` as part of the answer; `sample` does so for the tokens that it chooses."""
+        if self.constraint is not None:
+            self.constraint.record(token)
         if not self.params.penalised:
             return
         slot = self._slots.setdefault(token, len(self._slots))
@@ -148,6 +153,11 @@ class SamplerState:
         """Distinct tokens that penalties look at (int64), and how often each is in the answer (float32)."""
         return self._ids[: len(self._slots)], self._counts[: len(self._slots)]
 
+    @property
+    def complete(self) -> bool:
+        """Whether the answer is whole: its grammar lets nothing follow."""
+        return self.constraint is not None and self.constraint.complete
+
     def draw(self) -> float:
         """The next number of the request's own generator, in [0, 1)."""
         self.draws += 1
@@ -158,7 +168,8 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
     """The next token of each row of `logits` (float32 [batch, vocabulary]): int64 [batch] on the CPU.
 
     `logits` are left as they are. A chosen token is recorded in the row's state. A row without a choice (NaN,
-    +inf, or nothing but -inf) gets `NO_TOKEN`, and its batch mates are not touched by it.
+    +inf, nothing but -inf, or a constraint that allows none: see its `failure`) gets `NO_TOKEN`, and its batch mates
+    are not touched by it.
     """
     assert logits.dim() == 2, "logits are [batch, vocabulary]"
     assert logits.shape[0] == len(states), "every row of logits has a state"
@@ -173,6 +184,8 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
 
 def _choose(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
     """As `sample`, all rows at once."""
+    if any(state.constraint is not None for state in states):
+        logits = constrain(logits, [state.constraint for state in states])
     if any(state.params.penalised for state in states):
         logits = _penalise(logits, states)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]

@@ -9,9 +9,11 @@ import msgspec
 
 from services.inference.cache.saved import Loading
 from services.inference.cache.table import Table
+from services.inference.engine.constraints import Constraint
 from services.inference.engine.forward import Storage
 from services.inference.engine.guess import Guess
 from services.inference.engine.sampler import ResolvedSampling, SamplerState
+from services.inference.grammar.matcher import CompiledGrammar
 
 __all__ = ["Request", "Sequence"]
 
@@ -19,8 +21,11 @@ __all__ = ["Request", "Sequence"]
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for up to `max_tokens` tokens after `prompt`, on the account of `owner`, of the model with `adapter`.
 
-    `id` is the caller's: no two at once have the same. `fork_of` is the id of a request with the same prompt and owner
-    that was added just before: its prompt is read once for both.
+    `id` is the caller's: no two at once have the same. `stop_tokens` end the answer, not before `min_tokens`. With
+    `grammar`, its text fits that, or is cut short by `max_tokens`. `logit_bias` are pairs of a token and what is added
+    to its logit. `logprobs` asks how likely each token was, and that many of the likeliest (`logprobs.MOST` at most).
+    `fork_of` is the id of a request with the same prompt and owner that was added just before: its prompt is read once
+    for both.
     """
 
     id: int
@@ -31,6 +36,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = "local"
     fork_of: int | None = None
     adapter: int | None = None
+    min_tokens: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: CompiledGrammar | None = None
+    logprobs: int | None = None
+
+    def constraint(self) -> Constraint | None:
+        """What it demands of its tokens, for an answer that begins; None if that is nothing."""
+        if self.grammar is None and not self.logit_bias and not self.min_tokens:
+            return None
+        return Constraint(
+            stop_tokens=self.stop_tokens,
+            min_tokens=self.min_tokens,
+            logit_bias=self.logit_bias,
+            grammar=self.grammar,
+        )
 
 
 class Sequence:
@@ -73,9 +93,11 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt)
 
     def ended_by(self, token: int) -> str | None:
-        """Why its answer ends with `token`, its newest: "stop" or "length"; None where it goes on."""
+        """Why its answer ends with `token`, its newest: "stop", "complete", "length"; None where it goes on."""
         if token in self.request.stop_tokens:
             return "stop"
+        if self.sampler.complete:
+            return "complete"
         return "length" if len(self.tokens) >= self.limit else None
 
     def view(self, storage: Storage) -> Any:

@@ -184,9 +184,9 @@ async def test_an_answer_that_breaks_off_is_an_error(site):
         ({"messages": []}, "messages"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": [5]}, "logit_bias"),
     ],
 )
 async def test_a_bad_or_unsupported_field_is_named(site, fields, param):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from microkernel.errors import Invalid, MicrokernelError, Unimplemented
 from services.gateway.openai_request import _REFUSED, ChatRequest, parse_chat
+from services.inference.messages import Grammar
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -56,6 +57,15 @@ def test_unknown_fields_are_ignored():
         ("stream", [True, False]),
         ("model", ["x", "x" * 512]),
         ("user", ["somebody"]),
+        ("logprobs", [True, False]),
+        ("logit_bias", [{}, {"50256": -100}]),
+        ("min_tokens", [0, 5]),
+        ("ignore_eos", [True, False]),
+        ("stop_token_ids", [[], [2, 3]]),
+        ("guided_regex", ["[a-z]+"]),
+        ("guided_choice", [["yes", "no"]]),
+        ("guided_grammar", ['start: "a"']),
+        ("guided_json", [{"type": "object"}, True]),
     ],
 )
 def test_values_within_their_limits_are_taken(field, values):
@@ -82,6 +92,16 @@ def test_values_within_their_limits_are_taken(field, values):
         ("model", [5, "x" * 513, []]),
         ("messages", [[], "Hello", {}, None]),
         ("user", [5]),
+        ("logprobs", [2, "yes"]),
+        ("top_logprobs", [-1, 21, True, 3]),  # 3 without `logprobs`
+        ("logit_bias", [[], {"5": "much"}, 7]),
+        ("min_tokens", [-1, 1.5]),
+        ("ignore_eos", ["yes"]),
+        ("stop_token_ids", [5, ["a"]]),
+        ("guided_regex", [5, ["a"]]),
+        ("guided_choice", ["yes", [1]]),
+        ("guided_json", [5, "{", "[]"]),
+        ("guided_grammar", [{}]),
     ],
 )
 def test_values_beyond_their_limits_are_refused_by_name(field, values):
@@ -100,19 +120,10 @@ def test_values_beyond_their_limits_are_refused_by_name(field, values):
         ("tool_choice", "none", {"type": "function", "function": {"name": "f"}}),
         ("functions", [], [{"name": "f"}]),
         ("function_call", "none", {"name": "f"}),
-        ("response_format", {"type": "text"}, {"type": "json_object"}),
-        ("response_format", None, {"type": "json_schema", "json_schema": {}}),
-        ("logprobs", False, True),
-        ("top_logprobs", 0, 5),
-        ("logit_bias", {}, {"50256": -100}),
         ("audio", None, {"voice": "alloy"}),
         ("modalities", ["text"], ["text", "audio"]),
         ("web_search_options", None, {}),
         ("n", 1, 2),
-        ("guided_json", None, {"type": "object"}),
-        ("min_tokens", 0, 5),
-        ("ignore_eos", False, True),
-        ("stop_token_ids", [], [2]),
         ("chat_template", None, "{{ messages }}"),
         ("continue_final_message", False, True),
     ],
@@ -160,7 +171,7 @@ def test_tools_and_pictures_in_messages_are_refused(message, field):
     assert failure.value.field == field
 
 
-@pytest.mark.parametrize("field", ["tools", "logit_bias", "stop"])
+@pytest.mark.parametrize("field", ["tools", "logit_bias", "stop", "guided_choice", "response_format"])
 def test_what_is_refused_or_too_long_is_never_built(field):
     body = b'{"messages": [{"role": "user", "content": "a"}], "%s": [' % field.encode() + b'"ab",' * 200_000 + b'""]}'
     tracemalloc.start()
@@ -186,6 +197,97 @@ def test_sixteen_stop_texts_of_full_length_fit_however_they_are_escaped():
 
 def test_an_assistants_turn_may_carry_empty_lists():
     parse(messages=[{"role": "assistant", "content": "a", "tool_calls": [], "refusal": None, "audio": None}])
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar", "field"),
+    [
+        ({"response_format": {"type": "json_object"}}, Grammar(json_schema={"type": "object"}), "response_format"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "strict": True, "schema": SCHEMA},
+                }
+            },
+            Grammar(json_schema=SCHEMA),
+            "response_format",
+        ),
+        ({"guided_json": SCHEMA}, Grammar(json_schema=SCHEMA), "guided_json"),
+        ({"guided_json": json.dumps(SCHEMA)}, Grammar(json_schema=SCHEMA), "guided_json"),
+        ({"guided_regex": "a+"}, Grammar(regex="a+"), "guided_regex"),
+        ({"guided_choice": ["a", "b"]}, Grammar(choice=["a", "b"]), "guided_choice"),
+        ({"guided_grammar": "start: /a/"}, Grammar(lark="start: /a/"), "guided_grammar"),
+        ({"structured_outputs": {"json": SCHEMA}}, Grammar(json_schema=SCHEMA), "structured_outputs.json"),
+        ({"structured_outputs": {"regex": "a"}}, Grammar(regex="a"), "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": ["a"]}}, Grammar(choice=["a"]), "structured_outputs.choice"),
+        ({"structured_outputs": {"grammar": "x"}}, Grammar(lark="x"), "structured_outputs.grammar"),
+        (
+            {"structured_outputs": {"json_object": True}},
+            Grammar(json_schema={"type": "object"}),
+            "structured_outputs.json_object",
+        ),
+    ],
+)
+def test_what_an_answer_must_fit_is_understood_in_every_dialect(fields, grammar, field):
+    request = parse(**fields)
+    assert request.to_chat("ana").grammar == grammar
+    assert request.field_of("grammar") == field
+    assert request.field_of("temperature") == "temperature"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"response_format": {"type": "text"}},
+        {"structured_outputs": {}},
+        {"structured_outputs": {"json_object": False, "structural_tag": None}},
+    ],
+)
+def test_what_demands_nothing_is_no_grammar(fields):
+    assert parse(**fields).to_chat("ana").grammar is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"response_format": {}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": "json"}, "response_format"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "structured_outputs.regex",
+        ),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex"),
+    ],
+)
+def test_a_demand_that_is_none_or_more_than_one_is_named(fields, field):
+    with pytest.raises(Invalid) as failure:
+        parse(**fields)
+    assert failure.value.field == field
+
+
+def test_a_structural_tag_is_not_supported_yet():
+    with pytest.raises(Unimplemented) as failure:
+        parse(structured_outputs={"structural_tag": {"a": 1}})
+    assert failure.value.field == "structured_outputs.structural_tag"
+
+
+def test_log_probabilities_are_asked_in_openais_two_fields():
+    assert parse(top_logprobs=0).to_chat("ana").logprobs is None
+    assert parse(logprobs=True).to_chat("ana").logprobs == 0
+    assert parse(logprobs=True, top_logprobs=5).to_chat("ana").logprobs == 5
 
 
 def test_a_missing_field_is_named():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from typing import Literal
+
 import aiohttp
 import openai
+import pydantic
 import pytest
 
 from microkernel.testing import TestKernel
@@ -47,3 +51,29 @@ async def test_the_default_model_answers_whole_and_streamed_alike(default_model)
                 await client.chat.completions.create(**{**ASKED, "model": "no-such-model"})
             assert failure.value.code == "model_not_found"
         assert system.calls_in_flight() == {}
+
+
+class City(pydantic.BaseModel):
+    """What the default model is asked about."""
+
+    name: str
+    country: Literal["France", "Spain", "Italy"]
+    inhabitants: int
+
+
+async def test_the_default_model_answers_by_a_schema_and_says_how_likely_each_token_was(default_model):
+    settings = {"gateway": {"port": 0}, "inference": {"model": str(default_model)}}
+    async with TestKernel(Devices, Memory, Models, Scheduler, Inference, Gateway, settings=settings) as system:
+        url = (await system.call("gateway.address")).url
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=system.token, max_retries=0) as client:
+            asked = {**ASKED, "messages": [{"role": "user", "content": "Describe Paris as JSON."}], "max_tokens": 128}
+            answer = await client.chat.completions.parse(**asked, response_format=City, logprobs=True, top_logprobs=3)
+            choice = answer.choices[0]
+            assert isinstance(choice.message.parsed, City)
+            assert choice.finish_reason == "stop"
+            assert "".join(one.token for one in choice.logprobs.content) == choice.message.content
+            plain = await client.chat.completions.create(**asked, response_format={"type": "json_object"})
+            if plain.choices[0].finish_reason == "stop":  # a small model may go on to its limit
+                assert isinstance(json.loads(plain.choices[0].message.content), dict)
+            word = await client.chat.completions.create(**ASKED, extra_body={"guided_choice": ["Paris", "Rome"]})
+            assert word.choices[0].message.content == "Paris"
