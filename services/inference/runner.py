@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 
 from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception
 from microkernel.executor import Executor
@@ -31,6 +32,7 @@ class Runner:
         self._closed = False
         self.running = 0
         self.waiting = 0
+        self.steps = 0
 
     @property
     def generations(self) -> tuple[Generation, ...]:
@@ -52,6 +54,8 @@ class Runner:
 
     async def run(self) -> None:
         """The loop; ends by cancellation. If a step raises, all answers end with the reason and it is raised."""
+        loop = asyncio.get_running_loop()
+        self._engine.on_room = partial(loop.call_soon_threadsafe, self._wake.set)
         try:
             while True:
                 await self._wake.wait()
@@ -72,6 +76,7 @@ class Runner:
         commands, self._commands = self._commands, []
         outputs, idle, seconds = await self._executor.run(self._on_device, commands)
         self.running, self.waiting = self._engine.running, self._engine.waiting
+        self.steps += 1
         now = self._now()
         share = seconds / max(1, len(outputs))
         for output in outputs:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from microkernel.errors import Invalid
+from services.inference.cache.host_memory import ELASTIC, give_back
 from services.inference.cache.keys import PAGE
 from services.inference.checkpoint.architecture import DecoderConfig
 
@@ -46,6 +47,16 @@ class TensorPages:
         """Make a page zero: a NaN left behind would reach later sequences, as a weight of 0 does not undo it."""
         self._pages[page].zero_()
 
+    @property
+    def elastic(self) -> bool:
+        """Whether the system takes single pages back: main memory, where the system is Linux."""
+        return ELASTIC and self.device.type == "cpu"
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Give the memory of these pages back; they are zero when they are used again. Other devices keep it."""
+        if self.elastic:
+            give_back(self._pages.data_ptr(), self.page_bytes, pages)
+
     def release(self) -> None:
         """Give the memory back; contents are lost."""
         self._pages = self._empty()
@@ -62,7 +73,11 @@ class TensorPages:
 
     def _empty(self) -> torch.Tensor:
         with torch.inference_mode(mode=False):
-            return torch.zeros(self._shape, device=self.device, dtype=self.dtype)
+            pages = torch.zeros(self._shape, device=self.device, dtype=self.dtype)
+        if self.elastic:
+            # torch has written all the zeros: without them, a page takes memory when it is first used.
+            give_back(pages.data_ptr(), self.page_bytes, range(len(pages)))
+        return pages
 
 
 def page_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:

@@ -11,7 +11,7 @@ when its turn comes, and is computed again where it is not.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
 
 import msgspec
@@ -22,15 +22,17 @@ from microkernel.errors import (
     DataLoss,
     Invalid,
     MicrokernelError,
-    Overloaded,
     PreconditionFailed,
     from_exception,
 )
-from services.inference.cache.cache import Cache, Room, Status
+from services.inference.cache.cache import Cache, Room
 from services.inference.cache.keys import PAGE
+from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
+from services.inference.cache.status import Status
 from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Decoder, Part
+from services.inference.engine.relief import Relief
 from services.inference.engine.sampler import NO_TOKEN, SamplerState, sample
 from services.inference.engine.sequence import Request, Sequence
 
@@ -66,6 +68,7 @@ class Engine:
         space: bytes = b"",
         saved: SavedPages | None = None,
         owner_share: float = 1.0,
+        ledger: Ledger | None = None,
     ) -> None:
         """Start empty.
 
@@ -73,7 +76,7 @@ class Engine:
         One step computes `token_budget` tokens, and pages take up to `cache_bytes` (None: as much as the batch at
         full length needs). `space` names the model's content: equal prefixes in equal spaces have equal pages.
         Those of long contexts are kept in `saved` too, and found there again. One owner may have `owner_share` of the
-        pages, if `set_quota` has said nothing else.
+        pages, if `set_quota` has said nothing else; `ledger` says what it may have of the whole device.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -89,13 +92,22 @@ class Engine:
         self._token_budget = token_budget
         self._space = space + decoder.layout.encode()
         self._storage = decoder.storage(self._pages)
-        self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant)
+        self._cache = Cache(
+            self._pages,
+            self._storage,
+            deduplicate=decoder.invariant,
+            ledger=ledger,
+            page_bytes=self._storage.page_bytes,
+        )
         self._contexts = Contexts(self._cache, self._storage, saved)
         self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order in which they were admitted
         self._refused: list[Output] = []
         self._stuck = False  # what waits found no room, and nothing has changed since
+        self.on_room: Callable[[], object] = lambda: None  # told when something outside of a step has made room
+        batch = (self._running, self._waiting, self._give_up, self._look_again)
+        self.relief = Relief(self._cache, self._storage, self.context_length, *batch)
 
     @property
     def idle(self) -> bool:
@@ -159,9 +171,10 @@ class Engine:
 
     def hold(self, id: int, *, held: bool) -> None:  # noqa: A002 - as above
         """Let a sequence rest, its pages kept, or go on: its reader is behind. Does nothing before its first token."""
-        for sequence in self._running:
+        for sequence in (*self._running, *self._waiting):
             if sequence.request.id == id and sequence.generated:
                 sequence.held = held
+                self._stuck &= sequence.table is not None  # without pages it waits to be admitted again
 
     def set_quota(self, owner: str, pages: int | None) -> None:
         """Let `owner` have so many pages, running and cached; None: as many as there are."""
@@ -199,7 +212,12 @@ class Engine:
         if self._running:
             raise PreconditionFailed(f"{len(self._running)} sequences are running")
         self._cache.evict(self._pages)
+        self._cache.cool()
         self._storage.release()
+
+    def _look_again(self) -> None:
+        self._stuck = False
+        self.on_room()
 
     def _part(self, sequence: Sequence, count: int) -> Part:
         assert sequence.table is not None
@@ -233,8 +251,10 @@ class Engine:
             count = min(budget, admitted.missing)
             chosen.append((admitted, count))
             budget -= count
-        if not chosen and not self._running and self._waiting:
-            outputs.append(self._refuse_first())
+        if not chosen and not self._running:
+            hopeless = next((sequence for sequence in self._waiting if not self.relief.may_wait(sequence)), None)
+            if hopeless is not None:
+                outputs.append(self._refuse(hopeless))
         return chosen
 
     def _decoding(self) -> Iterator[Sequence]:
@@ -264,19 +284,22 @@ class Engine:
         self._running.remove(sequence)
         self._cache.release(sequence.drop())
         self._waiting.appendleft(sequence)
+        self._stuck = False
 
     def _admit(self, *, alone: bool) -> Sequence | None:
         """Let the first that waits and fits into the batch, with pages for all that it has; None where none can be."""
-        if self._stuck or len(self._running) >= self._max_batch:
+        if len(self._running) >= self._max_batch or not (self.relief.admitting or alone):
+            self._stuck = bool(self._waiting)
+        if self._stuck:
             return None
         over: set[str] = set()
         for sequence in self._waiting:
             owner = sequence.request.owner
-            if owner in over:
+            if owner in over or sequence.held:
                 continue
             table = self._cache.begin(owner, self._space, sequence.tokens)
             needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
-            crowded = self._cache.held + needed > CROWDED * self._pages and not alone
+            crowded = self._cache.held + needed > CROWDED * self._cache.pages.limit and not alone
             room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
             if room is Room.GRANTED:
                 sequence.table = table
@@ -289,25 +312,15 @@ class Engine:
                 break  # nobody overtakes: a long prompt would wait for ever behind short ones
             over.add(owner)
         self._stuck = bool(self._waiting)
+        for owner in over:
+            self._cache.wait(owner, self._look_again)
         return None
 
-    def _refuse_first(self) -> Output:
-        """What waits cannot be admitted though nothing runs: it never will be."""
-        sequence = self._waiting.popleft()
+    def _refuse(self, sequence: Sequence) -> Output:
+        """It cannot be admitted though nothing runs: it never will be."""
+        self._waiting.remove(sequence)
         self._stuck = False
-        status, needed = self._cache.status(), -(-len(sequence.tokens) // PAGE)
-        owner = sequence.request.owner
-        account = status.owners.get(owner)
-        limit = "" if account is None or account.quota is None else f", of which '{owner}' may have {account.quota}"
-        return Output(
-            sequence.request.id,
-            NO_TOKEN,
-            error=Overloaded(
-                f"the prompt needs {needed} pages of {PAGE} tokens; {status.free + status.evictable} of {status.pages} "
-                f"are to be had{limit}",
-                remedy="shorten the prompt, raise the quota, or give the model a larger cache",
-            ),
-        )
+        return Output(sequence.request.id, NO_TOKEN, error=self.relief.refusal(sequence))
 
     # What a step gave
 
