@@ -6,29 +6,36 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from microkernel.errors import Invalid
+from microkernel.errors import Invalid, MicrokernelError
 from microkernel.executor import Executor
 from services.inference.cache.keys import PAGE
+from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
 from services.inference.checkpoint.architecture import DecoderConfig
 from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from services.inference.checkpoint.model_defaults import model_defaults
 from services.inference.decoders import Computing, Plan
 from services.inference.engine.engine import Engine, Request, check_prompt
+from services.inference.engine.relief import Relief
 from services.inference.engine.sampler import resolve
+from services.inference.fitting import buffer_bytes
 from services.inference.messages import ChatMessage, LoadedModel, SamplingParams
 from services.inference.runner import Runner
 from services.inference.text.template import ChatTemplate, encode_prompt, open_template
 from services.inference.text.tokenizer import Tokenizer, open_tokenizer
+from services.memory.messages import Reservation
 
 __all__ = ["Fit", "Loaded", "Opened", "fit", "make_engine", "open_model"]
 
 ENCODERS = 2  # prompts that are rendered and tokenized at a time; the others wait
+T = TypeVar("T")
+
 SHORT_TEXT = 2_000  # characters that are tokenized on the loop in well under a millisecond
 
 
@@ -39,6 +46,13 @@ class Fit(msgspec.Struct, frozen=True):
     length: int
     weight_bytes: int
     cache_bytes: int
+    page_bytes: int
+    buffer_bytes: int
+
+    def with_pages(self, cache_bytes: int) -> Fit:
+        """The same with so many bytes of pages, and a length that fits into them."""
+        length = min(self.length, cache_bytes // self.page_bytes * PAGE)
+        return msgspec.structs.replace(self, length=length, cache_bytes=cache_bytes)
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -73,7 +87,7 @@ def open_model(path: Path, computing: Computing, digest: str = "") -> Opened:
     return Opened(checkpoint, tokenizer, template, sampling, computing.plan(checkpoint, digest or None), digest)
 
 
-def fit(opened: Opened, slots: int, length: int | None, cache_limit: int) -> Fit:
+def fit(opened: Opened, slots: int, length: int | None, cache_limit: int, *, token_budget: int = 512) -> Fit:
     """How long a context may be, and how many pages there are for all: as asked, less where `cache_limit` bytes end.
 
     On a compute thread, because it asks torch: one torch operation on another thread starts a second OpenMP pool, and
@@ -84,15 +98,24 @@ def fit(opened: Opened, slots: int, length: int | None, cache_limit: int) -> Fit
     whole = -(-longest // PAGE)
     pages = max(1, min(slots * whole, cache_limit // opened.plan.page_bytes))
     longest = min(longest, pages * PAGE)
-    return Fit(slots, longest, opened.plan.weight_bytes, pages * opened.plan.page_bytes)
+    page_bytes = opened.plan.page_bytes
+    buffers = buffer_bytes(config, token_budget, slots)
+    return Fit(slots, longest, opened.plan.weight_bytes, pages * page_bytes, page_bytes, buffers)
 
 
 def make_engine(
-    opened: Opened, size: Fit, *, token_budget: int, saved: SavedPages | None = None, owner_share: float = 1.0
+    opened: Opened,
+    size: Fit,
+    *,
+    token_budget: int,
+    saved: SavedPages | None = None,
+    owner_share: float = 1.0,
+    ledger: Ledger | None = None,
 ) -> Engine:
     """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`.
 
-    Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages.
+    Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages, and
+    of the device what `ledger` says.
     """
     return Engine(
         opened.plan.make(),
@@ -103,27 +126,32 @@ def make_engine(
         space=opened.digest.encode(),
         saved=saved if opened.digest else None,
         owner_share=owner_share,
+        ledger=ledger,
     )
 
 
 class Loaded:
     """A model that answers."""
 
-    def __init__(self, name: str, opened: Opened, size: Fit, engine: Engine, runner: Runner, asked_at: float) -> None:
+    def __init__(
+        self, name: str, opened: Opened, size: Fit, engine: Engine, executor: Executor, now: Callable[[], float]
+    ) -> None:
         self.name = name
         self.size = size
         self.tokenizer = opened.tokenizer
-        self.runner = runner
+        self.runner = Runner(engine, executor, now)
         self.ref = name  # what it is found by again
-        self.reservation: int | None = None
+        self.reservations: list[Reservation] = []  # of all that it takes but the pages
+        self.pages: Reservation | None = None
         self.created = int(time.time())
-        self.asked_at = asked_at
+        self.asked_at = now()
         self._asking = 0
         self.task: asyncio.Task[None] | None = None
         self._config: DecoderConfig = opened.checkpoint.config
         self._template = opened.template
         self._sampling = opened.sampling
-        self._engine = engine
+        self._relief = engine.relief
+        self._executor = executor
         self._encoders = ThreadPoolExecutor(ENCODERS)
 
     @staticmethod
@@ -137,13 +165,20 @@ class Loaded:
         token_budget: int,
         saved: SavedPages | None = None,
         owner_share: float = 1.0,
+        ledger: Ledger | None = None,
     ) -> Loaded:
         """Read the weights onto the device; takes seconds, on the compute thread."""
 
         engine = await executor.run(
-            lambda: make_engine(opened, size, token_budget=token_budget, saved=saved, owner_share=owner_share)
+            lambda: make_engine(
+                opened, size, token_budget=token_budget, saved=saved, owner_share=owner_share, ledger=ledger
+            )
         )
-        return Loaded(name, opened, size, engine, Runner(engine, executor, now), now())
+        return Loaded(name, opened, size, engine, executor, now)
+
+    async def with_pages(self, work: Callable[[Relief], T]) -> T:
+        """Have something done to its pages on the device's thread, between two steps."""
+        return await self._executor.run(work, self._relief)
 
     @property
     def idle(self) -> bool:
@@ -189,9 +224,14 @@ class Loaded:
             return self._encode(text)
         return await asyncio.get_running_loop().run_in_executor(self._encoders, self._encode, text)
 
-    def close(self) -> None:
-        """End the threads that encode, once what they do is done; nothing can be encoded afterwards."""
+    async def close(self) -> None:
+        """End its answers and its threads, and give its pages back; nothing can be asked or encoded afterwards."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait([self.task])
         self._encoders.shutdown(wait=False, cancel_futures=True)
+        with suppress(MicrokernelError):  # its device has gone, and its pages with it
+            await self.with_pages(Relief.close)
 
     def request(
         self,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +14,6 @@ import torch
 from microkernel.errors import (
     MicrokernelError,
     NotFound,
-    Overloaded,
     Unavailable,
     from_exception,
     from_report,
@@ -20,15 +21,18 @@ from microkernel.errors import (
 from microkernel.message import convert
 from microkernel.service import Service
 from services.devices.messages import Device
+from services.inference.cache.ledger import NODE, Ledger
 from services.inference.cache.saved import SavedPages
 from services.inference.decoders import Computing
 from services.inference.generation import Generation
-from services.inference.loaded import Loaded, fit, open_model
+from services.inference.housekeeping import SAVED, Housekeeping
+from services.inference.loaded import Loaded, Opened, fit, open_model
 from services.inference.messages import LoadedModel, SamplingParams
+from services.inference.room import Room
 from services.inference.settings import InferenceSettings
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
-from services.memory.messages import Reservation, Reserve
+from services.memory.messages import Reservation, Reserve, Tier
 from services.models.messages import Model, PullProgress
 
 __all__ = ["LoadedModels"]
@@ -51,9 +55,17 @@ class LoadedModels:
         self._saved: SavedPages | None = None
         self._ready = asyncio.Event()
         self._defaults = settings.sampling
+        self._one_load = asyncio.Lock()  # what is being loaded cannot give way yet
+        self._waited_for: Counter[str] = Counter()  # by name: who waits for a model is to find it
+        self._ledger = Ledger()
+        self.memory = Housekeeping(service, settings.device, self._ledger, self._loaded.values, self._rest)
+        self._room = Room(
+            service, settings.device, self._loaded.values, self._rest, lambda loaded: self._waited_for[loaded.name] > 0
+        )
 
     async def load_default(self) -> None:
         """Load the model that answers who names none; before that, they wait."""
+        await self.memory.learn_quotas()
         self.default = (await self.load(self._settings.model)).name
         self._ready.set()
 
@@ -90,7 +102,11 @@ class LoadedModels:
         task = self._loading.get(model.name)
         if task is None:
             task = self._loading[model.name] = self._service.spawn(self._load_model(model), name=f"load {model.name}")
-        outcome = await asyncio.shield(task)
+        self._waited_for[model.name] += 1
+        try:
+            outcome = await asyncio.shield(task)
+        finally:
+            self._waited_for[model.name] -= 1
         if isinstance(outcome, MicrokernelError):
             raise from_report(outcome.report())  # an error of its own for each who waits
         return outcome
@@ -98,9 +114,8 @@ class LoadedModels:
     async def unload(self, loaded: Loaded) -> None:
         """Take a model off the device; its answers end with `Unavailable`."""
         self._loaded.pop(loaded.name, None)
-        await _end(loaded)
-        if loaded.reservation is not None:
-            await self._release(loaded.reservation)
+        await loaded.close()
+        await self._room.give_back([*loaded.reservations, loaded.pages])
         self._service.publish("inference.unloaded", model=loaded.name)
 
     async def shown(self) -> list[LoadedModel]:
@@ -160,13 +175,32 @@ class LoadedModels:
         opened = await executor.run(open_model, Path(model.path), computing, model.digest)
         if opened.plan.why:
             self._service.log.warning("model '%s' is computed by torch: %s", model.name, opened.plan.why)
+        async with self._one_load:
+            loaded = await self._bring(model, opened, device)
+            self._loaded[model.name] = loaded
+        self._resting.pop(model.name, None)
+        seconds = self._service.clock.now() - began
+        self._service.log.info("model '%s' is ready on %s after %.1f s", model.name, device.name, seconds)
+        await self.memory.tick()
+        self._service.publish("inference.loaded", self.describe(loaded))
+        return loaded
+
+    async def _bring(self, model: Model, opened: Opened, device: Device) -> Loaded:
+        """Take memory for an opened model, read its weights, and have it make a token."""
+        executor, budget = self._service.executor(device.name), self._settings.token_budget
         limit = int(device.memory_free_bytes * self._settings.cache_share)
-        size = await executor.run(fit, opened, self._settings.slots, self._settings.context_length, limit)
-        reservation = await self._reserve(model.name, size.weight_bytes + size.cache_bytes, device)
+        longest = self._settings.context_length
+        asked = await executor.run(partial(fit, opened, self._settings.slots, longest, limit, token_budget=budget))
+        config = opened.checkpoint.config
+        given = await self._room.take(model.name, asked, config.parameters)
+        size = given.size
+        if size.length < (longest := min(config.context_length, longest or config.context_length)):
+            self._service.log.warning(
+                "model '%s' has a context of %d tokens instead of %d: no more fit", model.name, size.length, longest
+            )
         loaded: Loaded | None = None
         try:
             self._service.publish("inference.loading", model=model.name, stage="loading", bytes=size.weight_bytes)
-            budget = self._settings.token_budget
             loaded = await Loaded.load(
                 model.name,
                 opened,
@@ -176,22 +210,18 @@ class LoadedModels:
                 token_budget=budget,
                 saved=await self._contexts(),
                 owner_share=self._settings.owner_share,
+                ledger=self._ledger,
             )
-            loaded.reservation = reservation.id
+            loaded.reservations, loaded.pages = given.fixed, given.pages
             loaded.ref = model.ref
             loaded.task = self._service.spawn(loaded.runner.run(), name=f"run {model.name}")
             self._service.publish("inference.loading", model=model.name, stage="warming")
             await self._first_token(loaded)
         except BaseException:
             if loaded is not None:
-                await _end(loaded)
-            await self._release(reservation.id)
+                await loaded.close()
+            await self._room.give_back([*given.fixed, given.pages])
             raise
-        self._loaded[model.name] = loaded
-        self._resting.pop(model.name, None)
-        seconds = self._service.clock.now() - began
-        self._service.log.info("model '%s' is ready on %s after %.1f s", model.name, device.name, seconds)
-        self._service.publish("inference.loaded", self.describe(loaded))
         return loaded
 
     async def _contexts(self) -> SavedPages | None:
@@ -202,26 +232,36 @@ class LoadedModels:
             )
             if self._saved.failed:
                 self._service.log.warning("contexts are not saved: %s", self._saved.failed)
+            await self._reserve_disk(self._saved)
+            self.memory.saved = self._saved
         return self._saved
 
-    async def _reserve(self, name: str, size: int, device: Device) -> Reservation:
-        """Memory for a model; idle ones give theirs back where it is short, the least recently asked first.
+    async def _reserve_disk(self, saved: SavedPages) -> None:
+        """Count what saved contexts may come to take of the disk: as much as is set, or as there is."""
+        wanted = self._settings.contexts_bytes
+        ask = Reserve(
+            purpose=SAVED, bytes=wanted, device=self._settings.device, tier=Tier.DISK, at_least=0, taken=saved.nbytes
+        )
+        given = convert(await self._service.call("memory.reserve", ask), Reservation)
+        if given.bytes < wanted:
+            self._service.log.warning(
+                "%d bytes of disk for saved contexts, not %d: no more are free", given.bytes, wanted
+            )
+            saved.resize(given.bytes)
 
-        They are loaded again when they are asked, in a moment, and find their long contexts on disk. Raises
-        `Overloaded`.
-        """
-        ask = Reserve(purpose=f"model '{name}'", bytes=size, device=device.name)
-        while True:
+    async def look_after_memory(self) -> None:
+        """Tell memory what has changed, do what it asks for, and let models have the pages that they need."""
+        if await self.memory.tick():
             try:
-                return convert(await self._service.call("memory.reserve", ask), Reservation)
-            except Overloaded:
-                idle = [loaded for loaded in self._loaded.values() if loaded.idle]
-                if not idle:
-                    raise
-            victim = min(idle, key=lambda loaded: loaded.asked_at)
-            self._service.log.info("model '%s' makes room for '%s'", victim.name, name)
-            self._resting[victim.name] = victim.ref
-            await self.unload(victim)
+                await self._room.spread()
+            except MicrokernelError as error:
+                self._service.log.warning("pages stay as they are: %s", error)
+
+    async def _rest(self, loaded: Loaded, why: str) -> None:
+        """Take a model off the device until it is asked again."""
+        self._service.log.info("model '%s' %s", loaded.name, why)
+        self._resting[loaded.name] = loaded.ref
+        await self.unload(loaded)
 
     def _computing_on(self, device: Device) -> Computing:
         """What `device` computes with, the same for all of its models."""
@@ -237,7 +277,7 @@ class LoadedModels:
         """Have one real token made: a model is ready when it has answered, not when it was read."""
         number = next(self._numbers)
         prompt = [min(loaded.tokenizer.eos_ids, default=0)]
-        request = loaded.request(number, prompt, SamplingParams(temperature=0.0), 1, self._defaults)
+        request = loaded.request(number, prompt, SamplingParams(temperature=0.0), 1, self._defaults, owner=NODE)
         generation = Generation(
             number,
             text=IncrementalText(loaded.tokenizer),
@@ -248,14 +288,6 @@ class LoadedModels:
         loaded.runner.submit(request, generation)
         while await generation.read():
             pass
-
-    async def _release(self, reservation: int) -> None:
-        try:
-            await self._service.call("memory.release", id=reservation, deadline=1.0)
-        except MicrokernelError as error:
-            self._service.log.warning(
-                "memory was not told of a release: %s", error
-            )  # it reclaims when this service has ended
 
     async def _find(self, ref: str) -> Model:
         """The stored model, pulled if `ref` can be and is not stored yet."""
@@ -276,11 +308,3 @@ class LoadedModels:
             return convert(await self._service.call("models.list"), list[Model])
         except (NotFound, Unavailable):
             return []  # no store on this node: what is loaded is all there is
-
-
-async def _end(loaded: Loaded) -> None:
-    """End the loop of a model, and with it all of its answers, and its encoding threads."""
-    if loaded.task is not None:
-        loaded.task.cancel()
-        await asyncio.wait([loaded.task])
-    loaded.close()

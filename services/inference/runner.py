@@ -30,9 +30,17 @@ class Runner:
         self._commands: list[Callable[[], object]] = []
         self._wake = asyncio.Event()
         self._closed = False
-        self.running = 0
-        self.waiting = 0
         self.steps = 0
+
+    @property
+    def running(self) -> int:
+        """How many sequences are in the batch."""
+        return self._engine.running
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place in it."""
+        return self._engine.waiting
 
     @property
     def generations(self) -> tuple[Generation, ...]:
@@ -75,7 +83,6 @@ class Runner:
         """One quantum; returns whether there is nothing left to do until somebody asks for more."""
         commands, self._commands = self._commands, []
         outputs, idle, seconds = await self._executor.run(self._on_device, commands)
-        self.running, self.waiting = self._engine.running, self._engine.waiting
         self.steps += 1
         now = self._now()
         share = seconds / max(1, len(outputs))

@@ -36,6 +36,7 @@ from services.inference.messages import (
 from services.inference.settings import InferenceSettings
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
+from services.memory.messages import Pressure, Quotas
 from services.scheduler.messages import Exit, Process, ProcessState, Progress, Report, Signal, Spawn
 
 __all__ = ["Inference"]
@@ -86,6 +87,7 @@ class Inference(Service):
     @streams(credit=16)
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
+        self._models.memory.check_open()
         loaded = await self._models.get(message.model)
         with loaded.asked():
             prompt = await loaded.encode_chat(message.messages)
@@ -98,6 +100,7 @@ class Inference(Service):
     @streams(credit=16)
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
+        self._models.memory.check_open()
         loaded = await self._models.get(message.model)
         with loaded.asked():
             prompt = message.prompt
@@ -145,6 +148,21 @@ class Inference(Service):
                 _progress(answer.pid, answer.generation, ProcessState.RUNNING) for answer in self._answers.values()
             )
             await self._tell_scheduler("scheduler.report", Report(entries))
+
+    @every(0.5)
+    async def account(self) -> None:
+        """Tell memory what the models take, and do what it asks for where it is short."""
+        await self._models.look_after_memory()
+
+    @on("memory.quotas")
+    async def keep_quotas(self, event: Event) -> None:
+        """Quotas have changed: what runs keeps them from now on."""
+        await self._models.memory.keep(convert(event.body, Quotas))
+
+    @on("memory.pressure")
+    async def feel_pressure(self, event: Event) -> None:
+        """Memory is on another rung."""
+        await self._models.memory.press(convert(event.body, Pressure))
 
     @on("service.scheduler.running")
     async def enter_again(self, _: Event) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-__all__ = ["Ledger", "Lender"]
+__all__ = ["NODE", "Ledger", "Lender"]
+
+NODE = ""  # the owner of what the node does for itself, such as a model's first token; no quota is for it
 
 
 class Lender(Protocol):
@@ -46,7 +48,7 @@ class Ledger:
 
     def limit(self, owner: str) -> int | None:
         """What `owner` may have; None: as much as there is."""
-        return self._limits.get(owner, self._default)
+        return self._limits.get(owner, self._default) if owner != NODE else None
 
     def used(self, owner: str) -> int:
         """What `owner` has, held and cached."""
@@ -81,7 +83,7 @@ class Ledger:
 
     def excess(self, owner: str, more: int = 0) -> int:
         """By how many bytes `owner` would be over its limit, had it taken `more`."""
-        limit = self._limits.get(owner, self._default)
+        limit = self.limit(owner)
         return 0 if limit is None else max(0, self._used.get(owner, 0) + more - limit)
 
     def idle(self, owner: str, asking: Lender) -> int:

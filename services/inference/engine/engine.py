@@ -155,6 +155,8 @@ class Engine:
         limit = min(self.context_length, len(request.prompt) + request.max_tokens)
         self._waiting.append(Sequence(request, state, limit))
         self._stuck = False
+        if self.relief.hopeless(self._waiting[-1]):
+            self._refused.append(self._refuse(self._waiting[-1]))
 
     def cancel(self, id: int) -> bool:  # noqa: A002 - the request's own field
         """Forget a request; no more output comes for it. False if it is not here (any more)."""
@@ -167,7 +169,8 @@ class Engine:
                 self._waiting.remove(sequence)
                 self._stuck = False
                 return True
-        return False
+        before, self._refused = self._refused, [output for output in self._refused if output.id != id]
+        return len(self._refused) < len(before)
 
     def hold(self, id: int, *, held: bool) -> None:  # noqa: A002 - as above
         """Let a sequence rest, its pages kept, or go on: its reader is behind. Does nothing before its first token."""
@@ -317,7 +320,7 @@ class Engine:
         return None
 
     def _refuse(self, sequence: Sequence) -> Output:
-        """It cannot be admitted though nothing runs: it never will be."""
+        """It cannot be admitted, and never will be."""
         self._waiting.remove(sequence)
         self._stuck = False
         return Output(sequence.request.id, NO_TOKEN, error=self.relief.refusal(sequence))

@@ -139,11 +139,15 @@ class Relief:
         self.shrink(self._most)
         return True
 
+    def hopeless(self, sequence: Sequence) -> bool:
+        """Whether its owner's quotas do not allow what it needs, whoever else ends."""
+        most = self._cache.pages.most(sequence.request.owner)
+        return most is not None and _pages(sequence) > most
+
     def may_wait(self, sequence: Sequence) -> bool:
         """Whether something outside of the batch can make room for it: its reader, or its owner's other models."""
-        owner = sequence.request.owner
-        most = self._cache.pages.most(owner)
-        return sequence.held or (self._cache.pages.owns_elsewhere(owner) and (most is None or _pages(sequence) <= most))
+        elsewhere = self._cache.pages.owns_elsewhere(sequence.request.owner)
+        return sequence.held or (elsewhere and not self.hopeless(sequence))
 
     def refusal(self, sequence: Sequence) -> Overloaded:
         """Why a sequence can never have the pages that it needs, with the numbers."""

@@ -65,7 +65,8 @@ class HostPages:
     def _map(self) -> None:
         try:
             # Private: of a shared mapping, the default, the system takes nothing back, and it gives no huge pages.
-            self._memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+            self._memory = mmap.mmap(-1, self._size, flags=flags)
         except (OSError, ValueError, OverflowError) as error:
             raise Overloaded(
                 f"{self._size} bytes of address space for pages were refused: {error}",

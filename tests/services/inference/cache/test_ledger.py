@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.inference.cache.cache import Cache, Room
 from services.inference.cache.keys import PAGE
-from services.inference.cache.ledger import Ledger
+from services.inference.cache.ledger import NODE, Ledger
 
 SPACE = b"model"
 LARGE, SMALL = 100, 30  # bytes a page of the two models
@@ -97,6 +97,13 @@ def test_everybody_without_a_limit_of_their_own_has_the_common_one(ledger):
     large, _ = two(ledger)
     ledger.set_limits({"ann": None, "bob": 3 * LARGE}, LARGE)
     assert [hold(large, 3, owner) is not None for owner in ("ann", "bob", "eve")] == [True, True, False]
+
+
+def test_what_the_node_does_for_itself_is_on_nobody_s_quota(ledger):
+    large, _ = two(ledger)
+    ledger.set_limits({NODE: 0}, 0)
+    assert hold(large, 3, NODE) is not None
+    assert ledger.used(NODE) == 3 * LARGE
 
 
 def test_who_waits_is_told_once_when_its_owner_lets_something_go_in_another_model(ledger):
