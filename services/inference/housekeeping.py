@@ -8,6 +8,7 @@ rung holds, it is done again with each report.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -34,6 +35,7 @@ __all__ = ["Housekeeping", "holding_of"]
 
 COLD = 30.0  # seconds that nobody has asked a model before it leaves because memory is short
 COME_BACK = 2.0  # seconds: some looks at what is free, and some answers that have ended
+MOST_OWNERS = 256  # that are told of by name, those with the most pages
 SAVED = "saved contexts"
 
 
@@ -162,6 +164,7 @@ class Housekeeping:
 def holding_of(loaded: Loaded, use: PagesUse, device: str) -> Holding:
     """A model as memory counts it."""
     status, page = use.status, use.page_bytes
+    largest = heapq.nlargest(MOST_OWNERS, status.owners.items(), key=lambda item: (item[1].used, item[1].hits))
     fixed = loaded.size.weight_bytes + loaded.size.buffer_bytes
     return Holding(
         name=loaded.name,
@@ -174,7 +177,7 @@ def holding_of(loaded: Loaded, use: PagesUse, device: str) -> Holding:
         resident_bytes=fixed + use.resident_bytes,
         owners=tuple(
             OwnerUse(owner=owner, bytes=account.used * page, hits=account.hits, misses=account.misses)
-            for owner, account in status.owners.items()
+            for owner, account in largest
         ),
     )
 

@@ -8,6 +8,7 @@ models that would not fit side by side at their largest share a device at the si
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
@@ -119,7 +120,7 @@ class Room:
         for other in self._others(loaded):
             if missing <= 0:
                 break
-            missing -= await self.squeeze(other, _in_use)
+            missing -= await self.squeeze(other, _with_slack)
         ask = Resize(id=loaded.pages.id, bytes=size, at_least=loaded.pages.bytes)
         loaded.pages = convert(await self._service.call("memory.resize", ask), Reservation)
         given = loaded.pages.bytes // use.page_bytes
@@ -129,7 +130,7 @@ class Room:
         """See that `size` bytes are free, at least those for one whole context; returns how many are."""
         least = wish.bytes_at(wish.length)
         free = await self._free()
-        for enough, kept in ((size, _in_use), (least, _held)):
+        for enough, kept in ((size, _with_slack), (least, _held)):
             for loaded in self._others(None):
                 if free >= enough:
                     return free
@@ -194,8 +195,10 @@ def _bytes(loaded: Loaded) -> int:
     return sum(each.bytes for each in loaded.reservations) + (0 if loaded.pages is None else loaded.pages.bytes)
 
 
-def _in_use(use: PagesUse) -> int:
-    return use.status.held + use.status.cached
+def _with_slack(use: PagesUse) -> int:
+    """The pages that are in use, and some for the next tokens of what runs."""
+    taken = use.status.held + use.status.cached
+    return math.ceil(taken / CROWDED) if use.running + use.waiting else taken
 
 
 def _held(use: PagesUse) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from microkernel.errors import Overloaded
 from services.inference.cache.ledger import Ledger
+from services.inference.cache.saved import SavedPages
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.sampler import ResolvedSampling
 
@@ -239,11 +240,31 @@ def test_two_owners_with_the_same_prompt_share_no_page_and_the_second_finds_noth
     assert engine.pages.owners["other"].hits == 32
 
 
-@pytest.mark.parametrize("share", [3])
-def test_sixteen_streams_with_a_third_of_the_memory_that_they_want_all_end_with_the_right_text(decoder, share):
+def test_two_owners_with_the_same_long_prompt_share_no_file_either(decoder, tmp_path):
+    saved = SavedPages(tmp_path, 1 << 30)
+    one, other = request(1, 4, 300, "one"), request(2, 4, 300, "other")
+    other = msgspec.structs.replace(other, prompt=one.prompt)
+    first = Engine(decoder, saved=saved)
+    first.add(one)
+    run(first)
+    saved.flush()
+    files = saved.count
+    assert files == 300 // 16
+    second = Engine(decoder, saved=saved)
+    second.add(other)
+    second.step()
+    assert not any(sequence.loading for sequence in second._running), "nothing is read for another owner"
+    run(second)
+    saved.flush()
+    assert second.pages.owners["other"].hits == 0
+    assert saved.count == 2 * files
+    saved.close()
+
+
+def test_sixteen_streams_with_a_third_of_the_memory_that_they_want_all_end_with_the_right_text(decoder):
     wanted = [request(number, 100, 30 + number) for number in range(16)]
     needed = sum(-(-(len(one.prompt) + one.max_tokens) // 16) for one in wanted)
-    engine = Engine(decoder, max_length=256, cache_bytes=needed // share * decoder.storage(1).page_bytes)
+    engine = Engine(decoder, max_length=256, cache_bytes=needed // 3 * decoder.storage(1).page_bytes)
     for one in wanted:
         engine.add(one)
     given: dict[int, list[int]] = {}
