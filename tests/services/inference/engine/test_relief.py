@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from microkernel.errors import Overloaded
 from services.inference.cache.ledger import Ledger
@@ -289,3 +293,29 @@ def test_a_closed_engine_has_left_its_account_and_gives_its_weights_back_at_once
     gone = weakref.ref(engine)
     del engine
     assert gone() is None, "without waiting for the collector"
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_owners_of_several_models_at_their_quotas_never_wait_for_ever(decoder, seed):
+    choose, ledger = random.Random(seed), Ledger()
+    engines = [Engine(decoder, ledger=ledger, max_batch=choose.randint(1, 4), max_length=128) for _ in range(2)]
+    pages = {owner: choose.randint(8, 12) for owner in ("ann", "bob")}  # one whole context at least
+    ledger.set_limits({owner: count * engines[0].page_bytes for owner, count in pages.items()}, None)
+    wanted: dict[int, Request] = {}
+    pending = [request(number, choose.randint(1, 60), choose.randint(1, 60)) for number in range(10)]
+    given: dict[int, list[int]] = {}
+    for _ in range(3000):
+        if pending and choose.random() < 0.2:
+            one = msgspec.structs.replace(pending.pop(), owner=choose.choice(("ann", "bob")))
+            wanted[one.id] = one
+            choose.choice(engines).add(one)
+        for engine in engines:
+            if not engine.idle:
+                step(engine, given)
+        for owner, count in pages.items():
+            assert ledger.used(owner) <= count * engines[0].page_bytes
+        if not pending and all(engine.idle for engine in engines):
+            break
+    assert not any(engine.running or engine.waiting for engine in engines)
+    assert given == alone(decoder, list(wanted.values()))
