@@ -84,7 +84,7 @@ class Housekeeping:
 
     async def tick(self) -> bool:
         """Report what has changed, and go on with what the rung asks for; returns whether something had changed."""
-        stand = [(loaded, loaded.runner.steps, loaded.pages) for loaded in self._models()]
+        stand = [(loaded.name, loaded.runner.steps, loaded.pages) for loaded in self._models()]
         stand_of_disk = 0 if self.saved is None else self.saved.nbytes
         calm = self._pressure.rung is Rung.CALM
         if calm and (stand, stand_of_disk) == self._told:
