@@ -13,6 +13,7 @@ from microkernel.spans import Span
 from services.devices.messages import Device
 from services.gateway.messages import Address
 from services.inference.messages import LoadedModel
+from services.memory.messages import Pressure, Quotas
 from services.models.messages import PullProgress
 from services.scheduler.messages import Process
 
@@ -50,6 +51,8 @@ EVENTS = (
     EventKind("devices.found", Device, "a driver has found a device"),
     EventKind("devices.broken", {"driver": str, "why": str}, "a driver cannot be used"),
     EventKind("devices.<name>.<state>", {"name": str, "state": str, "why": str}, "a device's health changes"),
+    EventKind("memory.pressure", Pressure, "the memory of a device is on another rung"),
+    EventKind("memory.quotas", Quotas, "a quota has changed; the body has all of them"),
     EventKind("models.progress", PullProgress, "a pull goes on"),
     EventKind("models.changed", {"name": str, "action": str}, "the store changes; `action` is `pulled` or `removed`"),
     EventKind(

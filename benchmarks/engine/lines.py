@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from benchmarks.engine import (
+    accounting,
     big_model,
     loop_lag,
     residence,
@@ -29,6 +30,7 @@ GROUPS: tuple[Group, ...] = (
     through_node.GROUP,
     loop_lag.GROUP,
     seen_before.GROUP,
+    accounting.GROUP,
 )
 NAMES = tuple(line.name for group in GROUPS for line in group.lines)
 

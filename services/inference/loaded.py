@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from microkernel.errors import Invalid
 from microkernel.executor import Executor
 from services.inference.cache.keys import PAGE
+from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
 from services.inference.checkpoint.adapter import Adapter
 from services.inference.checkpoint.architecture import DecoderConfig, Unsupported
@@ -23,7 +25,9 @@ from services.inference.decoders import Computing, Plan
 from services.inference.engine.draft import DraftModel
 from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.proposers import PromptLookup, Proposer
+from services.inference.engine.relief import Relief
 from services.inference.engine.sampler import resolve
+from services.inference.fitting import buffer_bytes
 from services.inference.foreign.folder import ForeignFolder, open_folder
 from services.inference.grammar.compiler import GrammarCompiler
 from services.inference.grammar.matcher import CompiledGrammar
@@ -33,10 +37,13 @@ from services.inference.runner import Runner
 from services.inference.settings import InferenceSettings
 from services.inference.text.template import ChatTemplate, encode_prompt, open_template
 from services.inference.text.tokenizer import Tokenizer, open_tokenizer
+from services.memory.messages import Reservation
 
 __all__ = ["Fit", "Loaded", "Opened", "fit", "make_engine", "open_model"]
 
 ENCODERS = 2  # prompts that are rendered and tokenized at a time; the others wait
+T = TypeVar("T")
+
 SHORT_TEXT = 2_000  # characters that are tokenized on the loop in well under a millisecond
 
 
@@ -47,6 +54,13 @@ class Fit(msgspec.Struct, frozen=True):
     length: int
     weight_bytes: int
     cache_bytes: int
+    page_bytes: int
+    buffer_bytes: int
+
+    def with_pages(self, cache_bytes: int) -> Fit:
+        """The same with so many bytes of pages, and a length that fits into them."""
+        length = min(self.length, cache_bytes // self.page_bytes * PAGE)
+        return msgspec.structs.replace(self, length=length, cache_bytes=cache_bytes)
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -85,7 +99,7 @@ def open_model(path: Path, computing: Computing, digest: str = "") -> Opened:
     return Opened(checkpoint, tokenizer, template, sampling, computing.plan(checkpoint, digest or None), digest)
 
 
-def fit(opened: Opened, slots: int, length: int | None, cache_limit: int) -> Fit:
+def fit(opened: Opened, slots: int, length: int | None, cache_limit: int, *, token_budget: int = 512) -> Fit:
     """How long a context may be, and how many pages there are for all: as asked, less where `cache_limit` bytes end.
 
     On a compute thread, because it asks torch: one torch operation on another thread starts a second OpenMP pool, and
@@ -96,7 +110,9 @@ def fit(opened: Opened, slots: int, length: int | None, cache_limit: int) -> Fit
     whole = -(-longest // PAGE)
     pages = max(1, min(slots * whole, cache_limit // opened.plan.page_bytes))
     longest = min(longest, pages * PAGE)
-    return Fit(slots, longest, opened.plan.weight_bytes, pages * opened.plan.page_bytes)
+    page_bytes = opened.plan.page_bytes
+    buffers = buffer_bytes(config, token_budget, slots)
+    return Fit(slots, longest, opened.plan.weight_bytes, pages * page_bytes, page_bytes, buffers)
 
 
 def make_engine(
@@ -109,12 +125,13 @@ def make_engine(
     slowdown: float = 1.7,
     guesses: Opened | bool = False,
     host_bytes: int = 0,
+    ledger: Ledger | None = None,
 ) -> Engine:
     """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`.
 
-    Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages.
-    A draft model `guesses`; True looks for what a text has said before. What a device with memory of its own has to
-    forget is kept in `host_bytes` of the machine's.
+    Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages, and
+    of the device what `ledger` says. A draft model `guesses`; True looks for what a text has said before. What a device
+    with memory of its own has to forget is kept in `host_bytes` of the machine's.
     """
     proposer: Proposer | None = PromptLookup() if guesses is True else None
     if isinstance(guesses, Opened):
@@ -132,29 +149,34 @@ def make_engine(
         slowdown=slowdown,
         proposer=proposer,
         host_bytes=host_bytes,
+        ledger=ledger,
     )
 
 
 class Loaded:
     """A model that answers."""
 
-    def __init__(self, name: str, opened: Opened, size: Fit, engine: Engine, runner: Runner, asked_at: float) -> None:
+    def __init__(
+        self, name: str, opened: Opened, size: Fit, engine: Engine, executor: Executor, now: Callable[[], float]
+    ) -> None:
         self.name = name
         self.size = size
         self.tokenizer = opened.tokenizer
-        self.runner = runner
+        self.runner = Runner(engine, executor, now)
         self.ref = name  # what it is found by again
-        self.device = ""  # its name
-        self.reservation: int | None = None
-        self.host_reservation: int | None = None
+        self.device = executor.name
+        self.reservations: list[Reservation] = []  # of all that it takes but the pages
+        self.pages: Reservation | None = None
         self.created = int(time.time())
-        self.asked_at = asked_at
+        self.asked_at = now()
         self._asking = 0
         self.task: asyncio.Task[None] | None = None
         self.config: DecoderConfig = opened.checkpoint.config
         self._template = opened.template
         self._sampling = opened.sampling
         self._engine = engine
+        self._relief = engine.relief
+        self._executor = executor
         self._encoders = ThreadPoolExecutor(ENCODERS)
         self._grammars = GrammarCompiler(opened.tokenizer, opened.checkpoint.config.vocab_size)
 
@@ -170,6 +192,7 @@ class Loaded:
         saved: SavedPages | None = None,
         draft: Opened | None = None,
         host_bytes: int = 0,
+        ledger: Ledger | None = None,
     ) -> Loaded:
         """Read the weights onto the device; takes seconds, on the compute thread."""
 
@@ -183,12 +206,14 @@ class Loaded:
                 slowdown=settings.slowdown,
                 guesses=draft or settings.speculation != "off",
                 host_bytes=host_bytes,
+                ledger=ledger,
             )
 
-        engine = await executor.run(make)
-        loaded = Loaded(name, opened, size, engine, Runner(engine, executor, now), now())
-        loaded.device = executor.name
-        return loaded
+        return Loaded(name, opened, size, await executor.run(make), executor, now)
+
+    async def with_pages(self, work: Callable[[Relief], T]) -> T:
+        """Have something done to its pages on the device's thread, between two steps."""
+        return await self._executor.run(work, self._relief)
 
     @property
     def idle(self) -> bool:
@@ -250,10 +275,14 @@ class Loaded:
         """What a request's grammar lets its answer be. Raises `Invalid` that says what is wrong with it."""
         return None if grammar is None else await self._grammars.compile(grammar, owner)
 
-    def close(self) -> None:
-        """End the threads that encode, once what they do is done; nothing can be encoded afterwards."""
+    async def close(self) -> None:
+        """End its answers and its threads, and let weights and pages go; nothing can be asked or encoded afterwards."""
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait([self.task])
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._grammars.close()
+        await self.runner.close()
 
     def request(
         self,

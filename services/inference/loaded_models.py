@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,17 +25,20 @@ from microkernel.executor import Executor
 from microkernel.message import convert
 from microkernel.service import Service
 from services.devices.messages import Device
+from services.inference.cache.ledger import NODE
 from services.inference.cache.saved import SavedPages
 from services.inference.decoders import Computing
 from services.inference.generation import Generation
+from services.inference.housekeeping import SAVED
 from services.inference.loaded import Loaded, Opened, fit, open_model
 from services.inference.loaded_adapters import Asked, LoadedAdapters
 from services.inference.messages import LoadedModel, OutputParams
+from services.inference.place import Place
 from services.inference.placement import AUTO, candidates, has_own_memory, usable
 from services.inference.settings import InferenceSettings
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
-from services.memory.messages import Reservation, Reserve
+from services.memory.messages import Pressure, Quotas, Reservation, Reserve, Tier
 from services.models.messages import Model, PullProgress
 
 __all__ = ["LoadedModels"]
@@ -52,10 +57,12 @@ class LoadedModels:
         self._loading: dict[str, asyncio.Task[Loaded | MicrokernelError]] = {}
         self._failed: dict[str, str] = {}
         self._resting: dict[str, str] = {}  # refs of models that made room for others and are loaded when asked
-        self._computing: dict[str, Computing] = {}  # by device
+        self._places: dict[str, Place] = {}  # by device
         self._saved: SavedPages | None = None
         self._ready = asyncio.Event()
         self._defaults = settings.sampling
+        self._one_load = asyncio.Lock()  # what is being loaded cannot give way yet
+        self._waited_for: Counter[str] = Counter()  # by name: who waits for a model is to find it
         self.adapters = LoadedAdapters(service, settings, self)
 
     async def load_default(self) -> None:
@@ -111,7 +118,11 @@ class LoadedModels:
         task = self._loading.get(model.name)
         if task is None:
             task = self._loading[model.name] = self._service.spawn(self._load_model(model), name=f"load {model.name}")
-        outcome = await asyncio.shield(task)
+        self._waited_for[model.name] += 1
+        try:
+            outcome = await asyncio.shield(task)
+        finally:
+            self._waited_for[model.name] -= 1
         if isinstance(outcome, MicrokernelError):
             raise from_report(outcome.report())  # an error of its own for each who waits
         return outcome
@@ -119,11 +130,9 @@ class LoadedModels:
     async def unload(self, loaded: Loaded) -> None:
         """Take a model off the device; its answers end with `Unavailable`."""
         self._loaded.pop(loaded.name, None)
-        await _end(loaded)
+        await loaded.close()
         await self.adapters.leave(loaded, rests=loaded.name in self._resting)
-        for reservation in (loaded.reservation, loaded.host_reservation):
-            if reservation is not None:
-                await self.release(reservation)
+        await self._places[loaded.device].room.give_back([*loaded.reservations, loaded.pages])
         self._service.publish("inference.unloaded", model=loaded.name)
 
     async def leave(self, device: str) -> None:
@@ -157,9 +166,9 @@ class LoadedModels:
         """Unload all, and end the threads of their devices and of the disk."""
         for loaded in tuple(self._loaded.values()):
             await self.unload(loaded)
-        for name, computing in self._computing.items():
+        for name, place in self._places.items():
             with suppress(MicrokernelError):  # its device has gone, and its threads with it
-                await self._service.executor(name).run(computing.close)
+                await self._service.executor(name).run(place.computing.close)
         if self._saved is not None:
             await asyncio.to_thread(self._saved.close)
 
@@ -211,7 +220,8 @@ class LoadedModels:
     async def _put_on(self, model: Model, device: Device) -> Loaded:
         began = self._service.clock.now()
         executor = self._service.executor(device.name)
-        computing = self._computing_on(device)
+        place = await self._place(device)
+        computing = place.computing
         if not computing.prepared:
             self._service.publish("inference.loading", model=model.name, stage="preparing")
             await executor.run(computing.prepare)
@@ -219,16 +229,39 @@ class LoadedModels:
         opened = await executor.run(open_model, Path(model.path), computing, model.digest)
         if opened.plan.why and device.kind == "cpu":  # elsewhere nobody expects our kernels
             self._service.log.warning("model '%s' is not computed by our kernels: %s", model.name, opened.plan.why)
+        async with self._one_load:
+            loaded = await self._bring(model, opened, device, place)
+            self._loaded[model.name] = loaded
+        self._resting.pop(model.name, None)
+        seconds = self._service.clock.now() - began
+        self._service.log.info("model '%s' is ready on %s after %.1f s", model.name, device.name, seconds)
+        await place.memory.tick()
+        self._service.publish("inference.loaded", self.describe(loaded))
+        return loaded
+
+    async def _bring(self, model: Model, opened: Opened, device: Device, place: Place) -> Loaded:
+        """Take memory for an opened model, read its weights, and have it make a token."""
+        executor, budget = self._service.executor(device.name), self._settings.token_budget
         limit = int(device.memory_free_bytes * self._settings.cache_share)
-        size = await executor.run(fit, opened, self._settings.slots, self._settings.context_length, limit)
-        draft = await self._draft(opened, computing, executor)
-        needed = size.weight_bytes + size.cache_bytes
-        if draft is not None:
-            needed += draft.plan.weight_bytes + size.cache_bytes // opened.plan.page_bytes * draft.plan.page_bytes
-        reservation = await self.reserve(f"model '{model.name}'", needed, device.name)
-        host = await self._reserve_host(model.name, device)
+        longest = self._settings.context_length
+        asked = await executor.run(partial(fit, opened, self._settings.slots, longest, limit, token_budget=budget))
+        config = opened.checkpoint.config
+        given = await place.room.take(model.name, asked, config.parameters)
+        size = given.size
+        if size.length < (longest := min(config.context_length, longest or config.context_length)):
+            self._service.log.warning(
+                "model '%s' has a context of %d tokens instead of %d: no more fit", model.name, size.length, longest
+            )
+        fixed = given.fixed
         loaded: Loaded | None = None
         try:
+            draft = await self._draft(opened, place.computing, executor)
+            if draft is not None:
+                guessing = draft.plan.weight_bytes + size.cache_bytes // size.page_bytes * draft.plan.page_bytes
+                fixed.append(await place.room.reserve(f"draft model of '{model.name}'", guessing))
+            host = await self._reserve_host(model.name, device)
+            if host is not None:
+                fixed.append(host)
             self._service.publish("inference.loading", model=model.name, stage="loading", bytes=size.weight_bytes)
             loaded = await Loaded.load(
                 model.name,
@@ -237,28 +270,21 @@ class LoadedModels:
                 executor,
                 self._service.clock.now,
                 settings=self._settings,
-                saved=await self._contexts(),
+                saved=await self._contexts(place),
                 draft=draft,
                 host_bytes=0 if host is None else host.bytes,
+                ledger=place.ledger,
             )
-            loaded.reservation = reservation.id
-            loaded.host_reservation = None if host is None else host.id
+            loaded.reservations, loaded.pages = fixed, given.pages
             loaded.ref = model.ref
             loaded.task = self._service.spawn(loaded.runner.run(), name=f"run {model.name}")
             self._service.publish("inference.loading", model=model.name, stage="warming")
             await self._first_token(loaded)
         except BaseException:
             if loaded is not None:
-                await _end(loaded)
-            await self.release(reservation.id)
-            if host is not None:
-                await self.release(host.id)
+                await loaded.close()
+            await place.room.give_back([*fixed, given.pages])
             raise
-        self._loaded[model.name] = loaded
-        self._resting.pop(model.name, None)
-        seconds = self._service.clock.now() - began
-        self._service.log.info("model '%s' is ready on %s after %.1f s", model.name, device.name, seconds)
-        self._service.publish("inference.loaded", self.describe(loaded))
         return loaded
 
     async def _draft(self, opened: Opened, computing: Computing, executor: Executor) -> Opened | None:
@@ -274,7 +300,7 @@ class LoadedModels:
             return None
         return draft
 
-    async def _contexts(self) -> SavedPages | None:
+    async def _contexts(self, place: Place) -> SavedPages | None:
         """The contexts on disk, of all models; looked through when the first model is loaded."""
         if self._saved is None and self._settings.contexts_bytes > 0:
             self._saved = await asyncio.to_thread(
@@ -282,32 +308,21 @@ class LoadedModels:
             )
             if self._saved.failed:
                 self._service.log.warning("contexts are not saved: %s", self._saved.failed)
+            await self._reserve_disk(self._saved, place.device)
+            place.memory.saved = self._saved
         return self._saved
 
     async def reserve(self, purpose: str, size: int, device: str) -> Reservation:
-        """Memory on a device; idle models give theirs back where it is short, the least recently asked first.
+        """Memory on a device, from what is free and what its models do not use. Raises `Overloaded`."""
+        return await self._places[device].room.reserve(purpose, size)
 
-        They are loaded again when they are asked, in a moment, and find their long contexts on disk. Raises
-        `Overloaded`.
-        """
-        ask = Reserve(purpose=purpose, bytes=size, device=device)
-        while True:
-            try:
-                return convert(await self._service.call("memory.reserve", ask), Reservation)
-            except Overloaded:
-                if not await self._make_room(purpose, device):
-                    raise
-
-    async def _make_room(self, purpose: str, device: str) -> bool:
-        """Unload the model of `device` that rests longest, so that its memory is free; False where none does."""
-        idle = [loaded for loaded in self._loaded.values() if loaded.idle and loaded.device == device]
-        if not idle:
-            return False
-        victim = min(idle, key=lambda loaded: loaded.asked_at)
-        self._service.log.info("model '%s' makes room for %s", victim.name, purpose)
-        self._resting[victim.name] = victim.ref
-        await self.unload(victim)
-        return True
+    async def release(self, reservation: int) -> None:
+        """Give memory back."""
+        try:
+            await self._service.call("memory.release", id=reservation, deadline=1.0)
+        except MicrokernelError as error:
+            # It reclaims when this service has ended.
+            self._service.log.warning("memory was not told of a release: %s", error)
 
     async def _reserve_host(self, name: str, device: Device) -> Reservation | None:
         """The machine's memory for pages that `device` has no room for; None where it has none of its own, or no room.
@@ -323,24 +338,71 @@ class LoadedModels:
             self._service.log.warning("pages of '%s' are not kept in the machine's memory: %s", name, error.message)
             return None
 
-    def _computing_on(self, device: Device) -> Computing:
-        """What `device` computes with, the same for all of its models."""
-        if device.name not in self._computing:
-            torch_device = torch.device(device.torch_device)
-            self._computing[device.name] = Computing(
-                torch_device,
+    async def _reserve_disk(self, saved: SavedPages, device: str) -> None:
+        """Count what saved contexts may come to take of the disk: as much as is set, or as there is."""
+        wanted = self._settings.contexts_bytes
+        ask = Reserve(purpose=SAVED, bytes=wanted, device=device, tier=Tier.DISK, at_least=0, taken=saved.nbytes)
+        given = convert(await self._service.call("memory.reserve", ask), Reservation)
+        if given.bytes < wanted:
+            self._service.log.warning(
+                "%d bytes of disk for saved contexts, not %d: no more are free", given.bytes, wanted
+            )
+            saved.resize(given.bytes)
+
+    def check_open(self, loaded: Loaded) -> None:
+        """Raise `Overloaded` where memory of its device is so short that nothing new begins beside what runs."""
+        self._places[loaded.device].memory.check_open()
+
+    async def keep_quotas(self, quotas: Quotas) -> None:
+        """Have what runs keep these quotas."""
+        for place in tuple(self._places.values()):
+            await place.memory.keep(quotas)
+
+    async def press(self, pressure: Pressure) -> None:
+        """Do what a new rung asks for, at once."""
+        place = self._places.get(pressure.device)
+        if place is not None:
+            await place.memory.press(pressure)
+
+    async def look_after_memory(self) -> None:
+        """Tell memory what has changed, do what it asks for, and let models have the pages that they need."""
+        for place in tuple(self._places.values()):
+            if await place.memory.tick():
+                try:
+                    await place.room.spread()
+                except MicrokernelError as error:
+                    self._service.log.warning("pages stay as they are: %s", error)
+
+    async def _rest(self, loaded: Loaded, why: str) -> None:
+        """Take a model off the device until it is asked again."""
+        self._service.log.info("model '%s' %s", loaded.name, why)
+        self._resting[loaded.name] = loaded.ref
+        await self.unload(loaded)
+
+    async def _place(self, device: Device) -> Place:
+        """What this service has on `device`, made when the first model goes there."""
+        if device.name not in self._places:
+            computing = Computing(
+                torch.device(device.torch_device),
                 device.cores,
                 self._service.state_dir,
                 kernels=self._settings.kernels,
                 flex=self._settings.flex,
             )
-        return self._computing[device.name]
+            self._places[device.name] = place = Place(
+                self._service, device.name, computing, self._loaded.values, self._rest, self._is_waited_for
+            )
+            await place.memory.learn_quotas()
+        return self._places[device.name]
+
+    def _is_waited_for(self, loaded: Loaded) -> bool:
+        return self._waited_for[loaded.name] > 0
 
     async def _first_token(self, loaded: Loaded) -> None:
         """Have one real token made: a model is ready when it has answered, not when it was read."""
         number = next(self._numbers)
         prompt = [min(loaded.tokenizer.eos_ids, default=0)]
-        request = loaded.request(number, prompt, OutputParams(temperature=0.0), 1, self._defaults)
+        request = loaded.request(number, prompt, OutputParams(temperature=0.0), 1, self._defaults, owner=NODE)
         generation = Generation(
             number,
             text=IncrementalText(loaded.tokenizer),
@@ -351,15 +413,6 @@ class LoadedModels:
         loaded.runner.submit(request, generation)
         while await generation.read():
             pass
-
-    async def release(self, reservation: int) -> None:
-        """Give memory back."""
-        try:
-            await self._service.call("memory.release", id=reservation, deadline=1.0)
-        except MicrokernelError as error:
-            self._service.log.warning(
-                "memory was not told of a release: %s", error
-            )  # it reclaims when this service has ended
 
     async def find_stored(self, ref: str) -> Model:
         """The stored model, pulled if `ref` can be and is not stored yet."""
@@ -380,12 +433,3 @@ class LoadedModels:
             return convert(await self._service.call("models.list"), list[Model])
         except (NotFound, Unavailable):
             return []  # no store on this node: what is loaded is all there is
-
-
-async def _end(loaded: Loaded) -> None:
-    """End the loop of a model, and with it all of its answers, its encoding threads, and what it has of the device."""
-    if loaded.task is not None:
-        loaded.task.cancel()
-        await asyncio.wait([loaded.task])
-    await loaded.runner.close()
-    loaded.close()

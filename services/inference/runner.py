@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception, from_report
@@ -39,8 +40,17 @@ class Runner:
         self._asked: list[_Question] = []  # on the device now
         self._wake = asyncio.Event()
         self._closed = False
-        self.running = 0
-        self.waiting = 0
+        self.steps = 0
+
+    @property
+    def running(self) -> int:
+        """How many sequences are in the batch."""
+        return 0 if self._closed else self._engine.running
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place in it."""
+        return 0 if self._closed else self._engine.waiting
 
     @property
     def generations(self) -> tuple[Generation, ...]:
@@ -84,6 +94,8 @@ class Runner:
 
     async def run(self) -> None:
         """The loop; ends by cancellation. If a step raises, all answers end with the reason and it is raised."""
+        loop = asyncio.get_running_loop()
+        self._engine.on_room = partial(loop.call_soon_threadsafe, self._wake.set)
         try:
             while True:
                 await self._wake.wait()
@@ -114,7 +126,7 @@ class Runner:
         self._asked.clear()
         for question in questions:
             question.settle()
-        self.running, self.waiting = self._engine.running, self._engine.waiting
+        self.steps += 1
         now = self._now()
         share = seconds / max(1, len(outputs))
         for output in outputs:

@@ -12,6 +12,7 @@ import msgspec
 
 from microkernel.errors import CallCancelled, Invalid, PreconditionFailed
 from microkernel.events import Event
+from microkernel.message import convert
 from microkernel.service import Service, every, handles, on, streams
 from services.inference.answers import Answers, Wanted, caller
 from services.inference.context_files import ContextFiles
@@ -36,6 +37,7 @@ from services.inference.messages import (
     UnloadModel,
 )
 from services.inference.settings import InferenceSettings
+from services.memory.messages import Pressure, Quotas
 from services.scheduler.messages import Signal
 
 __all__ = ["Inference"]
@@ -69,6 +71,7 @@ class Inference(Service):
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
         asked = await self._models.asked(message.model)
+        self._models.check_open(asked.loaded)
         with asked.stays():
             prompt = await asked.loaded.encode_chat(message.messages)
             last = message.messages[-1].content if message.messages else ""
@@ -82,6 +85,7 @@ class Inference(Service):
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
         asked = await self._models.asked(message.model)
+        self._models.check_open(asked.loaded)
         with asked.stays():
             prompt = message.prompt
             tokens = await asked.loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
@@ -179,6 +183,21 @@ class Inference(Service):
     async def report(self) -> None:
         """Tell the scheduler what each answer has used so far, and cut readers that take nothing."""
         await self._answers.report()
+
+    @every(0.5)
+    async def account(self) -> None:
+        """Tell memory what the models take, and do what it asks for where it is short."""
+        await self._models.look_after_memory()
+
+    @on("memory.quotas")
+    async def keep_quotas(self, event: Event) -> None:
+        """Quotas have changed: what runs keeps them from now on."""
+        await self._models.keep_quotas(convert(event.body, Quotas))
+
+    @on("memory.pressure")
+    async def feel_pressure(self, event: Event) -> None:
+        """Memory is on another rung."""
+        await self._models.press(convert(event.body, Pressure))
 
     @on("service.scheduler.running")
     async def enter_again(self, _: Event) -> None:

@@ -1,25 +1,64 @@
-"""Gives out the right to use bytes of a device, and takes it back when the owner's service ends."""
+"""Gives out the right to use bytes of a device, says who may have how much, and tells when memory is short."""
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from microkernel.capability import ROOT
+from microkernel.errors import DataLoss, Denied, Invalid
 from microkernel.events import Event
-from microkernel.message import Message, calling_service, convert
-from microkernel.service import Service, handles, on
+from microkernel.message import Message, calling_service, convert, current_call
+from microkernel.service import Service, every, handles, on
 from services.devices.messages import Device
 from services.memory.accounts import Accounts
-from services.memory.messages import Account, Release, Reservation, Reserve, Tier
+from services.memory.ladder import MARGIN, THRESHOLDS, Ladder
+from services.memory.messages import (
+    EVERYBODY,
+    Account,
+    OwnerUse,
+    Pressure,
+    Quota,
+    Quotas,
+    Release,
+    ReportUse,
+    Reservation,
+    Reserve,
+    Resize,
+    Rung,
+    SetQuota,
+    Tier,
+    in_units,
+)
+from services.memory.quotas import OwnerQuotas
 
 __all__ = ["Memory"]
 
+LOOK = 0.5  # seconds between two looks at how much is free
+LIVE = "quotas.json"  # what was set live, in the state folder
 
-class MemorySettings(Message):
-    """`share` is the part of a device's memory that may be reserved; the rest is left to the system and to torch."""
+
+class MemorySettings(Message, kw_only=True):
+    """`share` is the part of a device's memory that may be reserved; the rest is left to the system and to torch.
+
+    `quotas` says what an owner may have of each device for its pages, `default_quota` what all others may: bytes, or a
+    share of the account (0.25); None is as much as there is. `rungs` are the shares of what could be had at which
+    cached prefixes are dropped, cold contexts moved, nothing new is admitted and running answers are paused; a rung is
+    left `margin` below.
+    """
 
     share: float = 0.8
+    quotas: dict[str, int | float] = {}
+    default_quota: int | float | None = None
+    rungs: tuple[float, float, float, float] = THRESHOLDS
+    margin: float = MARGIN
 
 
 class Memory(Service):
-    """Owns every byte that is worth counting: weights, caches, buffers, per device and tier."""
+    """Owns every byte that is worth counting: weights, pages, buffers, per device and tier; quotas; pressure."""
 
     name = "memory"
     needs = ("devices",)
@@ -27,7 +66,10 @@ class Memory(Service):
 
     async def start(self) -> None:
         self._accounts = Accounts()
-        self._opened = False
+        self._ladders: dict[str, Ladder] = {}
+        self._quotas = OwnerQuotas(self.settings.quotas, self.settings.default_quota)
+        Ladder("", self.settings.rungs, self.settings.margin)  # raises here what is wrong with them
+        await asyncio.to_thread(self._read_live)
 
     async def ready(self) -> None:
         await self._open_accounts()
@@ -36,8 +78,15 @@ class Memory(Service):
     async def reserve(self, message: Reserve) -> Reservation:
         """Take bytes before using them; `OVERLOADED` names how much is missing."""
         await self._open_accounts()
-        device = convert(await self.call("devices.show", name=message.device), Device)
-        return self._accounts.reserve(message, calling_service(), available=device.memory_free_bytes)
+        available = await self._available(message.device, message.tier)
+        return self._accounts.reserve(message, calling_service(), available=available)
+
+    @handles
+    async def resize(self, message: Resize) -> Reservation:
+        """Make a reservation of one's own larger or smaller; `OVERLOADED` names how much is missing."""
+        before = self._accounts.find(message.id, calling_service())
+        available = await self._available(before.device, before.tier)
+        return self._accounts.resize(message, calling_service(), available=available)
 
     @handles(idempotent=True)
     async def release(self, message: Release) -> None:
@@ -45,10 +94,50 @@ class Memory(Service):
         self._accounts.release(message.id, calling_service())
 
     @handles(idempotent=True)
-    async def usage(self) -> list[Account]:
-        """All accounts."""
+    async def report(self, message: ReportUse) -> Pressure:
+        """Tell what a service has of a device and tier; how short it is."""
         await self._open_accounts()
-        return self._accounts.accounts()
+        self._accounts.report(message, calling_service())
+        ladder = self._ladders.get(message.device) if message.tier is Tier.DEVICE else None
+        if ladder is None:
+            return Pressure(device=message.device, rung=Rung.CALM, used=0, limit=0)
+        self._look(ladder, convert(await self.call("devices.show", name=message.device), Device))
+        return ladder.pressure
+
+    @handles(idempotent=True)
+    async def usage(self) -> list[Account]:
+        """All accounts: what is reserved of them, what is in use, and by which owner."""
+        await self._open_accounts()
+        return [self._described(account) for account in self._accounts.accounts()]
+
+    @handles(idempotent=True)
+    async def quotas(self) -> Quotas:
+        """All quotas."""
+        await self._open_accounts()
+        return self._all_quotas()
+
+    @handles(idempotent=True)
+    async def set_quota(self, message: SetQuota) -> list[Quota]:
+        """Change a quota live, also for what runs; it holds until it is taken back, and over restarts."""
+        await self._open_accounts()
+        call = current_call()
+        user = None if call is None else call.user
+        if user not in {None, ROOT} and message.owner in {user, EVERYBODY}:
+            raise Denied(f"'{user}' may not change what holds for '{user}'", remedy="ask who runs the node")
+        self._quotas.set(message.owner, message.quota)
+        await asyncio.to_thread(self._write_live)
+        self.log.info("the quota of '%s' is %s, set by %s", message.owner, _shown(message.quota), user or "the node")
+        quotas = self._all_quotas()
+        self.publish("memory.quotas", quotas)
+        return [quota for quota in quotas.quotas if quota.owner == message.owner]
+
+    @every(LOOK)
+    async def watch(self) -> None:
+        """See how much is free on each device, and tell when it is on another rung."""
+        if self._ladders:
+            for device in convert(await self.call("devices.list"), list[Device]):
+                if device.name in self._ladders:
+                    self._look(self._ladders[device.name], device)
 
     @on("service.*.*")
     async def reclaim(self, event: Event) -> None:
@@ -57,9 +146,80 @@ class Memory(Service):
             for reservation in self._accounts.release_owner(event.body["name"]):
                 self.log.info("%s is free again: '%s' has stopped", reservation.purpose, reservation.owner)
 
-    async def _open_accounts(self) -> None:
-        if self._opened:
+    def _look(self, ladder: Ladder, device: Device) -> None:
+        """Let the ladder see what this node has of a device, of what it could have."""
+        used = self._accounts.used(device.name, Tier.DEVICE)
+        limit = min(used + device.memory_free_bytes, self._accounts.limit(device.name, Tier.DEVICE))
+        if not ladder.look(used, limit):
             return
+        pressure = ladder.pressure
+        self.log.log(
+            30 if pressure.rung >= Rung.CLOSE else 20,
+            "memory of %s: %s of %s are used (%s)",
+            device.name,
+            in_units(pressure.used),
+            in_units(pressure.limit),
+            pressure.rung.name.lower(),
+        )
+        self.publish("memory.pressure", pressure)
+
+    def _described(self, account: Account) -> Account:
+        """An account with its rung and with its owners' quotas, also of those who have nothing."""
+        if account.tier is not Tier.DEVICE:
+            return account
+        named = {quota.owner for quota in self._all_quotas().quotas} - {EVERYBODY}
+        uses = {name: OwnerUse(owner=name, bytes=0) for name in named} | {use.owner: use for use in account.owners}
+        owners = tuple(
+            msgspec.structs.replace(use, quota=self._quotas.bytes(name, account.limit_bytes))
+            for name, use in sorted(uses.items())
+        )
+        ladder = self._ladders.get(account.device)
+        rung = Rung.CALM if ladder is None else ladder.pressure.rung
+        return msgspec.structs.replace(account, owners=owners, rung=rung)
+
+    def _all_quotas(self) -> Quotas:
+        devices = [(name, self._accounts.limit(name, Tier.DEVICE)) for name in self._ladders]
+        return Quotas(self._quotas.all(devices))
+
+    async def _available(self, device: str, tier: Tier) -> int | None:
+        """What can be had of a tier now, as far as its device or file system knows."""
+        if tier is Tier.DISK:
+            return (await asyncio.to_thread(shutil.disk_usage, self.state_dir)).free
+        return convert(await self.call("devices.show", name=device), Device).memory_free_bytes
+
+    async def _open_accounts(self) -> None:
+        if self._ladders:
+            return
+        disk = await asyncio.to_thread(shutil.disk_usage, self.state_dir)
         for device in convert(await self.call("devices.list"), list[Device]):
             self._accounts.open(device.name, Tier.DEVICE, int(device.memory_bytes * self.settings.share))
-        self._opened = True
+            self._accounts.open(device.name, Tier.DISK, int(disk.total * self.settings.share))
+            self._ladders[device.name] = Ladder(device.name, self.settings.rungs, self.settings.margin)
+
+    def _read_live(self) -> None:
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            live = msgspec.json.decode(self._live_file.read_bytes(), type=dict[str, int | float])
+            for owner, quota in live.items():
+                self._quotas.set(owner, quota)
+        except FileNotFoundError:
+            return
+        except (msgspec.MsgspecError, Invalid) as error:
+            raise DataLoss(
+                f"{self._live_file}: the quotas that were set live cannot be read: {error}", remedy="delete the file"
+            ) from error
+
+    def _write_live(self) -> None:
+        fresh = self._live_file.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(self._quotas.live))
+        fresh.replace(self._live_file)
+
+    @property
+    def _live_file(self) -> Path:
+        return self.state_dir / LIVE
+
+
+def _shown(quota: int | float | None) -> str:
+    if quota is None:
+        return "what the settings say"
+    return f"{quota:.0%} of each device" if isinstance(quota, float) else in_units(quota)

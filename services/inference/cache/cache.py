@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
-import msgspec
-
 from microkernel.errors import Invalid, PreconditionFailed
 from services.inference.cache.keys import PAGE, bad_token, packed, page_key, root_key, serialised
+from services.inference.cache.ledger import Ledger
 from services.inference.cache.pages import Pages
 from services.inference.cache.prefixes import Node, Prefixes
+from services.inference.cache.status import OwnerStatus, Status
 from services.inference.cache.table import RELEASED, Pin, Table
 
 __all__ = ["Cache", "OwnerStatus", "Room", "Status", "Storage"]
@@ -45,29 +45,6 @@ class Room(Enum):
     OVER_QUOTA = 2  # the owner may not have more: one of its own has to
 
 
-class OwnerStatus(msgspec.Struct, frozen=True):
-    """One owner's pages, and tokens of its prompts that were found (`hits`) or not (`misses`)."""
-
-    used: int
-    quota: int | None
-    hits: int
-    misses: int
-
-
-class Status(msgspec.Struct, frozen=True):
-    """Pages by what they are: free, cached, held. The rest is counted since the start."""
-
-    pages: int
-    free: int
-    cached: int  # in the tree, and in no table
-    evictable: int  # those of the cached that are not pinned, nor before a page that is
-    held: int  # in a table
-    hits: int
-    misses: int
-    evictions: int
-    owners: dict[str, OwnerStatus]
-
-
 class Cache:
     """All tables and cached pages of one pool."""
 
@@ -79,23 +56,30 @@ class Cache:
         deduplicate: bool = True,
         found_again: bool = True,
         on_evict: Callable[[int, bytes, str], None] | None = None,
+        ledger: Ledger | None = None,
+        page_bytes: int = 0,
     ) -> None:
         """A pool of `count` pages.
 
         With `deduplicate`, batch mates that compute the same page at the same time end up with one; it needs equal
         tokens to give equal bits. Without `found_again`, pages only count: none is cached, shared or copied, because
         what they stand for is elsewhere. `on_evict` is told page, key and owner before a cached page is forgotten, so
-        that a lower tier can save it; it may not call the cache, and what it raises stops the eviction.
+        that a lower tier can save it; it may not call the cache, and what it raises stops the eviction. Pages of
+        `page_bytes` count in `ledger` too, which knows what each owner may have of the whole device.
         """
         self.on_evict = on_evict
         self._storage = storage
         self._deduplicate = deduplicate
         self._found_again = found_again
-        self._pages = Pages(count)
+        self._pages = Pages(count, ledger=ledger, page_bytes=page_bytes)
         self._prefixes = Prefixes()
         self._hits: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
         self._evictions = 0
+        self._ledger = ledger
+        self._page_bytes = page_bytes
+        if ledger is not None:
+            ledger.join(self)
 
     def begin(self, owner: str, space: bytes, tokens: Sequence[int]) -> Table:
         """A table that holds what is cached of a prompt: full pages, and never the last token.
@@ -242,7 +226,7 @@ class Cache:
         for node in nodes:
             if node.in_tree:
                 self._prefixes.waive(node)
-        self._trim(pin.owner)
+        self._eased(pin.owner)
 
     def set_quota(self, owner: str, pages: int | None) -> None:
         """Let `owner` have so many pages, held and cached together; None: as many as there are.
@@ -250,7 +234,7 @@ class Cache:
         What is over it is taken from its cached pages, now or when they are no longer in use, and never from a table.
         """
         self._pages.set_quota(owner, pages)
-        self._trim(owner)
+        self._eased(owner)
 
     def quota(self, owner: str) -> int | None:
         """How many pages `owner` may have; None: as many as there are."""
@@ -263,20 +247,62 @@ class Cache:
             self._evict()
         return count
 
+    def resize(self, pages: int) -> int:
+        """Let there be `pages` at a time: cached ones go, the least recently used first, and held ones stay.
+
+        Returns how many there may be now.
+        """
+        self.evict(self._pages.taken - pages)
+        self._pages.resize(pages)
+        return self._pages.limit
+
+    def cool(self) -> list[int]:
+        """The free pages that still have memory; the caller gives it back to the system."""
+        return self._pages.cool()
+
+    @property
+    def pages(self) -> Pages:
+        """The pool, to be read."""
+        return self._pages
+
+    def wait(self, owner: str, told: Callable[[], None]) -> None:
+        """Have `told` called once, when another model of the device has let something of `owner` go."""
+        if self._ledger is not None:
+            self._ledger.wait(owner, self, told)
+
+    def close(self) -> None:
+        """Leave the ledger; the pages are gone."""
+        if self._ledger is not None:
+            self._ledger.leave(
+                self, {owner: self._pages.used(owner) * self._page_bytes for owner in self._pages.owners}
+            )
+
+    def idle_bytes(self, owner: str) -> int:
+        """What of `owner`'s pages is only cached."""
+        return self._prefixes.idle(owner) * self._page_bytes
+
+    def evict_bytes(self, owner: str, size: int) -> int:
+        """Forget cached pages of `owner`, of `size` bytes if there are so many; returns how many bytes."""
+        count = min(-(-size // self._page_bytes), self._prefixes.idle(owner))
+        for _ in range(count):
+            self._evict(owner)
+        return count * self._page_bytes
+
     def status(self) -> Status:
         """The numbers as they are now."""
         pages = self._pages
         return Status(
-            pages=pages.count,
+            pages=pages.limit,
             free=pages.free,
-            cached=pages.count - pages.free - pages.held,
+            cached=pages.taken - pages.held,
             evictable=self._prefixes.idle(),
             held=pages.held,
+            resident=pages.resident,
             hits=self._hits.total(),
             misses=self._misses.total(),
             evictions=self._evictions,
             owners={
-                owner: OwnerStatus(pages.used(owner), pages.quota(owner), self._hits[owner], self._misses[owner])
+                owner: OwnerStatus(pages.used(owner), self.quota(owner), self._hits[owner], self._misses[owner])
                 for owner in sorted(pages.owners | self._hits.keys())
             },
         )
@@ -310,21 +336,36 @@ class Cache:
 
     def _make_room(self, owner: str, count: int) -> Room:
         """See that `count` pages are free, and `owner` may have them; if not, nothing is evicted."""
-        over = self._pages.excess(owner, count)
-        if over > self._prefixes.idle(owner):
+        pages, idle = self._pages, self._prefixes.idle(owner)
+        here, on_device = pages.excess(owner, count), pages.excess_on_device(owner, count)
+        over = max(here, min(idle, on_device))
+        elsewhere = (on_device - over) * self._page_bytes  # to be forgotten by other models of the device
+        if here > idle or (elsewhere > 0 and not self._reclaimable(owner, elsewhere)):
             return Room.OVER_QUOTA  # said before FULL: pausing others would not help
-        if count > self._pages.free + self._prefixes.idle():
+        if count > pages.free + self._prefixes.idle():
             return Room.FULL
+        if elsewhere > 0 and self._ledger is not None:
+            self._ledger.reclaim(owner, elsewhere, self)
         for _ in range(over):
             self._evict(owner)
-        while self._pages.free < count:
+        while pages.free < count:
             self._evict()
         return Room.GRANTED
 
+    def _reclaimable(self, owner: str, size: int) -> bool:
+        return self._ledger is not None and self._ledger.idle(owner, self) >= size
+
     def _trim(self, owner: str) -> None:
         """Evict what `owner` has cached beyond its quota."""
-        for _ in range(min(self._pages.excess(owner), self._prefixes.idle(owner))):
+        over = max(self._pages.excess(owner), self._pages.excess_on_device(owner))
+        for _ in range(min(over, self._prefixes.idle(owner))):
             self._evict(owner)
+
+    def _eased(self, owner: str) -> None:
+        """Something of `owner` is no longer in use: what is over its quota goes, and who waits for it looks again."""
+        self._trim(owner)
+        if self._ledger is not None:
+            self._ledger.eased(owner)
 
     def _evict(self, owner: str | None = None) -> None:
         node = self._prefixes.oldest(owner)
@@ -342,7 +383,7 @@ class Cache:
     def _let_go_all(self, owner: str, pages: list[int]) -> None:
         for page in pages:
             self._let_go(page)
-        self._trim(owner)
+        self._eased(owner)
 
     def _let_go(self, page: int) -> None:
         if self._pages.let_go(page):

@@ -54,6 +54,11 @@ class SavedPages:
         """How many pages there are."""
         return len(self._sizes)
 
+    def resize(self, limit_bytes: int) -> None:
+        """Take so many bytes at most from now on."""
+        self._limit = limit_bytes
+        self._thread.submit(self._trim)
+
     def find(self, keys: Sequence[bytes]) -> int:
         """How many of `keys`, from the first on, are there without a gap."""
         with self._lock:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from microkernel.errors import Invalid
+from services.inference.cache.host_memory import ELASTIC, give_back
 from services.inference.cache.keys import PAGE
 from services.inference.checkpoint.architecture import DecoderConfig
 
@@ -64,6 +65,16 @@ class TensorPages:
         """Copy back what `lower` gave, behind all that the device was asked for before."""
         self._pages[page].copy_(source.view(self.dtype).view(self._shape), non_blocking=True)
 
+    @property
+    def elastic(self) -> bool:
+        """Whether the system takes single pages back: main memory, where the system is Linux."""
+        return ELASTIC and self.device.type == "cpu" and not self.by_layer
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Give the memory of these pages back; they are zero when they are used again. Other devices keep it."""
+        if self.elastic:
+            give_back(self._pages.data_ptr(), self.page_bytes, pages)
+
     def release(self) -> None:
         """Give the memory back; contents are lost. Accelerators keep it: steps that were recorded know its address."""
         if self.by_layer:
@@ -94,7 +105,11 @@ class TensorPages:
             if self.by_layer:
                 shape = (layers, two, heads, self.count + 1, tokens, size)
                 return torch.zeros(shape, device=self.device, dtype=self.dtype).permute(3, 0, 1, 2, 4, 5)
-            return torch.zeros((self.count, *self._shape), device=self.device, dtype=self.dtype)
+            pages = torch.zeros((self.count, *self._shape), device=self.device, dtype=self.dtype)
+        if self.elastic:
+            # torch has written all the zeros: without them, a page takes memory when it is first used.
+            give_back(pages.data_ptr(), self.page_bytes, range(len(pages)))
+        return pages
 
 
 def page_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:

@@ -47,18 +47,19 @@ class Batch:
         pace: Pace,
         *,
         space: Callable[[Request], bytes],
-        pages: int,
         most: int,
         budget: int,
         paged: bool,
     ) -> None:
         """Empty. At most `most` sequences run at once, and a step computes `budget` tokens of them.
 
-        There are `pages` pages; equal prefixes have equal pages where what `space` gives for their requests is equal.
+        Equal prefixes have equal pages where what `space` gives for their requests is equal.
         Not `paged`, they only count: what a sequence has is with its first page, and is not shared.
         """
         self.running: list[Sequence] = []  # in the order in which they were admitted
         self.waiting: deque[Sequence] = deque()
+        self.admitting = True  # beside what runs; where nothing does, one always may
+        self.on_room: Callable[[], object] = _nothing  # told when something outside of a step has made room
         self.paused: list[Sequence] = []  # the one that was paused first has to give its pages first
         self._known: dict[int, Sequence] = {}  # all of them, by the ids of their requests
         self._cache = cache
@@ -66,7 +67,6 @@ class Batch:
         self._contexts = contexts
         self._pace = pace
         self._space = space
-        self._pages = pages
         self._most = most
         self._budget = budget
         self._paged = paged
@@ -103,9 +103,10 @@ class Batch:
         sequence.leader = leader = leader.leader or leader
         leader.followers.append(sequence)
 
-    def changed(self) -> None:
+    def look_again(self) -> None:
         """What waits may find room now."""
         self._stuck = False
+        self.on_room()
 
     def fork(self, leader: Sequence) -> list[Sequence]:
         """The prompt of `leader` has been read: its followers go on from it, as many as have a place; returns those."""
@@ -215,20 +216,35 @@ class Batch:
         return shares
 
     def refuse(self) -> tuple[Sequence, MicrokernelError] | None:
-        """The first that waits, if it waits for what it will never get: nothing runs, and it cannot be admitted."""
-        if self.running or not self.waiting:
+        """The first that waits for what it will never get: nothing runs, and it cannot be admitted."""
+        if self.running:
             return None
-        sequence = self.waiting[0]
+        sequence = next((sequence for sequence in self.waiting if not self._may_wait(sequence)), None)
+        if sequence is None:
+            return None
         self.leave(sequence)
-        status, needed = self._cache.status(), -(-len(sequence.tokens) // PAGE)
-        owner = sequence.request.owner
-        account = status.owners.get(owner)
-        limit = "" if account is None or account.quota is None else f", of which '{owner}' may have {account.quota}"
-        return sequence, Overloaded(
-            f"the prompt needs {needed} pages of {PAGE} tokens; {status.free + status.evictable} of {status.pages} "
-            f"are to be had{limit}",
+        return sequence, self.refusal(sequence)
+
+    def is_hopeless(self, sequence: Sequence) -> bool:
+        """Whether its owner's quotas do not allow what it needs, whoever else ends."""
+        most = self._cache.pages.most(sequence.request.owner)
+        return most is not None and _pages(sequence) > most
+
+    def refusal(self, sequence: Sequence) -> Overloaded:
+        """Why a sequence can never have the pages that it needs, with the numbers."""
+        status, owner = self._cache.status(), sequence.request.owner
+        quota = self._cache.pages.most(owner)
+        limit = "" if quota is None else f", of which '{owner}' may have {quota}"
+        return Overloaded(
+            f"the prompt needs {_pages(sequence)} pages of {PAGE} tokens; {status.free + status.evictable} of "
+            f"{status.pages} are to be had{limit}",
             remedy="shorten the prompt, raise the quota, or give the model a larger cache",
         )
+
+    def _may_wait(self, sequence: Sequence) -> bool:
+        """Whether something outside of the batch can make room for it: its reader, or its owner's other models."""
+        elsewhere = self._cache.pages.owns_elsewhere(sequence.request.owner)
+        return sequence.held or (elsewhere and not self.is_hopeless(sequence))
 
     def _decoding(self) -> Iterator[Sequence]:
         for sequence in tuple(self.running):
@@ -246,7 +262,7 @@ class Batch:
                 return True
             owner = sequence.request.owner if room is Room.OVER_QUOTA else None
             if not self._reclaim(owner):
-                self._give_up(self._last(owner))
+                self.give_up(self._last(owner))
         return False
 
     def reserve(self, sequence: Sequence, count: int) -> bool:
@@ -271,21 +287,24 @@ class Batch:
         """Who came last, of all or of an owner's: it has the least to lose."""
         return next(one for one in reversed(self.running) if owner is None or one.request.owner == owner)
 
-    def _give_up(self, sequence: Sequence) -> None:
+    def give_up(self, sequence: Sequence) -> None:
         """Take a sequence's pages; it is the next to be admitted."""
         self._contexts.keep(sequence)
         self.running.remove(sequence)
         self._release(sequence.drop())
         self.waiting.appendleft(sequence)
+        self._stuck = False
 
     def _admit(self, *, alone: bool) -> Sequence | None:
         """Let the first that waits and fits into the batch, with pages for all that it has; None where none can be."""
-        if self._stuck or len(self.running) >= self._most:
+        if len(self.running) >= self._most or not (self.admitting or alone):
+            self._stuck = bool(self.waiting)
+        if self._stuck:
             return None
         over: set[str] = set()
         for sequence in self.waiting:
             owner = sequence.request.owner
-            if owner in over:
+            if owner in over or sequence.held:
                 continue
             room = self._begin(sequence, alone=alone)
             while room is not Room.GRANTED and self._reclaim(owner if room is Room.OVER_QUOTA else None):
@@ -299,13 +318,15 @@ class Batch:
                 break  # nobody overtakes: a long prompt would wait for ever behind short ones
             over.add(owner)
         self._stuck = bool(self.waiting)
+        for owner in over:
+            self._cache.wait(owner, self.look_again)
         return None
 
     def _begin(self, sequence: Sequence, *, alone: bool) -> Room:
         """Pages for all that a sequence has; it has them only with `GRANTED`."""
         table = self._cache.begin(sequence.request.owner, self._space(sequence.request), sequence.tokens)
-        needed = -(-len(sequence.tokens) // PAGE) - len(table.pages)
-        crowded = self._cache.held + needed > CROWDED * self._pages and not alone
+        needed = _pages(sequence) - len(table.pages)
+        crowded = self._cache.held + needed > CROWDED * self._cache.pages.limit and not alone
         room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
         if room is Room.GRANTED:
             sequence.table = table
@@ -317,3 +338,12 @@ class Batch:
 def _is_same_prompt(one: Request, other: Request) -> bool:
     """Whether the pages of one prompt are those of the other."""
     return (one.prompt, one.owner, one.adapter) == (other.prompt, other.owner, other.adapter)
+
+
+def _pages(sequence: Sequence) -> int:
+    """How many pages all of its tokens take."""
+    return -(-len(sequence.tokens) // PAGE)
+
+
+def _nothing() -> None:
+    pass

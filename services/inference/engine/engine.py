@@ -11,6 +11,7 @@ when its turn comes, and is computed again where it is not.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 
 import msgspec
@@ -26,10 +27,12 @@ from microkernel.errors import (
     copy_of,
     from_exception,
 )
-from services.inference.cache.cache import Cache, Status
+from services.inference.cache.cache import Cache
 from services.inference.cache.host import HostTier, Lowers
 from services.inference.cache.keys import PAGE
+from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
+from services.inference.cache.status import Status
 from services.inference.checkpoint.adapter import Adapter
 from services.inference.engine import logprobs
 from services.inference.engine.adapters import Adapters
@@ -40,6 +43,7 @@ from services.inference.engine.contexts import Contexts
 from services.inference.engine.forward import Decoder, Part
 from services.inference.engine.pace import Pace
 from services.inference.engine.proposers import Proposer
+from services.inference.engine.relief import Relief
 from services.inference.engine.sampler import NO_TOKEN, SamplerState
 from services.inference.engine.sequence import Request, Sequence
 from services.inference.grammar.matcher import CompiledGrammar
@@ -83,6 +87,7 @@ class Engine:
         slowdown: float = 1.7,
         proposer: Proposer | None = None,
         host_bytes: int = 0,
+        ledger: Ledger | None = None,
     ) -> None:
         """Start empty.
 
@@ -90,10 +95,10 @@ class Engine:
         One step computes `token_budget` tokens, and pages take up to `cache_bytes` (None: as much as the batch at
         full length needs). `space` names the model's content: equal prefixes in equal spaces have equal pages.
         Those of long contexts are kept in `saved` too, and found there again. One owner may have `owner_share` of the
-        pages, if `set_quota` has said nothing else. Steps that read prompts are to take at most `slowdown` times what
-        those who decode would take alone. What `proposer` guesses is computed beforehand, where that changes nothing.
-        What a device with memory of its own has to forget is kept in `host_bytes` of the machine's, where the decoder's
-        pages can be.
+        pages, if `set_quota` has said nothing else; `ledger` says what it may have of the whole device. Steps that read
+        prompts are to take at most `slowdown` times what those who decode would take alone. What `proposer` guesses is
+        computed beforehand, where that changes nothing. What a device with memory of its own has to forget is kept in
+        `host_bytes` of the machine's, where the decoder's pages can be.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -108,7 +113,14 @@ class Engine:
         self._space = space + decoder.layout.encode()
         self._adapters = Adapters(decoder, self._space)
         self._storage = decoder.storage(self._pages)
-        self._cache = Cache(self._pages, self._storage, deduplicate=decoder.invariant, found_again=decoder.paged)
+        self._cache = Cache(
+            self._pages,
+            self._storage,
+            deduplicate=decoder.invariant,
+            found_again=decoder.paged,
+            ledger=ledger,
+            page_bytes=self._storage.page_bytes,
+        )
         host = None
         if host_bytes and isinstance(self._storage, Lowers):
             host = HostTier(self._storage, host_bytes, pinned=decoder.device.type == "cuda")
@@ -121,7 +133,6 @@ class Engine:
             self._contexts,
             self._pace,
             space=self._adapters.space,
-            pages=self._pages,
             most=max_batch,
             budget=token_budget,
             paged=decoder.paged,
@@ -129,6 +140,7 @@ class Engine:
         self._proposer = proposer if decoder.invariant else None
         self._guessed = self._guessed_right = 0
         self._refused: list[Output] = []
+        self.relief = Relief(self._cache, self._storage, self.context_length, self._batch)
 
     @property
     def idle(self) -> bool:
@@ -161,6 +173,15 @@ class Engine:
         return self._storage.page_bytes
 
     @property
+    def on_room(self) -> Callable[[], object]:
+        """Called when something outside of a step has made room."""
+        return self._batch.on_room
+
+    @on_room.setter
+    def on_room(self, told: Callable[[], object]) -> None:
+        self._batch.on_room = told
+
+    @property
     def pages(self) -> Status:
         """The pages as they are now: free, cached, held; hits and misses."""
         return self._cache.status()
@@ -183,9 +204,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queue a request. One that cannot run gets its error as the next step's output."""
-        sequence = self._sequence(request)
-        if sequence is not None:
-            self._batch.enter(sequence)
+        self._enter(self._sequence(request))
 
     def save(self, id: int) -> Context:  # noqa: A002 - the request's own field
         """The context of a request as it is now; it goes on, or rests, as it did. Raises `NotFound`."""
@@ -228,11 +247,18 @@ class Engine:
                 remedy="restore it where it was saved",
             )
         sequence = self._sequence(request)
+        if sequence is not None:
+            sequence.tokens += context.answer
+            sequence.sampler.catch_up(context.answer, context.draws)
+            sequence.brought = (context.pages, context.length)
+        self._enter(sequence)
+
+    def _enter(self, sequence: Sequence | None) -> None:
         if sequence is None:
             return
-        sequence.tokens += context.answer
-        sequence.sampler.catch_up(context.answer, context.draws)
-        sequence.brought = (context.pages, context.length)
+        if self._batch.is_hopeless(sequence):
+            self._refused.append(_broken(sequence.request.id, self._batch.refusal(sequence)))
+            return
         self._batch.enter(sequence)
 
     def _sequence(self, request: Request) -> Sequence | None:
@@ -256,16 +282,19 @@ class Engine:
     def cancel(self, id: int) -> bool:  # noqa: A002 - the request's own field
         """Forget a request; no more output comes for it. False if it is not here (any more)."""
         sequence = self._batch.find(id)
-        if sequence is None:
-            return False
-        self._batch.leave(sequence)
-        return True
+        if sequence is not None:
+            self._batch.leave(sequence)
+            return True
+        before, self._refused = self._refused, [output for output in self._refused if output.id != id]
+        return len(self._refused) < len(before)
 
     def hold(self, id: int, *, held: bool) -> None:  # noqa: A002 - as above
         """Let a sequence rest, its pages kept, or go on: its reader is behind. Does nothing before its first token."""
         sequence = self._batch.find(id)
         if sequence is not None and sequence.generated:
             sequence.held = held
+            if sequence.table is None:
+                self._batch.look_again()  # without pages it waits to be admitted again
 
     def pause(self, id: int, *, paused: bool) -> bool:  # noqa: A002 - as above
         """Let a request rest, in any state, or go on; its pages stay while nobody else needs them. False if unknown."""
@@ -284,7 +313,7 @@ class Engine:
     def set_quota(self, owner: str, pages: int | None) -> None:
         """Let `owner` have so many pages, running and cached; None: as many as there are."""
         self._cache.set_quota(owner, pages)
-        self._batch.changed()
+        self._batch.look_again()
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
@@ -317,10 +346,12 @@ class Engine:
         for sequence in self._batch.paused:
             self._batch.swap_out(sequence)
         self._cache.evict(self._pages)
+        self._cache.cool()
         self._storage.release()
 
     def close(self) -> None:
         """Let weights and pages go, whoever still knows this engine; nothing else may be called afterwards."""
+        self.relief.close()
         del self._decoder, self._proposer, self._batch, self._contexts, self._cache, self._storage
 
     def _guess(self, shares: Several[Share]) -> None:

@@ -63,6 +63,15 @@ class Storage(Protocol):
         """Put back what `read` gave."""
         ...
 
+    @property
+    def elastic(self) -> bool:
+        """Whether single pages can be given back."""
+        ...
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Give the memory of these pages back to the system, as far as it takes parts; they are zero if it did."""
+        ...
+
     def release(self) -> None:
         """Give all memory back to the system; pages are zero when they are used again."""
         ...

@@ -83,9 +83,14 @@ class Sequence:
         self._seen = -1
 
     @property
+    def length(self) -> int:
+        """How many of its tokens are in its pages."""
+        return 0 if self.table is None else self.table.length
+
+    @property
     def missing(self) -> int:
         """How many of its tokens are not in its pages."""
-        return len(self.tokens) - (0 if self.table is None else self.table.length)
+        return len(self.tokens) - self.length
 
     @property
     def generated(self) -> int:

@@ -100,6 +100,14 @@ class ForeignStates:
         if state is not None and state.batch is not None:
             state.batch.dissolve()
 
+    @property
+    def elastic(self) -> bool:
+        """True: fewer pages are fewer states, and a state's memory goes with it."""
+        return True
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """A page that nobody holds has no memory."""
+
     def release(self) -> None:
         """Forget all states."""
         self._states.clear()

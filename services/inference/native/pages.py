@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microkernel.errors import Invalid, Overloaded
+from services.inference.cache.host_memory import ELASTIC, give_back
 from services.inference.checkpoint.architecture import DecoderConfig
 
 __all__ = ["HostPages"]
@@ -48,13 +49,24 @@ class HostPages:
             raise Invalid(f"a page has {self.page_bytes} bytes, not {len(content)}")
         ctypes.memmove(self._address(page), content, self.page_bytes)
 
+    @property
+    def elastic(self) -> bool:
+        """Whether the system takes single pages back."""
+        return ELASTIC
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """Give the memory of these pages back; they are zero when they are used again."""
+        give_back(int(self._start), self.page_bytes, pages)
+
     def release(self) -> None:
         """Give all memory back to the system; contents are lost."""
         self._map()
 
     def _map(self) -> None:
         try:
-            self._memory = mmap.mmap(-1, self._size)
+            # Private: of a shared mapping, the default, the system takes nothing back, and it gives no huge pages.
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+            self._memory = mmap.mmap(-1, self._size, flags=flags)
         except (OSError, ValueError, OverflowError) as error:
             raise Overloaded(
                 f"{self._size} bytes of address space for pages were refused: {error}",

@@ -19,7 +19,7 @@ from microkernel.cli.describe import signature
 from microkernel.cli.doctor import check_device
 from microkernel.cli.log import line
 from microkernel.cli.logs import OneLine, quiet_logs
-from microkernel.cli.memory import rows
+from microkernel.cli.memory import model_rows, owner_rows, rows
 from microkernel.cli.ps import COLUMNS, row
 from microkernel.errors import Invalid
 from microkernel.message import schema_of
@@ -98,13 +98,41 @@ def test_a_process_has_a_cell_in_each_column():
     assert "1 in, 2 out" in cells
 
 
+ACCOUNT = {
+    "device": "cpu0",
+    "tier": "device",
+    "limit_bytes": 4096,
+    "reserved_bytes": 1024,
+    "used_bytes": 512,
+    "rung": 0,
+}
+
+
 def test_an_account_is_its_sum_and_then_each_reservation():
     reservation = {"owner": "inference", "purpose": "weights", "bytes": 1024}
-    account = {"device": "cpu0", "tier": "device", "limit_bytes": 4096, "reserved_bytes": 1024}
-    lines = list(rows({**account, "reservations": [reservation]}))
+    lines = list(rows({**ACCOUNT, "reservations": [reservation]}))
     assert lines == [
-        ("cpu0", "device", "1.0 KiB", "4.0 KiB", "", "in all"),
-        ("cpu0", "device", "1.0 KiB", "", "inference", "weights"),
+        ("cpu0", "device", "1.0 KiB", "4.0 KiB", "512 B", "", "in all"),
+        ("cpu0", "device", "1.0 KiB", "", "", "inference", "weights"),
+    ]
+    [line] = rows({**ACCOUNT, "rung": 3, "reservations": []})
+    assert line[-1] == "in all; memory is short: nothing new begins"
+
+
+def test_a_model_is_shown_with_its_pages_and_only_on_the_device():
+    sizes = {"weight_bytes": 1, "buffer_bytes": 2, "held_bytes": 3, "cached_bytes": 4, "free_bytes": 5}
+    holding = {"name": "m", "device": "cpu0", "resident_bytes": 6, **sizes}
+    [line] = model_rows({**ACCOUNT, "holdings": [holding]})
+    assert line == ("m", "cpu0", "1 B", "2 B", "3 B", "4 B", "5 B", "6 B")
+    assert list(model_rows({**ACCOUNT, "tier": "disk", "holdings": [holding]})) == []
+
+
+def test_an_owner_is_shown_with_its_quota_and_how_much_was_read_before():
+    ann = {"owner": "ann", "bytes": 1024, "quota": 4096, "hits": 3, "misses": 1}
+    bob = {"owner": "bob", "bytes": 0, "quota": None, "hits": 0, "misses": 0}
+    assert list(owner_rows({**ACCOUNT, "owners": [ann, bob]})) == [
+        ("ann", "cpu0", "1.0 KiB", "4.0 KiB", "75% of 4 tokens"),
+        ("bob", "cpu0", "0 B", "", ""),
     ]
 
 

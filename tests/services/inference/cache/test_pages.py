@@ -85,3 +85,45 @@ def test_a_quota_below_zero_is_refused():
 def test_a_pool_without_pages_is_refused():
     with pytest.raises(Invalid, match="0 pages"):
         Pages(0)
+
+
+def freed(pages: Pages, count: int) -> list[int]:
+    """Pages that were taken and given back."""
+    taken = [pages.take("a") for _ in range(count)]
+    for page in taken:
+        pages.let_go(page)
+        pages.give_back(page)
+    return taken
+
+
+def test_fewer_pages_may_be_taken_but_never_fewer_than_are():
+    pages = Pages(5)
+    taken = [pages.take("a") for _ in range(3)]
+    pages.resize(2)
+    assert (pages.limit, pages.free) == (3, 0)
+    pages.let_go(taken[0])
+    pages.give_back(taken[0])
+    pages.resize(2)
+    assert (pages.limit, pages.free) == (2, 0)
+    pages.resize(9)
+    assert (pages.limit, pages.free) == (5, 3)
+
+
+def test_free_pages_are_resident_until_their_memory_was_given_back():
+    pages = Pages(9)
+    held = pages.take("a")
+    dropped = freed(pages, 4)
+    assert pages.resident == 5
+    again = pages.take("a")
+    assert pages.resident == 5
+    assert pages.cool() == sorted({*dropped} - {again})
+    assert pages.resident == 2
+    assert pages.cool() == []
+    assert {held, again}.isdisjoint(freed(pages, 7))
+
+
+def test_after_memory_was_given_back_the_lowest_pages_are_taken_first():
+    pages = Pages(5)
+    freed(pages, 5)
+    pages.cool()
+    assert [pages.take("a") for _ in range(5)] == [0, 1, 2, 3, 4]

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from microkernel.errors import Overloaded
+from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
 from services.inference.engine.context import Context
 from services.inference.engine.engine import Engine, Request
@@ -31,6 +32,7 @@ from services.inference.engine.sampler import ResolvedSampling
 
 OWNERS = ("ann", "bob", "eve")
 PAGES = 16
+LENGTH = 192  # tokens of a context: 12 pages, so that there is something to take away
 BEGINNINGS = [[(start + 3 * place) % 250 for place in range(90)] for start in (0, 0, 40)]
 PARAMS = (
     ResolvedSampling(temperature=0.0),
@@ -73,18 +75,20 @@ class EngineInAnyOrder(RuleBasedStateMachine):
     def start(self, budget: int, batch: int, guesses: bool) -> None:
         self.budget, self.batch, self.guesses = budget, batch, guesses
         self.saved = SavedPages(Path(self.folder.name), 1 << 24)
+        self.ledger = Ledger()
         self._new_engine()
 
     def _new_engine(self) -> None:
-        page = self.decoder.storage(1).page_bytes
+        page = self.page_bytes = self.decoder.storage(1).page_bytes
         self.engine = Engine(
             self.decoder,
             max_batch=self.batch,
             token_budget=self.budget,
-            max_length=256,
+            max_length=LENGTH,
             cache_bytes=PAGES * page,
             saved=self.saved,
             proposer=PromptLookup() if self.guesses else None,
+            ledger=self.ledger,
         )
 
     def teardown(self) -> None:
@@ -92,6 +96,8 @@ class EngineInAnyOrder(RuleBasedStateMachine):
             return
         for owner in OWNERS:
             self.engine.set_quota(owner, None)
+        self.ledger.set_limits({}, None)
+        self.engine.relief.admit(True)
         for number in tuple(self.asked):
             self.engine.hold(number, held=False)
             self.engine.pause(number, paused=False)
@@ -102,7 +108,10 @@ class EngineInAnyOrder(RuleBasedStateMachine):
         assert not self.asked, "all that was asked has come to an end"
         status = self.engine.pages
         assert status.held == 0
-        assert status.free + status.cached == PAGES
+        assert self.engine.relief.resize(PAGES) == PAGES
+        assert self.engine.pages.free + self.engine.pages.cached == PAGES
+        self.engine.relief.close()
+        assert not any(self.ledger.used(owner) for owner in OWNERS)
         self.saved.close()
         self.folder.cleanup()
 
@@ -133,7 +142,9 @@ class EngineInAnyOrder(RuleBasedStateMachine):
             for output in self.engine.step():
                 if output.error is not None:
                     assert isinstance(output.error, Overloaded)
-                    assert self.quotas.get(self.asked[output.id][3]) is not None, "only a quota refuses here"
+                    owner = self.asked[output.id][3]
+                    quotas = (self.quotas.get(owner), self.ledger.limit(owner))
+                    assert quotas != (None, None), "only a quota refuses here"
                     self._end(output.id, whole=False)
                     continue
                 self.given[output.id].append(output.token)
@@ -177,6 +188,40 @@ class EngineInAnyOrder(RuleBasedStateMachine):
         self.quotas[owner] = pages
         self.engine.set_quota(owner, pages)
 
+    @rule(quotas=st.fixed_dictionaries({owner: st.sampled_from((None, 3, 5, 7, 9)) for owner in OWNERS}))
+    def device_quotas(self, quotas: dict[str, int | None]) -> None:
+        page = self.page_bytes
+        limits = {owner: None if pages is None else pages * page + 1 for owner, pages in quotas.items()}
+        self.ledger.set_limits(limits, None)
+
+    @rule(pages=st.integers(0, PAGES))
+    def shrink(self, pages: int) -> None:
+        self.engine.relief.shrink(pages)
+        assert self.engine.relief.resident_bytes == (PAGES - self.spare()) * self.page_bytes
+
+    @rule(pages=st.integers(0, PAGES + 2))
+    def resize(self, pages: int) -> None:
+        limit = self.engine.relief.resize(pages)
+        assert limit == max(min(pages, PAGES), LENGTH // 16, self.engine.pages.held)
+
+    @rule(admitting=st.booleans())
+    def admit(self, admitting: bool) -> None:
+        self.engine.relief.admit(admitting)
+
+    @rule()
+    def move_cold(self) -> None:
+        self.engine.relief.move_cold()
+
+    @rule()
+    def pause_cheapest(self) -> None:
+        running = self.engine.running
+        assert self.engine.relief.pause_cheapest() == (running > 1)
+        assert self.engine.running == running - (running > 1)
+
+    def spare(self) -> int:
+        """Pages that are on nobody's account."""
+        return PAGES - self.engine.pages.held - self.engine.pages.cached
+
     @precondition(lambda self: not self.asked)
     @rule()
     def forget(self) -> None:
@@ -186,6 +231,7 @@ class EngineInAnyOrder(RuleBasedStateMachine):
     def replace(self) -> None:
         """As after a crash: what runs is asked again, and may find on disk what it had."""
         self.saved.flush()
+        self.engine.relief.close()
         self._new_engine()
         self.quotas.clear()
         for number, (prompt, tokens, params, owner) in self.asked.items():
@@ -196,8 +242,11 @@ class EngineInAnyOrder(RuleBasedStateMachine):
     def pages_add_up(self) -> None:
         if hasattr(self, "engine"):
             status = self.engine.pages
-            assert status.free + status.cached + status.held == PAGES
-            assert sum(account.used for account in status.owners.values()) == PAGES - status.free
+            assert status.free + status.cached + status.held == status.pages <= PAGES
+            assert sum(account.used for account in status.owners.values()) == status.cached + status.held
+            for owner in OWNERS:
+                account = status.owners.get(owner)
+                assert self.ledger.used(owner) == (0 if account is None else account.used * self.page_bytes)
 
     def _end(self, number: int, *, whole: bool) -> None:
         request = self.asked.pop(number)
@@ -207,7 +256,7 @@ class EngineInAnyOrder(RuleBasedStateMachine):
     def _alone(self, request: tuple) -> list[int]:
         if request not in self.expected:
             prompt, tokens, params, _ = request
-            engine = Engine(self.decoder, max_length=256)
+            engine = Engine(self.decoder, max_length=LENGTH)
             engine.add(Request(id=0, prompt=prompt, max_tokens=tokens, params=params))
             answer = []
             while not engine.idle:

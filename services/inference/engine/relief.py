@@ -1,0 +1,147 @@
+"""What an engine gives back when memory is short: cached pages, cold contexts, and at last what runs.
+
+Every method runs on the device's thread, between two steps. None changes an answer: what gives its pages up has its
+tokens and its generator, and goes on when there is room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Several
+
+import msgspec
+
+from services.inference.cache.cache import Cache
+from services.inference.cache.keys import PAGE
+from services.inference.cache.status import Status
+from services.inference.engine.batch import Batch
+from services.inference.engine.forward import Storage
+from services.inference.engine.sequence import Sequence
+
+__all__ = ["PagesUse", "Relief", "cheapest"]
+
+
+class PagesUse(msgspec.Struct, frozen=True):
+    """An engine's pages: how they are used, what each takes, and how many there could be, at least and at most."""
+
+    status: Status
+    page_bytes: int
+    least: int
+    most: int
+    running: int
+    waiting: int
+    elastic: bool  # whether fewer pages take less memory
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the pages really take."""
+        return self.status.resident * self.page_bytes
+
+
+class Relief:
+    """The pages of one engine, as far as others may want them."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        storage: Storage,
+        context_length: int,
+        batch: Batch,
+    ) -> None:
+        """No sequence is longer than `context_length` tokens."""
+        self._cache = cache
+        self._storage = storage
+        self._most = cache.pages.limit
+        self._least = -(-context_length // PAGE)
+        self._batch: Batch | None = batch
+
+    @property
+    def page_bytes(self) -> int:
+        """What each page takes."""
+        return self._storage.page_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """What all pages really take."""
+        return (self._cache.pages.resident if self._storage.elastic else self._most) * self._storage.page_bytes
+
+    def use(self) -> PagesUse:
+        """How the pages are used now."""
+        status = self._cache.status()
+        if not self._storage.elastic:
+            status = msgspec.structs.replace(status, resident=self._most)
+        return PagesUse(
+            status,
+            self._storage.page_bytes,
+            self._least,
+            self._most,
+            0 if self._batch is None else len(self._batch.running),
+            0 if self._batch is None else len(self._batch.waiting),
+            self._storage.elastic,
+        )
+
+    def admit(self, admitting: bool) -> None:
+        """Whether waiting requests may begin beside what runs. With nothing running, one always may."""
+        if self._batch is None:
+            return
+        before, self._batch.admitting = self._batch.admitting, admitting
+        if admitting and not before:
+            self._batch.look_again()
+
+    def shrink(self, pages: int) -> int:
+        """Forget up to so many cached pages, the least recently used first; returns how many.
+
+        Their memory, and that of all others that are free, goes back to the system.
+        """
+        dropped = self._cache.evict(pages)
+        self.give_back()
+        return dropped
+
+    def give_back(self) -> None:
+        """Give the memory of free pages back to the system."""
+        if self._storage.elastic:
+            self._storage.give_back(self._cache.cool())
+
+    def resize(self, pages: int) -> int:
+        """Let there be so many pages at most, and enough for one sequence; cached ones go, held ones stay.
+
+        Returns how many there may be now.
+        """
+        limit = self._cache.resize(max(self._least, min(pages, self._most)))
+        self.give_back()
+        if self._batch is not None:
+            self._batch.look_again()
+        return limit
+
+    def move_cold(self) -> int:
+        """Have sequences that rest give their pages up; long ones are on disk. Returns how many did."""
+        if self._batch is None:
+            return 0
+        paused = [sequence for sequence in self._batch.paused if sequence.table is not None]
+        for sequence in paused:
+            self._batch.swap_out(sequence)
+        held = [sequence for sequence in self._batch.running if sequence.held]
+        for sequence in held:
+            self._batch.give_up(sequence)
+        return len(paused) + len(held)
+
+    def pause_cheapest(self) -> bool:
+        """Have one of those that run give its pages up, and forget them; False where only one is left.
+
+        It waits at the front of the queue.
+        """
+        if self._batch is None or len(self._batch.running) < 2:
+            return False
+        self._batch.give_up(cheapest(self._batch.running))
+        self.shrink(self._most)
+        return True
+
+    def close(self) -> None:
+        """Leave the account of the device, and give all memory back; the engine may not be used any more."""
+        self._cache.close()
+        self._storage.release()
+        self._batch = None  # who still looks after this engine's pages does not keep its weights
+
+
+def cheapest(running: Several[Sequence]) -> Sequence:
+    """Whose pages cost least to have again: the fewest tokens that are not on disk; of equals, who came last."""
+    return min(reversed(running), key=lambda sequence: sequence.length - sequence.saved * PAGE)
