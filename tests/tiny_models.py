@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from services.inference.eager.decoder import Decoder
+from services.inference.engine.forward import PageDtype
 
 VOCABULARY = 256
 HIDDEN = 64
@@ -123,9 +124,9 @@ def write_folder(folder: Path, config: dict[str, object], tensors: dict[str, tor
     return folder
 
 
-def tiny_decoder(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+def tiny_decoder(path: Path, dtype: torch.dtype = torch.float32, page_dtype: PageDtype = "bfloat16") -> Decoder:
     """A decoder of the model at `path`."""
-    return Decoder(open_checkpoint(path), device=CPU, dtype=dtype)
+    return Decoder(open_checkpoint(path), device=CPU, dtype=dtype, page_dtype=page_dtype)
 
 
 def dequantized(checkpoint: Checkpoint, name: str) -> torch.Tensor:

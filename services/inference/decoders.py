@@ -12,7 +12,7 @@ from microkernel.errors import Overloaded, PreconditionFailed
 from services.inference.checkpoint.checkpoint import Checkpoint
 from services.inference.eager import decoder as eager
 from services.inference.eager.pages import page_bytes as eager_page_bytes
-from services.inference.engine.forward import Decoder
+from services.inference.engine.forward import Decoder, PageDtype
 from services.inference.native import weights as packed
 from services.inference.native.build import open_kernels
 from services.inference.native.decoder import NativeDecoder
@@ -51,12 +51,21 @@ class Computing:
     Used on the device's thread only.
     """
 
-    def __init__(self, device: torch.device, cores: int, folder: Path | None, *, kernels: bool = True) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        cores: int,
+        folder: Path | None,
+        *,
+        kernels: bool = True,
+        page_dtype: PageDtype = "bfloat16",
+    ) -> None:
         """`folder` keeps what is built and packed for the next start; None keeps nothing."""
         self.device = device
         self._cores = cores
         self._folder = folder
         self._wanted = kernels
+        self._page_dtype: PageDtype = page_dtype
         self._kernels: Kernels | None = None
         self._team: Team | None = None
         self._prepared = False
@@ -88,11 +97,11 @@ class Computing:
         self.prepare()
         why = self._missing or packed.fits(checkpoint.config) or ""
         if why or self._kernels is None or self._team is None:
-            return _Eager(checkpoint, self.device, self._cores, why)
+            return _Eager(checkpoint, self.device, self._cores, self._page_dtype, why)
         file = None
         if self._folder is not None and digest is not None:
             file = self._folder / "weights" / packed.file_name(digest, self._kernels.variant)
-        return _Native(checkpoint, self._kernels, self._team, file)
+        return _Native(checkpoint, self._kernels, self._team, file, self._page_dtype)
 
     def close(self) -> None:
         """End the threads; no decoder made here may compute any more."""
@@ -106,6 +115,7 @@ class _Native(msgspec.Struct, frozen=True):
     kernels: Kernels
     team: Team
     file: Path | None
+    page_dtype: PageDtype
     why: str = ""
 
     @property
@@ -114,17 +124,18 @@ class _Native(msgspec.Struct, frozen=True):
 
     @property
     def page_bytes(self) -> int:
-        return native_page_bytes(self.checkpoint.config)
+        return native_page_bytes(self.checkpoint.config, self.page_dtype)
 
     def make(self) -> NativeDecoder:
         weights = packed.open_weights(self.checkpoint, self.kernels, file=self.file)
-        return NativeDecoder(self.checkpoint, weights, self.team)
+        return NativeDecoder(self.checkpoint, weights, self.team, page_dtype=self.page_dtype)
 
 
 class _Eager(msgspec.Struct, frozen=True):
     checkpoint: Checkpoint
     device: torch.device
     cores: int
+    page_dtype: PageDtype
     why: str
 
     @property
@@ -137,7 +148,9 @@ class _Eager(msgspec.Struct, frozen=True):
 
     @property
     def page_bytes(self) -> int:
-        return eager_page_bytes(self.checkpoint.config, self.dtype)
+        return eager_page_bytes(self.checkpoint.config, self.dtype, self.page_dtype)
 
     def make(self) -> eager.Decoder:
-        return eager.Decoder(self.checkpoint, device=self.device, dtype=self.dtype, threads=self.cores)
+        return eager.Decoder(
+            self.checkpoint, device=self.device, dtype=self.dtype, threads=self.cores, page_dtype=self.page_dtype
+        )

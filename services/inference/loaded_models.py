@@ -227,9 +227,12 @@ class LoadedModels:
         """What `device` computes with, the same for all of its models."""
         if device.name not in self._computing:
             torch_device = torch.device(device.torch_device)
-            kernels = self._settings.kernels
             self._computing[device.name] = Computing(
-                torch_device, device.cores, self._service.state_dir, kernels=kernels
+                torch_device,
+                device.cores,
+                self._service.state_dir,
+                kernels=self._settings.kernels,
+                page_dtype=self._settings.page_dtype,
             )
         return self._computing[device.name]
 

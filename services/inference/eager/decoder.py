@@ -30,7 +30,7 @@ from services.inference.eager.linear import (
 )
 from services.inference.eager.pages import TensorPages
 from services.inference.eager.rope import rotations
-from services.inference.engine.forward import Part
+from services.inference.engine.forward import PageDtype, Part
 
 __all__ = ["Decoder", "choose_dtype", "weight_bytes"]
 
@@ -41,16 +41,24 @@ class Decoder:
     """A loaded model: from token ids to logits. Not thread-safe; runs on its device's thread."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, threads: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        threads: int | None = None,
+        page_dtype: PageDtype = "bfloat16",
     ) -> None:
         """Read all weights, as 4-bit blocks or `dtype`; raises `DataLoss`, and `Overloaded` where memory is short.
 
-        On a CPU a step takes `threads` threads; None leaves torch's number as it is.
+        On a CPU a step takes `threads` threads; None leaves torch's number as it is. Pages hold numbers of `dtype`, or
+        of 8 bits with `page_dtype` "int8".
         """
         self.config = checkpoint.config
         self._threads = threads
         self.device = device
         self.dtype = dtype
+        self._page_dtype: PageDtype = page_dtype
         try:
             load = _Loader(checkpoint, device, dtype)
             self._factors = load.rope_factors()
@@ -67,7 +75,7 @@ class Decoder:
 
     def storage(self, pages: int) -> TensorPages:
         """Room for so many pages, all zero."""
-        return TensorPages(self.config, pages, self.device, self.dtype)
+        return TensorPages(self.config, pages, self.device, self.dtype, self._page_dtype)
 
     @torch.inference_mode()
     def forward(self, storage: TensorPages, parts: Sequence[Part]) -> torch.Tensor:
@@ -95,7 +103,8 @@ class Decoder:
     @property
     def layout(self) -> str:
         """Names how a page is laid out and computed."""
-        return f"eager-1-{self.device.type}-{self.dtype}".replace("torch.", "")
+        kind = "-int8" if self._page_dtype == "int8" else ""
+        return f"eager-1-{self.device.type}-{self.dtype}{kind}".replace("torch.", "")
 
     @property
     def weight_bytes(self) -> int:

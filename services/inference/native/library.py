@@ -12,9 +12,9 @@ from pathlib import Path
 
 from microkernel.errors import Overloaded, PreconditionFailed
 
-__all__ = ["Batch", "Kernels", "Kind", "Layer", "Matrix", "Model", "Sequence", "Source", "Team"]
+__all__ = ["Batch", "Kernels", "Kind", "Layer", "Matrix", "Model", "PageKind", "Sequence", "Source", "Team"]
 
-INTERFACE = 1
+INTERFACE = 2
 
 
 class Kind(IntEnum):
@@ -27,6 +27,13 @@ class Kind(IntEnum):
     BITS6 = 4
     BITS8 = 5
     BFLOAT16 = 6
+
+
+class PageKind(IntEnum):
+    """How keys and values lie in a page; see `kernels/attention.h`."""
+
+    BFLOAT16 = 0
+    INT8 = 1
 
 
 class Source(IntEnum):
@@ -90,6 +97,7 @@ class Model(ctypes.Structure):
         ("size", c_int32),
         ("vocabulary", c_int32),
         ("epsilon", c_float),
+        ("pages", c_int32),
         ("table", Matrix),
         ("head", Matrix),
         ("norm", c_void_p),

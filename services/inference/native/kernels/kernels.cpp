@@ -14,7 +14,7 @@ using namespace mk;
 
 namespace {
 
-constexpr int32_t INTERFACE = 1;  // counted up when a call or a struct changes
+constexpr int32_t INTERFACE = 2;  // counted up when a call or a struct changes
 
 // Bytes of a packed matrix: what its quants, its scales and its minima take.
 void sizes_of(Kind kind, int64_t rows, int64_t columns, int64_t* out) {
