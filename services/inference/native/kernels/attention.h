@@ -100,6 +100,12 @@ inline void attend_span(const Heads& shape, const Sequence& sequence, int layer,
     });
 }
 
+// What a span gives of which a query sees nothing.
+inline void nothing(Part& part, int size) {
+    part.most = LEAST, part.weight = 0.0f;
+    for (int d = 0; d < size; d += LANES) store(part.values + d, zero());
+}
+
 // Puts `part` behind `whole`: both unnormalised.
 inline void join(Part& whole, const Part& part, int size) {
     const float most = std::max(whole.most, part.most);

@@ -296,7 +296,11 @@ class Step {
         }
         if (item.span >= 0) {
             for (int r = 0; r < ROWS; ++r) part[r] = *part_of(sequence.first + item.token, item.head * group + first + r, item.span);
-            attend_span<ROWS>(shape_, sequence, index, item.head, item.span, queries, from, to, part);
+            if (item.span < least / SPAN) {  // the window has left it behind
+                for (Part& each : part) nothing(each, size);
+            } else {
+                attend_span<ROWS>(shape_, sequence, index, item.head, item.span, queries, from, to, part);
+            }
             for (int r = 0; r < ROWS; ++r) *part_of(sequence.first + item.token, item.head * group + first + r, item.span) = part[r];
             return ROWS;
         }
