@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+from ctypes import c_int, c_int64, c_void_p
 from pathlib import Path
 
 import gguf
@@ -12,6 +14,7 @@ from safetensors.torch import save_file
 
 from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from services.inference.eager.decoder import Decoder
+from services.inference.engine.forward import PageDtype
 
 VOCABULARY = 256
 HIDDEN = 64
@@ -107,12 +110,30 @@ def write_gguf(
         if values.ndim == 1 or kind is gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, values)
         else:
-            writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(name, quantised(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def quantised(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """`values` [rows, columns] in blocks; K-quants by llama.cpp's library, as the `gguf` library only reads them."""
+    if not kind.name.endswith("_K"):
+        return gguf.quantize(values, kind)
+    from llama_cpp import _ggml
+
+    rows, columns = values.shape
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.zeros((rows, columns // block * size), np.uint8)
+    source = np.ascontiguousarray(values)
+    quantize = _ggml.libggml.ggml_quantize_chunk
+    quantize.restype = ctypes.c_size_t
+    quantize.argtypes = (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p)
+    written = quantize(kind, source.ctypes.data, blocks.ctypes.data, 0, rows, columns, None)
+    assert written == blocks.nbytes
+    return blocks
 
 
 def write_folder(folder: Path, config: dict[str, object], tensors: dict[str, torch.Tensor]) -> Path:
@@ -123,9 +144,9 @@ def write_folder(folder: Path, config: dict[str, object], tensors: dict[str, tor
     return folder
 
 
-def tiny_decoder(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+def tiny_decoder(path: Path, dtype: torch.dtype = torch.float32, page_dtype: PageDtype = "bfloat16") -> Decoder:
     """A decoder of the model at `path`."""
-    return Decoder(open_checkpoint(path), device=CPU, dtype=dtype)
+    return Decoder(open_checkpoint(path), device=CPU, dtype=dtype, page_dtype=page_dtype)
 
 
 def dequantized(checkpoint: Checkpoint, name: str) -> torch.Tensor:

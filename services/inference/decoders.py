@@ -15,7 +15,7 @@ from microkernel.errors import Overloaded, PreconditionFailed
 from services.inference.checkpoint.checkpoint import Checkpoint
 from services.inference.eager import decoder as eager
 from services.inference.eager.pages import page_bytes as eager_page_bytes
-from services.inference.engine.forward import Decoder
+from services.inference.engine.forward import Decoder, PageDtype
 from services.inference.foreign.folder import ForeignFolder, page_estimate
 from services.inference.native import weights as packed
 from services.inference.native.build import open_kernels
@@ -56,7 +56,14 @@ class Computing:
     """
 
     def __init__(
-        self, device: torch.device, cores: int, folder: Path | None, *, kernels: bool = True, flex: bool = False
+        self,
+        device: torch.device,
+        cores: int,
+        folder: Path | None,
+        *,
+        kernels: bool = True,
+        flex: bool = False,
+        page_dtype: PageDtype = "bfloat16",
     ) -> None:
         """`folder` keeps what is built and packed for the next start; None keeps nothing.
 
@@ -67,6 +74,7 @@ class Computing:
         self._folder = folder
         self._wanted = kernels
         self._flex = flex
+        self._page_dtype: PageDtype = page_dtype
         self._kernels: Kernels | None = None
         self._team: Team | None = None
         self._prepared = False
@@ -100,11 +108,11 @@ class Computing:
         self.prepare()
         why = self._missing or packed.fits(checkpoint.config) or ""
         if why or self._kernels is None or self._team is None:
-            return _Eager(checkpoint, self.device, self._cores, why, self._flex)
+            return _Eager(checkpoint, self.device, self._cores, self._page_dtype, why, self._flex)
         file = None
         if self._folder is not None and digest is not None:
             file = self._folder / "weights" / packed.file_name(digest, self._kernels.variant)
-        return _Native(checkpoint, self._kernels, self._team, file)
+        return _Native(checkpoint, self._kernels, self._team, file, self._page_dtype)
 
     def close(self) -> None:
         """End the threads; no decoder made here may compute any more."""
@@ -118,6 +126,7 @@ class _Native(msgspec.Struct, frozen=True):
     kernels: Kernels
     team: Team
     file: Path | None
+    page_dtype: PageDtype
     why: str = ""
 
     @property
@@ -126,17 +135,18 @@ class _Native(msgspec.Struct, frozen=True):
 
     @property
     def page_bytes(self) -> int:
-        return native_page_bytes(self.checkpoint.config)
+        return native_page_bytes(self.checkpoint.config, self.page_dtype)
 
     def make(self) -> NativeDecoder:
         weights = packed.open_weights(self.checkpoint, self.kernels, file=self.file)
-        return NativeDecoder(self.checkpoint, weights, self.team)
+        return NativeDecoder(self.checkpoint, weights, self.team, page_dtype=self.page_dtype)
 
 
 class _Eager(msgspec.Struct, frozen=True):
     checkpoint: Checkpoint
     device: torch.device
     cores: int
+    page_dtype: PageDtype
     why: str
     flex: bool
 
@@ -150,10 +160,17 @@ class _Eager(msgspec.Struct, frozen=True):
 
     @property
     def page_bytes(self) -> int:
-        return eager_page_bytes(self.checkpoint.config, self.dtype)
+        return eager_page_bytes(self.checkpoint.config, self.dtype, self.page_dtype)
 
     def make(self) -> eager.Decoder:
-        return eager.Decoder(self.checkpoint, device=self.device, dtype=self.dtype, threads=self.cores, flex=self.flex)
+        return eager.Decoder(
+            self.checkpoint,
+            device=self.device,
+            dtype=self.dtype,
+            threads=self.cores,
+            flex=self.flex,
+            page_dtype=self.page_dtype,
+        )
 
 
 class _Foreign(msgspec.Struct, frozen=True):

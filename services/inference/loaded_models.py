@@ -388,6 +388,7 @@ class LoadedModels:
                 self._service.state_dir,
                 kernels=self._settings.kernels,
                 flex=self._settings.flex,
+                page_dtype=self._settings.page_dtype,
             )
             self._places[device.name] = place = Place(
                 self._service, device.name, computing, self._loaded.values, self._rest, self._is_waited_for

@@ -33,7 +33,7 @@ from services.inference.eager.linear import (
 )
 from services.inference.eager.pages import TensorPages
 from services.inference.eager.rope import rotations
-from services.inference.engine.forward import Part
+from services.inference.engine.forward import PageDtype, Part
 
 __all__ = ["Decoder", "choose_dtype", "sampling_device", "weight_bytes"]
 
@@ -52,21 +52,24 @@ class Decoder:
         threads: int | None = None,
         fixed: bool | None = None,
         flex: bool = False,
+        page_dtype: PageDtype = "bfloat16",
     ) -> None:
         """Read all weights, as 4-bit blocks or `dtype`; raises `DataLoss`, and `Overloaded` where memory is short.
 
         On a CPU a step takes `threads` threads; None leaves torch's number as it is. With `fixed`, steps in which
         every sequence has one new token have fixed shapes, and are recorded where the device can; None: on
-        accelerators. With `flex` they attend by torch's flex_attention.
+        accelerators. With `flex` they attend by torch's flex_attention. Pages hold numbers of `dtype`, or of 8 bits
+        with `page_dtype` "int8", which flex_attention does not take.
         """
         self.config = checkpoint.config
         self._threads = threads
         self._on = device
         self.device = sampling_device(device)
         self.dtype = dtype
+        self._page_dtype: PageDtype = page_dtype
         self._steps: FixedSteps | None = None
         if device.type != "cpu" if fixed is None else fixed:
-            self._steps = FixedSteps(self, device, fused=_flex() if flex else None)
+            self._steps = FixedSteps(self, device, fused=_flex() if flex and page_dtype != "int8" else None)
         try:
             load = _Loader(checkpoint, device, dtype)
             self._factors = load.rope_factors()
@@ -84,7 +87,7 @@ class Decoder:
 
     def storage(self, pages: int) -> TensorPages:
         """Room for so many pages, all zero."""
-        return TensorPages(self.config, pages, self._on, self.dtype, by_layer=self._steps is not None)
+        return TensorPages(self.config, pages, self._on, self.dtype, self._page_dtype, by_layer=self._steps is not None)
 
     @torch.inference_mode()
     def forward(self, storage: TensorPages, parts: Sequence[Part]) -> torch.Tensor:
@@ -145,7 +148,8 @@ class Decoder:
     @property
     def layout(self) -> str:
         """Names how a page is laid out and computed."""
-        return f"eager-1-{self._on.type}-{self.dtype}".replace("torch.", "")
+        kind = "-int8" if self._page_dtype == "int8" else ""
+        return f"eager-1-{self._on.type}-{self.dtype}{kind}".replace("torch.", "")
 
     @property
     def weight_bytes(self) -> int:

@@ -7,7 +7,7 @@ of one is its number, and that it holds `PAGE` tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import torch
@@ -15,7 +15,10 @@ import torch
 from services.inference.checkpoint.adapter import Adapter
 from services.inference.checkpoint.architecture import DecoderConfig
 
-__all__ = ["Decoder", "Part", "Storage"]
+__all__ = ["Decoder", "PageDtype", "Part", "Storage"]
+
+# What keys and values are kept in. "bfloat16" stands for what a decoder computes in, where that is another one.
+PageDtype = Literal["bfloat16", "int8"]
 
 
 class Part(msgspec.Struct):

@@ -13,9 +13,9 @@ from microkernel.errors import Internal
 from services.inference.checkpoint.adapter import Adapter
 from services.inference.checkpoint.checkpoint import Checkpoint
 from services.inference.eager.rope import rotations
-from services.inference.engine.forward import Part
+from services.inference.engine.forward import PageDtype, Part
 from services.inference.native.adapters import Adapters
-from services.inference.native.library import Batch, Layer, Matrix, Model, Sequence, Team
+from services.inference.native.library import Batch, Layer, Matrix, Model, PageKind, Sequence, Team
 from services.inference.native.pages import TOKENS, HostPages
 from services.inference.native.threads import ThreadCount
 from services.inference.native.weights import Weights
@@ -28,11 +28,14 @@ ROTATIONS = 4096  # positions in the first table; it doubles when a sequence get
 class NativeDecoder:
     """A loaded model: from tokens and pages to logits. Not thread-safe; runs on its device's thread."""
 
-    def __init__(self, checkpoint: Checkpoint, weights: Weights, team: Team) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, weights: Weights, team: Team, *, page_dtype: PageDtype = "bfloat16"
+    ) -> None:
         """Compute with `weights` on the threads of `team`, which others may use between two steps."""
         self.config = checkpoint.config
         self.device = torch.device("cpu")
         self._variant = team.kernels.variant
+        self._page_dtype: PageDtype = page_dtype
         self._threads = ThreadCount(team.threads)
         self._weights = weights
         self._team = team
@@ -52,6 +55,7 @@ class NativeDecoder:
             size=config.head_dim,
             vocabulary=config.vocab_size,
             epsilon=config.norm_eps,
+            pages=PageKind.INT8 if page_dtype == "int8" else PageKind.BFLOAT16,
             table=table,
             head=table if config.tied_embeddings else self._matrix("output.weight"),
             norm=weights.vector("output_norm.weight"),
@@ -62,7 +66,7 @@ class NativeDecoder:
 
     def storage(self, pages: int) -> HostPages:
         """Room for so many pages; memory is taken as they are used."""
-        return HostPages(self.config, pages)
+        return HostPages(self.config, pages, self._page_dtype)
 
     def forward(self, storage: HostPages, parts: Several[Part]) -> torch.Tensor:  # noqa: ARG002 - tables hold addresses
         """Compute the parts in one step: float32 logits [sum of wanted, vocabulary], in the order of the parts."""
@@ -133,7 +137,7 @@ class NativeDecoder:
     @property
     def layout(self) -> str:
         """Names how a page is laid out and computed."""
-        return f"native-1-{self._variant}"
+        return f"native-1-{self._variant}" + ("-int8" if self._page_dtype == "int8" else "")
 
     @property
     def weight_bytes(self) -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "LowRank",
     "Matrix",
     "Model",
+    "PageKind",
     "Sequence",
     "Source",
     "Team",
@@ -40,6 +41,13 @@ class Kind(IntEnum):
     BITS6 = 4
     BITS8 = 5
     BFLOAT16 = 6
+
+
+class PageKind(IntEnum):
+    """How keys and values lie in a page; see `kernels/attention.h`."""
+
+    BFLOAT16 = 0
+    INT8 = 1
 
 
 class Source(IntEnum):
@@ -103,6 +111,7 @@ class Model(ctypes.Structure):
         ("size", c_int32),
         ("vocabulary", c_int32),
         ("epsilon", c_float),
+        ("pages", c_int32),
         ("table", Matrix),
         ("head", Matrix),
         ("norm", c_void_p),

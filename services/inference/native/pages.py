@@ -1,4 +1,7 @@
-"""Pages as plain memory, each in one piece for all layers; how its numbers lie says `kernels/attention.h`."""
+"""Pages as plain memory, each in one piece for all layers.
+
+How its numbers lie say `kernels/pages_bfloat16.h` and `kernels/pages_int8.h`.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,20 @@ from numpy.typing import NDArray
 from microkernel.errors import Invalid, Overloaded
 from services.inference.cache.host_memory import ELASTIC, give_back
 from services.inference.checkpoint.architecture import DecoderConfig
+from services.inference.engine.forward import PageDtype
 
-__all__ = ["HostPages"]
+__all__ = ["HostPages", "page_bytes"]
 
 TOKENS = 16
-BFLOAT16 = 2  # bytes
+GROUP = 32  # dimensions of a key in 8 bits that share a scale
+BFLOAT16, FLOAT = 2, 4  # bytes
 
 
 class HostPages:
     """Room for `count` pages. The system gives memory to a page when it is first written, and then it is zero."""
 
-    def __init__(self, config: DecoderConfig, count: int) -> None:
-        self.page_bytes = page_bytes(config)
+    def __init__(self, config: DecoderConfig, count: int, dtype: PageDtype = "bfloat16") -> None:
+        self.page_bytes = page_bytes(config, dtype)
         self._size = max(1, count) * self.page_bytes
         self._map()
 
@@ -80,6 +85,8 @@ class HostPages:
         return int(self._start) + page * self.page_bytes
 
 
-def page_bytes(config: DecoderConfig) -> int:
+def page_bytes(config: DecoderConfig, dtype: PageDtype = "bfloat16") -> int:
     """What one page takes in all layers."""
-    return 2 * TOKENS * config.layers * config.kv_heads * config.head_dim * BFLOAT16
+    numbers, scales = 2 * config.head_dim, -(-config.head_dim // GROUP) + 1  # those of a key, and a value's one
+    token = numbers + scales * FLOAT if dtype == "int8" else numbers * BFLOAT16
+    return TOKENS * config.layers * config.kv_heads * token

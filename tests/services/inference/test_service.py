@@ -69,6 +69,18 @@ async def test_a_completion_goes_on_from_text_or_tokens(tiny):
             assert pieces[-1].usage.completion_tokens == 4
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+async def test_pages_of_8_bits_take_less_memory_and_answer_all_the_same(kernels, tiny):
+    taken = {}
+    for dtype in ("bfloat16", "int8"):
+        async with node(tiny, page_dtype=dtype, kernels=kernels) as system:
+            [model] = await system.call("inference.list")
+            taken[dtype] = model.cache_bytes
+            _, last = await answer(system, max_tokens=5, temperature=0)
+            assert last.usage.completion_tokens == 5
+    assert taken["int8"] < 0.7 * taken["bfloat16"]
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [

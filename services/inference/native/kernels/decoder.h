@@ -23,13 +23,14 @@ struct Layer {
 struct Model {
     int32_t hidden, ffn, layers, heads, kv_heads, size, vocabulary;
     float epsilon;
+    PageKind pages;
     Matrix table;            // embedding: a row for each token
     Matrix head;             // to the vocabulary
     const float* norm;       // [hidden]
     const float* rotations;  // [positions][size / 2][cosine, sine]
     const Layer* layer;      // [layers]
 
-    Heads shape() const { return {layers, heads, kv_heads, size}; }
+    Heads shape() const { return {layers, heads, kv_heads, size, pages}; }
 };
 
 // The work of a step. A sequence's tokens lie beside each other, in the order of their positions; so do those of all

@@ -66,6 +66,7 @@ inline Floats times_power_of_two(Floats x, Floats n) {
 }
 
 inline Ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Ints spread_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline int32_t sum(Ints x) {
     const __m256i eight = _mm256_add_epi32(x.a, x.b);

@@ -35,6 +35,7 @@ inline Floats nearest(Floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_N
 inline Floats times_power_of_two(Floats x, Floats n) { return _mm512_scalef_ps(x, n); }
 
 inline Ints no_ints() { return _mm512_setzero_si512(); }
+inline Ints spread_int(int32_t x) { return _mm512_set1_epi32(x); }
 inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
 inline int32_t sum(Ints x) { return _mm512_reduce_add_epi32(x); }
 inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }

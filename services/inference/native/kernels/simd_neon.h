@@ -76,9 +76,10 @@ inline Floats times_power_of_two(Floats x, Floats n) {
     });
 }
 
-inline Ints no_ints() {
-    return four_of<Ints>([](int) { return vdupq_n_s32(0); });
+inline Ints spread_int(int32_t x) {
+    return four_of<Ints>([&](int) { return vdupq_n_s32(x); });
 }
+inline Ints no_ints() { return spread_int(0); }
 inline Floats to_floats(Ints x) {
     return four_of<Floats>([&](int i) { return vcvtq_f32_s32(x.v[i]); });
 }

@@ -14,7 +14,7 @@ inline constexpr int FEW = 4;  // so many tokens are rounded by each thread for 
 class Space {
   public:
     float *x, *qkv, *attended, *activated;
-    uint16_t* queries;
+    uint8_t* queries;
     Inputs hidden, heads, ffn;  // rounded inputs of the three widths, shared by all threads
     Inputs low[3];              // those of adapters' second matrices, for matrices that share their inputs
 
@@ -45,7 +45,7 @@ class Space {
     // What a thread works in, while it makes one row of inputs or attends for a few queries.
     struct Scratch {
         float* values;
-        uint16_t* queries;
+        uint8_t* queries;
     };
     const Scratch& scratch(int thread) const { return scratch_[thread]; }
 
@@ -69,7 +69,7 @@ class Space {
         qkv = take<float>(block, tokens * (heads_width + 2 * kv_width));
         attended = take<float>(block, tokens * heads_width);
         activated = take<float>(block, tokens * model.ffn);
-        queries = take<uint16_t>(block, tokens * heads_width);
+        queries = take<uint8_t>(block, tokens * model.heads * model.shape().query());
         hidden = inputs(block, tokens, model.hidden);
         heads = inputs(block, tokens, heads_width);
         ffn = inputs(block, tokens, model.ffn);
@@ -86,7 +86,7 @@ class Space {
             own_.push_back(inputs(block, FEW, heads_width));
             own_.push_back(inputs(block, FEW, model.ffn));
             float* values = take<float>(block, std::max(widest, 2 * queried));
-            scratch_.push_back({values, take<uint16_t>(block, queried)});
+            scratch_.push_back({values, take<uint8_t>(block, MOST_QUERIES * model.shape().query())});
             added_.push_back(rank > 0 ? take<float>(block, tokens * LANES) : nullptr);
         }
     }

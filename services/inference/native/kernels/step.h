@@ -231,8 +231,7 @@ class Step {
         for (int i = 0; i < group; ++i) {
             float* query = row + (head * group + i) * size;
             turn_head(query, layer.query_norm, rotation);
-            uint16_t* out = space_.queries + at(place.token, model_.heads * size) + (head * group + i) * size;
-            for (int d = 0; d < size; d += LANES) store_bfloat16(out + d, load(query + d));
+            take_query(shape_, query, space_.queries + (at(place.token, model_.heads) + head * group + i) * shape_.query());
         }
         float* key = row + (model_.heads + head) * size;
         const float* value = row + (model_.heads + model_.kv_heads + head) * size;
@@ -312,12 +311,12 @@ class Step {
         const Sequence& sequence = batch_.sequence[item.sequence];
         const int size = model_.size, group = shape_.group();
         const auto [values, queries] = space_.scratch(thread);
+        const size_t width = shape_.query();
         int from[ROWS], to[ROWS], least = 0, most = 0;
         Part whole[ROWS], part[ROWS];
         for (int r = 0; r < ROWS; ++r) {
             const int token = item.token + (first + r) / group, head = item.head * group + (first + r) % group;
-            const size_t source = at(sequence.first + token, model_.heads * size) + at(head, size);
-            std::memcpy(queries + r * size, space_.queries + source, 2 * size);
+            std::memcpy(queries + r * width, space_.queries + (at(sequence.first + token, model_.heads) + head) * width, width);
             to[r] = sequence.start + token;
             from[r] = layer.window > 0 ? std::max<int>(0, to[r] + 1 - static_cast<int>(layer.window)) : 0;
             least = r == 0 ? from[r] : std::min(least, from[r]);
@@ -327,7 +326,11 @@ class Step {
         }
         if (item.span >= 0) {
             for (int r = 0; r < ROWS; ++r) part[r] = *part_of(sequence.first + item.token, item.head * group + first + r, item.span);
-            attend_span<ROWS>(shape_, sequence, index, item.head, item.span, queries, from, to, part);
+            if (item.span < least / SPAN) {  // the window has left it behind
+                for (Part& each : part) nothing(each, size);
+            } else {
+                attend_span<ROWS>(shape_, sequence, index, item.head, item.span, queries, from, to, part);
+            }
             for (int r = 0; r < ROWS; ++r) *part_of(sequence.first + item.token, item.head * group + first + r, item.span) = part[r];
             return ROWS;
         }

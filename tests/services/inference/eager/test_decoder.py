@@ -86,6 +86,36 @@ def test_a_page_that_was_read_and_written_back_elsewhere_goes_on_with_the_same_b
     assert torch.equal(one, decoder.forward(there.storage, [there.part(TOKENS[40:])]))
 
 
+@pytest.mark.parametrize(("architecture", "size"), [("llama", 16), ("qwen2", 80), ("qwen3", 64)])
+def test_with_pages_of_8_bits_logits_stay_near(architecture, size, tmp_path):
+    path = write_gguf(tmp_path / "tiny.gguf", architecture=architecture, head_dim=size)
+    decoder = tiny_decoder(path, page_dtype="int8")
+    got, expected = in_chunks(decoder, TOKENS), in_chunks(tiny_decoder(path), TOKENS)
+    assert 0 < (got - expected).norm() / expected.norm() < 0.015
+    torch.testing.assert_close(
+        in_chunks(decoder, TOKENS, 7), got, atol=0.05, rtol=0
+    )  # a step's last bit may tip a byte
+
+
+def test_pages_of_8_bits_take_little_more_than_a_quarter_of_float32_and_move_as_others_do(tmp_path):
+    path = write_gguf(tmp_path / "tiny.gguf", head_dim=64)
+    wide, decoder = tiny_decoder(path), tiny_decoder(path, page_dtype="int8")
+    assert decoder.layout != wide.layout
+    here, there = Lane(decoder, length=80), Lane(decoder, length=80)
+    assert here.storage.page_bytes / wide.storage(1).page_bytes == (64 + 2 * 4) / (64 * 4)
+    decoder.forward(here.storage, [here.part(TOKENS[:40], 0)])
+    for page in range(3):
+        assert len(here.storage.read(page)) == here.storage.page_bytes
+        there.storage.write(page, here.storage.read(page))
+    there.storage.copy(2, 4)
+    there.storage.clear(2)
+    assert not any(there.storage.read(2))
+    there.storage.copy(4, 2)
+    there.part(TOKENS[:40])
+    one = decoder.forward(here.storage, [here.part(TOKENS[40:])])
+    assert torch.equal(one, decoder.forward(there.storage, [there.part(TOKENS[40:])]))
+
+
 def test_positions_beyond_the_first_rotations_are_reached(tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "tiny.gguf")
     expected = in_chunks(tiny_decoder(path), TOKENS)

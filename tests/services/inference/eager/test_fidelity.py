@@ -36,7 +36,7 @@ def tokens(default_model) -> list[int]:
 @pytest.fixture(scope="module")
 def expected(default_model, tokens) -> torch.Tensor:
     pytest.importorskip("transformers")
-    from reference_llama import reference_logits
+    from reference_model import reference_logits
 
     return reference_logits(default_model, tokens)
 

@@ -100,7 +100,7 @@ def test_what_is_not_finite_in_a_page_of_nobody_reaches_nobody(tmp_path):
     three = lanes(decoder, 3, length=32)
     storage = three[0].storage
     decoder.forward(storage, [lane.part(TOKENS[:20], 0) for lane in three])
-    storage._pages[storage.scratch].fill_(torch.nan)
+    storage._tensors[0][storage.scratch].fill_(torch.nan)
     assert decoder.forward(storage, [lane.part([7]) for lane in three]).isfinite().all()
 
 

@@ -15,7 +15,8 @@ from services.inference.native.weights import open_weights
 
 
 @pytest.fixture(scope="session")
-def native_decoder(tmp_path_factory: pytest.TempPathFactory):
+def native_decoders(tmp_path_factory: pytest.TempPathFactory):
+    """By what their pages are kept in."""
     folder: Path = tmp_path_factory.mktemp("kernels")
     folder.chmod(0o700)
     try:
@@ -24,5 +25,11 @@ def native_decoder(tmp_path_factory: pytest.TempPathFactory):
         pytest.skip(error.message)
     checkpoint = open_checkpoint(write_gguf(folder / "tiny.gguf", context=512))
     team = kernels.team(2)
-    yield NativeDecoder(checkpoint, open_weights(checkpoint, kernels, file=None), team)
+    weights = open_weights(checkpoint, kernels, file=None)
+    yield {dtype: NativeDecoder(checkpoint, weights, team, page_dtype=dtype) for dtype in ("bfloat16", "int8")}
     team.close()
+
+
+@pytest.fixture
+def native_decoder(native_decoders):
+    return native_decoders["bfloat16"]

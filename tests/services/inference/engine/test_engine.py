@@ -203,7 +203,7 @@ def test_a_row_without_finite_numbers_ends_and_its_mates_go_on(decoder, monkeypa
         logits = forward(storage, parts)
         if not poisoned and len(parts) == 2:
             logits[1] = float("nan")
-            storage._pages[parts[1].table] = float("nan")
+            storage._tensors[0][parts[1].table] = float("nan")
             poisoned.append(True)
         return logits
 

@@ -201,32 +201,58 @@ void check_packing(Source source, int block, int bytes) {
 }
 
 struct Pages {
-    std::vector<std::unique_ptr<uint16_t[]>> pages;
-    std::vector<uint16_t*> table;
+    std::vector<std::unique_ptr<uint8_t[]>> pages;
+    std::vector<uint8_t*> table;
 
     Pages(const Heads& shape, int tokens) {
         for (int i = 0; i < (tokens + PAGE - 1) / PAGE; ++i) {
-            pages.push_back(std::make_unique<uint16_t[]>(shape.page()));
+            pages.push_back(std::make_unique<uint8_t[]>(shape.page()));
             table.push_back(pages.back().get());
-            for (size_t j = 0; j < shape.page(); ++j) table.back()[j] = to_bfloat16(uniform(-1e37f, 1e37f));  // left by another
+            for (size_t j = 0; j < shape.page(); j += 4) {  // left by another: finite, as scales or as two bfloat16
+                const float far = uniform(-1e30f, 1e30f);
+                const uint16_t two[] = {to_bfloat16(far), to_bfloat16(far)};
+                std::memcpy(table.back() + j, two, 4);
+            }
         }
     }
 };
 
+// A token's numbers as a page keeps them: in 8 bits with one scale for `group` of them.
+std::vector<float> kept(PageKind kind, const std::vector<float>& x, size_t group) {
+    std::vector<float> result(x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+        if (kind == PageKind::BFLOAT16) {
+            result[i] = from_bfloat16(to_bfloat16(x[i]));
+            continue;
+        }
+        float most = 0;
+        for (size_t j = i / group * group; j < std::min(x.size(), (i / group + 1) * group); ++j) most = std::max(most, std::abs(x[j]));
+        result[i] = most > 0 ? std::nearbyint(x[i] * (127 / most)) * (most / 127) : 0;
+    }
+    return result;
+}
+
 template <int ROWS>
-void check_attention(int size, int window, int end) {
-    const Heads shape{2, 2, 2, size};
-    const std::string what = "attention of " + std::to_string(ROWS) + " rows of " + std::to_string(size) + ", window " +
-                             std::to_string(window) + ", end " + std::to_string(end);
+void check_attention(PageKind kind, int size, int window, int end) {
+    const Heads shape{2, 2, 2, size, kind};
+    const std::string what = "attention of " + std::to_string(ROWS) + " rows of " + std::to_string(size) + ", window " + std::to_string(window) +
+                             ", end " + std::to_string(end) + ", pages of kind " + std::to_string(static_cast<int>(kind));
     Pages pages(shape, end);
     const Sequence sequence{pages.table.data(), 0, ROWS, end - ROWS};
     std::vector<std::vector<float>> keys(end, std::vector<float>(size)), values(keys);
     for (int token = 0; token < end; ++token) {
-        for (int d = 0; d < size; ++d) keys[token][d] = uniform(-2, 2), values[token][d] = uniform(-1, 1);
+        for (int d = 0; d < size && token != 3; ++d) {  // the fourth is all zeros
+            keys[token][d] = uniform(-2, 2) * (d / 32 % 2 ? 20.0f / size : 1), values[token][d] = uniform(-1, 1);
+        }
         append(shape, sequence, 1, 1, token, keys[token].data(), values[token].data());
+        keys[token] = kept(kind, keys[token], 32), values[token] = kept(kind, values[token], size);
     }
-    std::vector<uint16_t> queries(ROWS * size);
-    for (uint16_t& each : queries) each = to_bfloat16(uniform(-2, 2));
+    std::vector<uint8_t> queries(ROWS * shape.query());
+    std::vector<std::vector<float>> exact_queries(ROWS, std::vector<float>(size));
+    for (int r = 0; r < ROWS; ++r) {
+        for (float& each : exact_queries[r]) each = r == 1 ? 0 : from_bfloat16(to_bfloat16(uniform(-2, 2)));
+        take_query(shape, exact_queries[r].data(), queries.data() + r * shape.query());
+    }
     int from[ROWS], to[ROWS];
     std::vector<float> store_of(2 * ROWS * size);
     Part whole[ROWS], part[ROWS];
@@ -245,15 +271,16 @@ void check_attention(int size, int window, int end) {
         double most = -1e30, total = 0;
         for (int token = from[r]; token <= to[r]; ++token) {
             for (int d = 0; d < size; ++d) {
-                weights[token] += static_cast<double>(from_bfloat16(queries[r * size + d])) * from_bfloat16(to_bfloat16(keys[token][d]));
+                weights[token] += static_cast<double>(exact_queries[r][d]) * keys[token][d];
             }
             most = std::max(most, weights[token] /= std::sqrt(static_cast<double>(size)));
         }
         for (int token = from[r]; token <= to[r]; ++token) {
             total += weights[token] = std::exp(weights[token] - most);
-            for (int d = 0; d < size; ++d) exact[d] += weights[token] * from_bfloat16(to_bfloat16(values[token][d]));
+            for (int d = 0; d < size; ++d) exact[d] += weights[token] * values[token][d];
         }
-        for (int d = 0; d < size; ++d) check(std::abs(got[d] - exact[d] / total) < 1.0 / 256, what);  // weights: 9 bits
+        const double close = kind == PageKind::INT8 ? 2e-4 : 1.0 / 256;  // weights and queries: 15 bits, weights: 9 bits
+        for (int d = 0; d < size; ++d) check(std::abs(got[d] - exact[d] / total) < close, what);
     }
 }
 
@@ -272,7 +299,8 @@ struct RandomModel {
         return made.data();
     }
 
-    RandomModel(int hidden, int ffn, int heads, int kv_heads, int size, int vocabulary, int positions, int64_t window) {
+    RandomModel(int hidden, int ffn, int heads, int kv_heads, int size, int vocabulary, int positions, int64_t window,
+                PageKind pages = PageKind::BFLOAT16) {
         for (int i = 0; i < 2; ++i) {
             layers.push_back({matrix(Kind::BITS4_MINIMUM, heads * size, hidden, true), matrix(Kind::BITS5, kv_heads * size, hidden, true),
                               matrix(i ? Kind::BFLOAT16 : Kind::BITS8, kv_heads * size, hidden, true),
@@ -281,7 +309,7 @@ struct RandomModel {
                               vector(hidden, 0.5, 1.5), vector(hidden, 0.5, 1.5), i ? vector(size, 0.5, 1.5) : nullptr,
                               i ? vector(size, 0.5, 1.5) : nullptr, i ? window : 0});
         }
-        model = {hidden, ffn, 2, heads, kv_heads, size, vocabulary, 1e-5f, matrix(Kind::BITS8, vocabulary, hidden),
+        model = {hidden, ffn, 2, heads, kv_heads, size, vocabulary, 1e-5f, pages, matrix(Kind::BITS8, vocabulary, hidden),
                  matrix(Kind::BFLOAT16, vocabulary, hidden), vector(hidden, 0.5, 1.5), vector(positions * size, -0.7f, 0.7f),
                  layers.data()};
     }
@@ -399,13 +427,16 @@ void check_parts() {
         {Source::Q5_0, 32, 22}, {Source::Q5_1, 32, 24}, {Source::Q8_0, 32, 34}, {Source::Q4_K, 256, 144},
         {Source::Q5_K, 256, 176}, {Source::Q6_K, 256, 210}};
     for (const auto& each : packings) check_packing(each.source, each.block, each.bytes);
-    for (int size : {16, 48, 128}) {
-        for (int window : {0, 1, 300}) {
-            for (int end : {16, 17, 257, 600}) {
-                check_attention<1>(size, window, end), check_attention<3>(size, window, end);
-                check_attention<MOST_QUERIES>(size, window, end);
+    for (PageKind kind : {PageKind::BFLOAT16, PageKind::INT8}) {
+        for (int size : {16, 48, 128}) {
+            for (int window : {0, 1, 300}) {
+                for (int end : {16, 17, 257, 600}) {
+                    check_attention<1>(kind, size, window, end), check_attention<3>(kind, size, window, end);
+                    check_attention<MOST_QUERIES>(kind, size, window, end);
+                }
             }
         }
+        for (int size : {32, 64, 80, 96, 112, 256}) check_attention<2>(kind, size, 300, 340), check_attention<4>(kind, size, 0, 35);
     }
 }
 
@@ -423,6 +454,13 @@ int main(int count, char** arguments) {
     const RandomModel wide(96, 128, 20, 1, 32, 131, 1024, 77);  // more heads in a group than are attended for at once
     check_steps(wide, {270, 5, 33, 1, 1, 1, 1, 90}, runner, "a model with a group of 20 and a window");
     check_steps(wide, {270, 5, 1, 1, 33, 1, 1, 90}, runner, "adapters, and none among them", true);
+    const RandomModel bytes(96, 64, 6, 2, 80, 33, 1024, 77, PageKind::INT8);  // keys of two and a half groups of 32
+    check_steps(bytes, {400, 5, 33, 1, 1, 90}, runner, "a model with pages of 8 bits");
+    for (int group = 1; group <= 2 * MOST_QUERIES; ++group) {  // rows are attended for in every number that there is
+        const PageKind kind = group % 2 ? PageKind::BFLOAT16 : PageKind::INT8;
+        const RandomModel grouped(32, 32, group, 1, 32, 17 + group, 64, 9, kind);
+        check_steps(grouped, {20, 3}, runner, "a model with a group of " + std::to_string(group));
+    }
     const RandomModel again(64, 96, 6, 3, 32, 16, 1024, 0);  // takes turns with others in one Space
     check_steps(again, {20, 600}, runner, "a third model");
     check_short_memory(runner);
