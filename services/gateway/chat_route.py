@@ -21,7 +21,7 @@ from services.gateway.bodies import Bodies
 from services.gateway.door import Visitor, visitor_of
 from services.gateway.errors_http import answer_for, error_response
 from services.gateway.models_route import loaded_models
-from services.gateway.openai_answer import KEEP_ALIVE, ChunkWriter, completion_json, event
+from services.gateway.openai_answer import KEEP_ALIVE, ChunkWriter, completion_json, event, usage_of
 from services.gateway.openai_request import ChatRequest, parse_chat
 from services.gateway.read_ahead import ReadAhead
 from services.gateway.settings import GatewaySettings
@@ -93,20 +93,21 @@ class ChatRoute:
             model=answer.model,
             created=answer.created,
             include_usage=answer.asked.includes_usage,
+            answers=answer.asked.n or 1,
         )
-        last: Piece | None = None
+        ended: list[Piece] = []
         out = chunks.opening()
         said: list[Piece] | None = answer.first
         try:
             while said is not None:
                 out += b"".join(map(chunks.piece, said)) if said else KEEP_ALIVE
-                last = said[-1] if said else last
+                ended += [piece for piece in said if piece.finish_reason is not None]
                 if not await self._write(request, response, out):
                     return response
                 out = b""
                 ready = await pieces.take(self._settings.keepalive_seconds)
                 said = None if ready is None else _pieces(ready)
-            out = chunks.closing(_finished(last).usage)
+            out = chunks.closing(usage_of(_finished(ended, answer.asked)))
         except ConnectionError:
             raise  # the reader is gone
         except MicrokernelError as error:
@@ -158,7 +159,7 @@ async def _whole(answer: _Answer, pieces: ReadAhead) -> web.Response:
     said = list(answer.first)
     while (ready := await pieces.take()) is not None:
         said += _pieces(ready)
-    _finished(said[-1])
+    _finished([piece for piece in said if piece.finish_reason is not None], answer.asked)
     body = completion_json(answer_id=answer.id, model=answer.model, created=answer.created, pieces=said)
     return web.Response(body=body, content_type="application/json")
 
@@ -169,10 +170,11 @@ def _pieces(ready: list[Any] | None) -> list[Piece]:
     return [convert(piece, Piece, what="inference.chat") for piece in ready]
 
 
-def _finished(last: Piece | None) -> Piece:
-    if last is None or last.finish_reason is None:
+def _finished(ended: list[Piece], asked: ChatRequest) -> list[Piece]:
+    """The last pieces, one of each answer that was asked for."""
+    if len(ended) != (asked.n or 1):
         raise Internal("the answer broke off without a reason", service="inference")
-    return last
+    return ended
 
 
 async def _not_found(visitor: Visitor, error: NotFound) -> web.Response:

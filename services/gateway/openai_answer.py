@@ -13,7 +13,17 @@ import msgspec
 
 from services.inference.messages import LoadedModel, Piece, TokenLogprob, Usage
 
-__all__ = ["ANSWERS", "DONE", "KEEP_ALIVE", "ChunkWriter", "completion_json", "event", "model_json", "models_json"]
+__all__ = [
+    "ANSWERS",
+    "DONE",
+    "KEEP_ALIVE",
+    "ChunkWriter",
+    "completion_json",
+    "event",
+    "model_json",
+    "models_json",
+    "usage_of",
+]
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -24,28 +34,29 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ChunkWriter:
-    """Turns the pieces of one answer into the events of its stream.
+    """Turns the pieces of one answer, or of several to one prompt, into the events of its stream.
 
     What is the same in every chunk is encoded once: a chunk costs its text and two joins.
     """
 
-    def __init__(self, *, answer_id: str, model: str, created: int, include_usage: bool) -> None:
+    def __init__(self, *, answer_id: str, model: str, created: int, include_usage: bool, answers: int = 1) -> None:
         head = _encode({"id": answer_id, "object": "chat.completion.chunk", "created": created, "model": model})
         self._head = b"data: " + head[:-1]
-        self._before = self._head + b',"choices":[{"index":0,"delta":'
+        self._before = [self._head + b',"choices":[{"index":%d,"delta":' % index for index in range(answers)]
         self._after = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._include_usage = include_usage
 
     def opening(self) -> bytes:
-        """The first chunk: who speaks."""
-        return self._chunk({"role": "assistant", "content": "", "refusal": None}, None)
+        """The first chunk of each: who speaks."""
+        said = {"role": "assistant", "content": "", "refusal": None}
+        return b"".join(self._chunk(index, said, None) for index in range(len(self._before)))
 
     def piece(self, piece: Piece) -> bytes:
         """The chunk of one piece; nothing for one that says nothing."""
         if not piece.text and not piece.logprobs and piece.finish_reason is None:
             return b""
         logprobs = _encode(_logprobs(piece.logprobs)) if piece.logprobs else b"null"
-        return self._chunk({"content": piece.text} if piece.text else {}, piece.finish_reason, logprobs)
+        return self._chunk(piece.index, {"content": piece.text} if piece.text else {}, piece.finish_reason, logprobs)
 
     def closing(self, usage: Usage | None) -> bytes:
         """What follows the last piece."""
@@ -53,10 +64,10 @@ class ChunkWriter:
             return DONE
         return self._head + b',"choices":[],"usage":' + _encode(_usage(usage)) + b"}\n\n" + DONE
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None, logprobs: bytes = b"null") -> bytes:
+    def _chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None, logprobs: bytes = b"null") -> bytes:
         reason = b"null" if finish_reason is None else _encode(finish_reason)
         middle = (b',"logprobs":', logprobs, b',"finish_reason":', reason, b"}]")
-        return b"".join((self._before, _encode(delta), *middle, self._after))
+        return b"".join((self._before[index], _encode(delta), *middle, self._after))
 
 
 def event(data: bytes) -> bytes:
@@ -65,31 +76,43 @@ def event(data: bytes) -> bytes:
 
 
 def completion_json(*, answer_id: str, model: str, created: int, pieces: Iterable[Piece]) -> bytes:
-    """A whole answer."""
-    pieces = list(pieces)
-    last = pieces[-1]
-    told = [one for piece in pieces for one in piece.logprobs]
+    """A whole answer, or several to one prompt."""
+    said: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        said.setdefault(piece.index, []).append(piece)
+    usage = usage_of(piece for each in said.values() for piece in each)
     return _encode(
         {
             "id": answer_id,
             "object": "chat.completion",
             "created": created,
             "model": model,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {
-                        "role": "assistant",
-                        "content": "".join(piece.text for piece in pieces),
-                        "refusal": None,
-                    },
-                    "logprobs": _logprobs(told) if told else None,
-                    "finish_reason": last.finish_reason,
-                }
-            ],
-            "usage": None if last.usage is None else _usage(last.usage),
+            "choices": [_choice(index, said[index]) for index in sorted(said)],
+            "usage": None if usage is None else _usage(usage),
         }
     )
+
+
+def usage_of(pieces: Iterable[Piece]) -> Usage | None:
+    """What all answers cost together, their prompt once; None where none of them says."""
+    told = [piece.usage for piece in pieces if piece.usage is not None]
+    if not told:
+        return None
+    return msgspec.structs.replace(
+        told[0],
+        completion_tokens=sum(usage.completion_tokens for usage in told),
+        cached_tokens=min(usage.cached_tokens for usage in told),
+    )
+
+
+def _choice(index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+    told = [one for piece in pieces for one in piece.logprobs]
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None},
+        "logprobs": _logprobs(told) if told else None,
+        "finish_reason": pieces[-1].finish_reason,
+    }
 
 
 def models_json(models: Sequence[LoadedModel]) -> bytes:
@@ -139,4 +162,5 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }

@@ -21,7 +21,7 @@ from services.gateway.openai_grammar import (
     StructuredOutputs,
     demand_of,
 )
-from services.inference.messages import Chat, ChatMessage
+from services.inference.messages import MOST_ANSWERS, Chat, ChatMessage
 
 __all__ = ["ChatRequest", "parse_chat"]
 
@@ -131,6 +131,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             seed=self.seed,
+            n=self.n or 1,
             grammar=None if demand is None else demand.grammar,
             logit_bias=self.logit_bias or {},
             min_tokens=self.min_tokens or 0,
@@ -273,10 +274,8 @@ def _asks_for_nothing(given: msgspec.Raw, harmless: tuple[Any, ...]) -> bool:
 
 
 def _check_answers(request: ChatRequest) -> None:
-    if request.n is not None and request.n != 1:
-        if request.n < 1:
-            raise Invalid(f"'n' is {_short(request.n)}, allowed is 1", field="n")
-        raise _unsupported("more than one answer a request ('n' above 1)", "n", remedy="ask once for each")
+    if request.n is not None and not 1 <= request.n <= MOST_ANSWERS:
+        raise Invalid(f"'n' is {_short(request.n)}, allowed is 1 to {MOST_ANSWERS}", field="n")
 
 
 def _check_model(request: ChatRequest) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from microkernel.message import Message
 
 __all__ = [
+    "MOST_ANSWERS",
     "Chat",
     "ChatMessage",
     "Complete",
@@ -28,6 +29,10 @@ __all__ = [
     "UnloadModel",
     "Usage",
 ]
+
+
+MOST_ANSWERS = 128
+"""To one prompt."""
 
 
 class ChatMessage(Message, kw_only=True):

@@ -21,6 +21,7 @@ from services.inference.engine.engine import Request
 from services.inference.loaded_adapters import Asked
 from services.inference.loaded_models import LoadedModels
 from services.inference.messages import (
+    MOST_ANSWERS,
     Chat,
     Complete,
     ForgetContext,
@@ -42,7 +43,6 @@ from services.scheduler.messages import Signal
 
 __all__ = ["Inference"]
 
-MOST_ANSWERS = 128  # to one prompt
 TITLE = 40  # characters of the prompt that `ps` shows
 
 

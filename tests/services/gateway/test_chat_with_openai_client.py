@@ -182,7 +182,7 @@ async def test_an_answer_that_breaks_off_is_an_error(site):
     [
         ({"temperature": 3}, "temperature"),
         ({"messages": []}, "messages"),
-        ({"n": 2}, "n"),
+        ({"n": 200}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),

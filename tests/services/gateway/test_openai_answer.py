@@ -63,7 +63,12 @@ def test_usage_comes_last_in_a_chunk_of_its_own_and_is_null_before():
     assert closing.endswith(DONE)
     (chunk,) = events(closing.removesuffix(DONE))
     assert chunk["choices"] == []
-    assert chunk["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert chunk["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     ChatCompletionChunk.model_validate(chunk, strict=True)
 
 
