@@ -93,7 +93,7 @@ class Space {
 
     Inputs inputs(char* block, size_t tokens, size_t columns) {
         const size_t groups = columns / 32;
-        return {take<int8_t>(block, tokens * columns), take<float>(block, tokens * groups),
+        return {take<int8_t>(block, tokens * columns), take<float>(block, tokens * groups * 2),
                 take<float>(block, tokens * groups * 3), take<uint16_t>(block, tokens * columns),
                 static_cast<int>(columns), 0};
     }

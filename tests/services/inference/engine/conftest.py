@@ -30,6 +30,6 @@ def native_decoders(tmp_path_factory: pytest.TempPathFactory):
     team.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def native_decoder(native_decoders):
     return native_decoders["bfloat16"]

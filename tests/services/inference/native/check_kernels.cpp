@@ -124,13 +124,13 @@ struct RoundedInputs {
     Inputs inputs;
 
     RoundedInputs(int tokens, int columns)
-        : quants(tokens * columns), scales(tokens * columns / 32), totals(3 * scales.size()), rounded(tokens * columns),
+        : quants(tokens * columns), scales(tokens * columns / 16), totals(3 * tokens * columns / 32), rounded(tokens * columns),
           inputs{quants.data(), scales.data(), totals.data(), rounded.data(), columns, tokens} {}
 
     float value(Kind kind, int token, int column) const {
         const size_t tokens = inputs.tokens, at = column / 32 * tokens + token;
         if (kind == Kind::BFLOAT16) return from_bfloat16(rounded[(column / 2 * tokens + token) * 2 + column % 2]);
-        return scales[at] * quants[32 * at + column % 32];
+        return scales[column / 16 * tokens + token] * quants[32 * at + column % 32];
     }
 };
 

@@ -1,6 +1,6 @@
 """Every architecture in every format, on the kernels and on torch, against transformers with the dequantised weights.
 
-What the kernels lose they lose by rounding: the inputs of products to 8 bits, a scale for each 32 of them, or to
+What the kernels lose they lose by rounding: the inputs of products to 8 bits, a scale for each 16 of them, or to
 bfloat16 where weights have 16 bits or more, and queries, keys and values to bfloat16. So transformers is run a second
 time with all of these rounded, and the kernels may be as far from the exact logits as that is, and a tenth more.
 """
@@ -43,7 +43,7 @@ def error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def in_bytes(x: torch.Tensor) -> torch.Tensor:
-    groups = x.unflatten(-1, (-1, 32))
+    groups = x.unflatten(-1, (-1, 16))
     step = groups.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
     return ((groups / step).round() * step).flatten(-2)
 

@@ -1,9 +1,8 @@
 """The default model on the kernels, as it is served, against the dequantised model in float32, on texts of ours.
 
-Teacher-forced: all read the same tokens, and what each expects after every one of them is compared. The bounds are
-those that rounding inputs to 8 bits allows: the exact model with inputs rounded so is as far away (0.0025 nats on the
-first text). Pages of 8 bits add 0.0005 nats. How many of the likeliest tokens are the same follows the text more than
-the engine: 95.0 to 97.2 % on pages of 1,000 tokens with the same divergence.
+Teacher-forced: all read the same tokens, and what each expects after every one of them is compared. What differs is
+what rounding inputs to 8 bits costs: a scale for each 16 of them loses 0.0017 nats, and 97.2 % of the likeliest tokens
+are the same; one for each 32 lost 0.0031 nats, and 95.6 % were. Pages of 8 bits add 0.0005 nats.
 """
 
 from __future__ import annotations
@@ -90,14 +89,14 @@ def agreement(decoder: NativeDecoder, texts: list[list[int]], expected: list[tor
 
 def test_the_kernels_agree_with_the_dequantised_model(native, variant, texts, expected):
     got = agreement(native(variant), texts, expected)
-    assert got.same >= 0.95, got
+    assert got.same >= 0.96, got
     assert got.divergence < 0.006, got
     assert abs(got.perplexity - 1) < 0.01, got
 
 
 def test_with_pages_of_8_bits_they_agree_a_little_less(native, variant, texts, expected):
     got = agreement(native(variant, "int8"), texts, expected)
-    assert got.same >= 0.94, got
+    assert got.same >= 0.955, got
     assert got.divergence < 0.007, got
     assert abs(got.perplexity - 1) < 0.01, got
 
