@@ -69,6 +69,7 @@ class EngineInAnyOrder(RuleBasedStateMachine):
         self.asked: dict[int, tuple] = {}
         self.given: dict[int, list[int]] = {}
         self.held: set[int] = set()
+        self.limited: set[int] = set()
         self.quotas: dict[str, int | None] = {}
 
     @initialize(budget=st.sampled_from((1, 5, 16, 64, 512)), batch=st.integers(2, 8), guesses=st.booleans())
@@ -142,9 +143,7 @@ class EngineInAnyOrder(RuleBasedStateMachine):
             for output in self.engine.step():
                 if output.error is not None:
                     assert isinstance(output.error, Overloaded)
-                    owner = self.asked[output.id][3]
-                    quotas = (self.quotas.get(owner), self.ledger.limit(owner))
-                    assert quotas != (None, None), "only a quota refuses here"
+                    assert output.id in self.limited, "only a quota refuses here"
                     self._end(output.id, whole=False)
                     continue
                 self.given[output.id].append(output.token)
@@ -167,7 +166,7 @@ class EngineInAnyOrder(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 100), paused=st.booleans(), swapped=st.booleans())
     def pause(self, choice: int, paused: bool, swapped: bool) -> None:
         number = sorted(self.asked)[choice % len(self.asked)]
-        assert self.engine.pause(number, paused=paused)
+        assert self.engine.pause(number, paused=paused) or self.is_refused(number)
         if swapped:
             self.engine.swap_out(number)
 
@@ -176,6 +175,8 @@ class EngineInAnyOrder(RuleBasedStateMachine):
     def save_and_restore(self, choice: int, moved: bool) -> None:
         """Under another number, which goes on beside the first or in its place."""
         number, other = sorted(self.asked)[choice % len(self.asked)], next(self.numbers)
+        if self.is_refused(number):
+            return
         context = Context.load(self.engine.save(number).dump())
         self.asked[other], self.given[other] = self.asked[number], list(self.given[number])
         if moved:
@@ -218,6 +219,10 @@ class EngineInAnyOrder(RuleBasedStateMachine):
         assert self.engine.relief.pause_cheapest() == (running > 1)
         assert self.engine.running == running - (running > 1)
 
+    def is_refused(self, number: int) -> bool:
+        """Whether the next step says so."""
+        return any(output.id == number for output in self.engine._refused)
+
     def spare(self) -> int:
         """Pages that are on nobody's account."""
         return PAGES - self.engine.pages.held - self.engine.pages.cached
@@ -237,6 +242,13 @@ class EngineInAnyOrder(RuleBasedStateMachine):
         for number, (prompt, tokens, params, owner) in self.asked.items():
             self.given[number] = []
             self.engine.add(Request(id=number, prompt=prompt, max_tokens=tokens, params=params, owner=owner))
+
+    @invariant()
+    def quotas_are_known(self) -> None:
+        """Who had one since it asked: what refuses is found out at once, and told by the next step."""
+        for number, (_, _, _, owner) in self.asked.items():
+            if (self.quotas.get(owner), self.ledger.limit(owner)) != (None, None):
+                self.limited.add(number)
 
     @invariant()
     def pages_add_up(self) -> None:
