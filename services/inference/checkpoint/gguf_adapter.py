@@ -47,7 +47,12 @@ def read_gguf_adapter(path: Path, config: DecoderConfig, max_rank: int) -> Adapt
             raise DataLoss(f"{where}: {name} has only lora_{next(iter(pair))}: the file is incomplete")
         # As llama.cpp has it: without an alpha, the product is added as it is.
         raw[name] = Raw(pair["a"], pair["b"], alpha / pair["a"].shape[0] if alpha else 1.0)
-    return made_of(where, raw, config, max_rank, halves=FAMILIES[config.architecture].gguf_halves)
+    return made_of(where, raw, config, max_rank, halves=FAMILIES[_file_name(config)].gguf_halves)
+
+
+def _file_name(config: DecoderConfig) -> str:
+    """What files call the architecture."""
+    return FILE_NAMES.get(config.architecture, config.architecture)
 
 
 def _check(where: str, header: Header, config: DecoderConfig) -> None:
@@ -59,7 +64,7 @@ def _check(where: str, header: Header, config: DecoderConfig) -> None:
     for key in metadata:
         if key.startswith("adapter.") and key not in KEYS:
             raise Invalid(f"{where}: '{shortened(key)}' is not computed here", field=shortened(key))
-    expected = FILE_NAMES.get(config.architecture, config.architecture)
+    expected = _file_name(config)
     architecture = metadata.get("general.architecture")
     if architecture != expected:
         raise Invalid(f"{where} is an adapter for {str(architecture)[:40]!r}, and the model is a {expected!r}")

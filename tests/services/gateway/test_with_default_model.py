@@ -46,7 +46,8 @@ async def test_the_default_model_answers_whole_and_streamed_alike(default_model)
             chunks = [chunk async for chunk in stream]
             text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
             assert text == answer.choices[0].message.content
-            assert chunks[-1].usage == answer.usage
+            assert chunks[-1].usage.total_tokens == answer.usage.total_tokens
+            assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0, "its prompt was read before"
             with pytest.raises(openai.NotFoundError) as failure:
                 await client.chat.completions.create(**{**ASKED, "model": "no-such-model"})
             assert failure.value.code == "model_not_found"

@@ -12,10 +12,10 @@ from services.inference.runner import Runner
 
 async def test_a_job_that_a_leaving_model_has_not_done_is_told_so_and_so_are_later_ones():
     runner = Runner(engine=None, executor=None, now=lambda: 0.0)
-    job = asyncio.create_task(runner.between_steps(lambda: 1))
+    job = asyncio.create_task(runner.ask(lambda _: 1))
     await asyncio.sleep(0)
     runner._end(Unavailable("it leaves"))
     with pytest.raises(Unavailable, match="it leaves"):
         await job
     with pytest.raises(Unavailable, match="being unloaded"):
-        await runner.between_steps(lambda: 1)
+        await runner.ask(lambda _: 1)

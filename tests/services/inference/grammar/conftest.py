@@ -34,14 +34,14 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def compiler(tokenizer: Tokenizer) -> Iterator[GrammarCompiler]:
     made = GrammarCompiler(tokenizer, tokenizer.vocab_size + PADDING)
     yield made
     made.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_compiler(byte_level: Tokenizer) -> Iterator[GrammarCompiler]:
     made = GrammarCompiler(byte_level, byte_level.vocab_size + PADDING)
     yield made
