@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ["Pace"]
 
 LEAST = 16  # tokens of prompts a step reads in any case: they must come to an end, too
+LEAST_ALONE = 0.2  # of a step with a prompt, the share that those who decode are taken to need at least
 NEWEST = 0.2  # weight of the newest measurement
 
 
@@ -42,7 +43,9 @@ class Pace:
             self._apart = _follow(self._apart, seconds / reading)
         elif reading == 0:
             self._decoding[size] = _follow(alone or 0.0, seconds)
-        elif alone is not None and seconds > alone:
+        elif alone is None:  # a guess, until a step has come in which they only decode
+            self._decoding[size] = max(seconds - reading * self._apart, LEAST_ALONE * seconds)
+        elif seconds > alone:
             self._beside = _follow(self._beside, (seconds - alone) / reading)
 
 

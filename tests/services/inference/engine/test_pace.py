@@ -59,3 +59,13 @@ def test_whatever_steps_took_the_budget_is_kept_and_prompts_go_on(steps, decodin
         if decoded or read:
             pace.note(decoded, read, seconds)
     assert 1 <= pace.budget(decoding, most) <= max(1, most - decoding)
+
+
+def test_while_prompts_keep_coming_they_are_not_read_by_the_least_for_ever():
+    """Though no step comes in which nobody reads."""
+    pace = Pace(2.0)
+    pace.note(0, WHOLE, 0.0005 * WHOLE)
+    for _ in range(20):
+        reading = pace.budget(8, WHOLE)
+        pace.note(8, reading, 0.020 + 0.0005 * reading)
+    assert pace.budget(8, WHOLE) > 2 * LEAST
