@@ -35,6 +35,7 @@ from services.inference.loaded_adapters import Asked, LoadedAdapters
 from services.inference.messages import LoadedModel, OutputParams
 from services.inference.place import Place
 from services.inference.placement import AUTO, candidates, has_own_memory, usable
+from services.inference.room import release
 from services.inference.settings import InferenceSettings
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
@@ -318,11 +319,7 @@ class LoadedModels:
 
     async def release(self, reservation: int) -> None:
         """Give memory back."""
-        try:
-            await self._service.call("memory.release", id=reservation, deadline=1.0)
-        except MicrokernelError as error:
-            # It reclaims when this service has ended.
-            self._service.log.warning("memory was not told of a release: %s", error)
+        await release(self._service, reservation)
 
     async def _reserve_host(self, name: str, device: Device) -> Reservation | None:
         """The machine's memory for pages that `device` has no room for; None where it has none of its own, or no room.

@@ -22,7 +22,7 @@ from services.inference.fitting import Neighbour, Wish, too_large
 from services.inference.loaded import Fit, Loaded
 from services.memory.messages import Account, Reservation, Reserve, Resize, Tier
 
-__all__ = ["Given", "Room", "wanted_pages"]
+__all__ = ["Given", "Room", "release", "wanted_pages"]
 
 SHORTEST = 1024  # tokens of a context without which no model is loaded
 CROWDED = 0.8  # share of its pages in use from which a model gets more
@@ -92,13 +92,8 @@ class Room:
     async def give_back(self, reservations: Iterable[Reservation | None]) -> None:
         """Reservations that are needed no more."""
         for reservation in reservations:
-            if reservation is None:
-                continue
-            try:
-                await self._service.call("memory.release", id=reservation.id, deadline=1.0)
-            except MicrokernelError as error:
-                # It reclaims when this service has ended.
-                self._service.log.warning("memory was not told of a release: %s", error)
+            if reservation is not None:
+                await release(self._service, reservation.id)
 
     async def squeeze(self, loaded: Loaded, pages: Callable[[PagesUse], int]) -> int:
         """Let a model have fewer pages, as many as `pages` says; returns the bytes that are free for others then."""
@@ -190,6 +185,14 @@ class Room:
             if (account.device, account.tier) == (self._device, Tier.DEVICE):
                 return min(account.limit_bytes - account.reserved_bytes, device.memory_free_bytes)
         raise Overloaded(f"there is no memory account for {self._device}")
+
+
+async def release(service: Service, reservation: int) -> None:
+    """Give a reservation back, by its number. Memory that cannot be told reclaims it when this service has ended."""
+    try:
+        await service.call("memory.release", id=reservation, deadline=1.0)
+    except MicrokernelError as error:
+        service.log.warning("memory was not told of a release: %s", error)
 
 
 def wanted_pages(use: PagesUse) -> int:
