@@ -30,8 +30,10 @@ from microkernel.service import Service
 from services.inference.checkpoint.adapter import open_adapter
 from services.inference.loaded import Loaded
 from services.inference.messages import LoadedModel
+from services.inference.place import Places
+from services.inference.room import release
 from services.inference.settings import InferenceSettings
-from services.memory.messages import Reservation
+from services.inference.stored_models import StoredModels
 from services.models.messages import Model
 
 __all__ = ["Asked", "LoadedAdapter", "LoadedAdapters", "ModelsOnDevice"]
@@ -46,24 +48,12 @@ class ModelsOnDevice(Protocol):
         """The model of that name, loaded if it is stored; None is the default one."""
         ...
 
-    def find_stored(self, ref: str) -> Awaitable[Model]:
-        """What is stored under `ref`, pulled if need be."""
-        ...
-
     def names(self) -> Awaitable[set[str]]:
         """All names of models, loaded or stored."""
         ...
 
     def has(self, loaded: Loaded) -> bool:
         """Whether the model is still on its device."""
-        ...
-
-    def reserve(self, purpose: str, size: int, device: str) -> Awaitable[Reservation]:
-        """Memory on a device."""
-        ...
-
-    def release(self, reservation: int) -> Awaitable[None]:
-        """Give it back."""
         ...
 
 
@@ -117,10 +107,20 @@ class Asked(msgspec.Struct, frozen=True):
 class LoadedAdapters:
     """All that were loaded and not unloaded again."""
 
-    def __init__(self, service: Service, settings: InferenceSettings, models: ModelsOnDevice) -> None:
+    def __init__(
+        self,
+        service: Service,
+        settings: InferenceSettings,
+        models: ModelsOnDevice,
+        stored: StoredModels,
+        places: Places,
+    ) -> None:
+        """Beside `models`, from what is `stored`, in memory of `places`."""
         self._service = service
         self._settings = settings
         self._models = models
+        self._stored = stored
+        self._places = places
         self._adapters: dict[str, LoadedAdapter] = {}
         self._lock = asyncio.Lock()  # one is loaded or unloaded at a time
 
@@ -165,7 +165,7 @@ class LoadedAdapters:
                 try:
                     await loaded.remove_adapter(adapter.number)
                 finally:
-                    await self._models.release(adapter.reservation)
+                    await release(self._service, adapter.reservation)
         self._service.publish("inference.adapter.unloaded", adapter=adapter.name, model=adapter.model)
 
     async def leave(self, loaded: Loaded, *, rests: bool) -> None:
@@ -173,7 +173,7 @@ class LoadedAdapters:
         for adapter in tuple(self._adapters.values()):
             if adapter.loaded is loaded:
                 adapter.loaded = None
-                await self._models.release(adapter.reservation)
+                await release(self._service, adapter.reservation)
             if adapter.model == loaded.name and not rests:
                 self._adapters.pop(adapter.name, None)
 
@@ -216,7 +216,7 @@ class LoadedAdapters:
         return found
 
     async def _load(self, ref: str, model: str | None, name: str | None) -> LoadedAdapter:
-        stored = await self._models.find_stored(ref)
+        stored = await self._stored.find(ref)
         if stored.kind != "adapter":
             raise Invalid(f"'{stored.name}' is a model, not an adapter", field="ref", remedy="call inference.load")
         loaded = await self._models.get(model)
@@ -239,7 +239,7 @@ class LoadedAdapters:
     async def _bring_back(self, adapter: LoadedAdapter) -> LoadedAdapter:
         if adapter.loaded is None and adapter.name in self._adapters:
             loaded = await self._models.get(adapter.model)
-            await self._put(adapter, loaded, await self._models.find_stored(adapter.ref))
+            await self._put(adapter, loaded, await self._stored.find(adapter.ref))
         return adapter
 
     async def _check_name(self, name: str, known: LoadedAdapter | None) -> None:
@@ -260,13 +260,13 @@ class LoadedAdapters:
             rank = self._settings.adapter_rank
             read = await asyncio.to_thread(open_adapter, Path(stored.path), loaded.config, max_rank=rank)
             size = loaded.adapter_bytes(read)
-            reservation = await self._models.reserve(f"adapter '{adapter.name}'", size, loaded.device)
+            reservation = await self._places.reserve(f"adapter '{adapter.name}'", size, loaded.device)
             try:
                 number = await loaded.add_adapter(read)
                 if not self._models.has(loaded):
                     raise Unavailable(f"model '{loaded.name}' was unloaded", retry_after=1.0, may_have_run=False)
             except BaseException:
-                await self._models.release(reservation.id)
+                await release(self._service, reservation.id)
                 raise
         adapter.loaded, adapter.number, adapter.reservation = loaded, number, reservation.id
         adapter.bytes, adapter.parameters, adapter.digest = size, read.parameters, stored.digest

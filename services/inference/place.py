@@ -1,17 +1,24 @@
-"""One device as the inference service has it: what computes there, what its models take, and who gives way to whom."""
+"""Devices as the inference service has them: what computes there, what models take, and who gives way to whom."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
+import torch
+
+from microkernel.errors import MicrokernelError
 from microkernel.service import Service
+from services.devices.messages import Device
 from services.inference.cache.ledger import Ledger
 from services.inference.decoders import Computing
 from services.inference.housekeeping import Housekeeping
 from services.inference.loaded import Loaded
 from services.inference.room import Room
+from services.inference.settings import InferenceSettings
+from services.memory.messages import Pressure, Quotas, Reservation
 
-__all__ = ["Place"]
+__all__ = ["Place", "Places"]
 
 
 class Place:
@@ -36,3 +43,78 @@ class Place:
 
         self.memory = Housekeeping(service, device, self.ledger, here, rest)
         self.room = Room(service, device, here, rest, wanted)
+
+
+class Places:
+    """All devices that models were put on."""
+
+    def __init__(
+        self,
+        service: Service,
+        settings: InferenceSettings,
+        models: Callable[[], Iterable[Loaded]],
+        rest: Callable[[Loaded, str], Awaitable[None]],
+        wanted: Callable[[Loaded], bool],
+    ) -> None:
+        """Arguments as of `Place`."""
+        self._service = service
+        self._settings = settings
+        self._models = models
+        self._rest = rest
+        self._wanted = wanted
+        self._places: dict[str, Place] = {}
+
+    async def at(self, device: Device) -> Place:
+        """The place of `device`, made when the first model goes there."""
+        if device.name not in self._places:
+            computing = Computing(
+                torch.device(device.torch_device),
+                device.cores,
+                self._service.state_dir,
+                kernels=self._settings.kernels,
+                flex=self._settings.flex,
+                page_dtype=self._settings.page_dtype,
+            )
+            self._places[device.name] = place = Place(
+                self._service, device.name, computing, self._models, self._rest, self._wanted
+            )
+            await place.memory.learn_quotas()
+        return self._places[device.name]
+
+    async def reserve(self, purpose: str, size: int, device: str) -> Reservation:
+        """Memory on a device, from what is free and what its models do not use. Raises `Overloaded`."""
+        return await self._places[device].room.reserve(purpose, size)
+
+    async def left(self, loaded: Loaded) -> None:
+        """A model has left its device: what was reserved for it is free."""
+        await self._places[loaded.device].room.give_back([*loaded.reservations, loaded.pages])
+
+    def check_open(self, loaded: Loaded) -> None:
+        """Raise `Overloaded` where memory of its device is so short that nothing new begins beside what runs."""
+        self._places[loaded.device].memory.check_open()
+
+    async def keep_quotas(self, quotas: Quotas) -> None:
+        """Have what runs keep these quotas."""
+        for place in tuple(self._places.values()):
+            await place.memory.keep(quotas)
+
+    async def press(self, pressure: Pressure) -> None:
+        """Do what a new rung asks for, at once."""
+        place = self._places.get(pressure.device)
+        if place is not None:
+            await place.memory.press(pressure)
+
+    async def look_after_memory(self) -> None:
+        """Tell memory what has changed, do what it asks for, and let models have the pages that they need."""
+        for place in tuple(self._places.values()):
+            if await place.memory.tick():
+                try:
+                    await place.room.spread()
+                except MicrokernelError as error:
+                    self._service.log.warning("pages stay as they are: %s", error)
+
+    async def close(self) -> None:
+        """End the threads of all devices."""
+        for name, place in self._places.items():
+            with suppress(MicrokernelError):  # its device has gone, and its threads with it
+                await self._service.executor(name).run(place.computing.close)

@@ -71,7 +71,7 @@ class Inference(Service):
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
         asked = await self._models.asked(message.model)
-        self._models.check_open(asked.loaded)
+        self._models.places.check_open(asked.loaded)
         with asked.stays():
             prompt = await asked.loaded.encode_chat(message.messages)
             last = message.messages[-1].content if message.messages else ""
@@ -85,7 +85,7 @@ class Inference(Service):
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
         asked = await self._models.asked(message.model)
-        self._models.check_open(asked.loaded)
+        self._models.places.check_open(asked.loaded)
         with asked.stays():
             prompt = message.prompt
             tokens = await asked.loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
@@ -187,17 +187,17 @@ class Inference(Service):
     @every(0.5)
     async def account(self) -> None:
         """Tell memory what the models take, and do what it asks for where it is short."""
-        await self._models.look_after_memory()
+        await self._models.places.look_after_memory()
 
     @on("memory.quotas")
     async def keep_quotas(self, event: Event) -> None:
         """Quotas have changed: what runs keeps them from now on."""
-        await self._models.keep_quotas(convert(event.body, Quotas))
+        await self._models.places.keep_quotas(convert(event.body, Quotas))
 
     @on("memory.pressure")
     async def feel_pressure(self, event: Event) -> None:
         """Memory is on another rung."""
-        await self._models.press(convert(event.body, Pressure))
+        await self._models.places.press(convert(event.body, Pressure))
 
     @on("service.scheduler.running")
     async def enter_again(self, _: Event) -> None:

