@@ -12,12 +12,12 @@ from services.models.service import Models
 from services.scheduler.service import Scheduler
 
 HELLO = [{"role": "user", "content": "Hello"}]
+SERVICES = (Devices, Memory, Models, Scheduler, Inference)
 
 
 @asynccontextmanager
 async def node(tiny, **settings):
-    services = (Devices, Memory, Models, Scheduler, Inference)
-    async with TestKernel(*services, settings={"inference": {"model": str(tiny), **settings}}) as system:
+    async with TestKernel(*SERVICES, settings={"inference": {"model": str(tiny), **settings}}) as system:
         yield system
 
 

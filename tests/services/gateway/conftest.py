@@ -1,10 +1,11 @@
-"""A gateway on a real socket, before a small inference service that is told what to say."""
+"""A gateway on a real socket, before a small inference service that is told what to say, or before a real engine."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -98,10 +99,10 @@ class Inference(Service):
 class Site:
     """A node with a gateway, as its clients see it."""
 
-    def __init__(self, system: TestKernel, script: Script, url: str) -> None:
+    def __init__(self, system: TestKernel, url: str, script: Script | None = None) -> None:
         self.system = system
-        self.script = script
         self.url = url
+        self.script = script  # None where a model answers
         self.port = int(url.rpartition(":")[2])
 
     def openai(self, token: str | None = None) -> openai.AsyncOpenAI:
@@ -167,7 +168,7 @@ def open_site(script: Script) -> Opener:
         node = TestKernel(scripted(script), *services, Gateway, settings={"gateway": section}, wait_ready=wait_ready)
         async with node as system:
             address = await system.call("gateway.address")
-            yield Site(system, script, address.url)
+            yield Site(system, address.url, script)
 
     return open_it
 
@@ -177,3 +178,35 @@ async def site(open_site: Opener) -> AsyncIterator[Site]:
     """A site with default settings."""
     async with open_site() as opened:
         yield opened
+
+
+@asynccontextmanager
+async def answering(model: Path) -> AsyncIterator[Site]:
+    """A site where a real engine answers with `model`."""
+    from inference_node import SERVICES  # with torch: seconds, which the other modules here do not wait for
+
+    settings = {"gateway": {"port": 0, "drain_seconds": 0.0}, "inference": {"model": str(model)}}
+    async with TestKernel(*SERVICES, Gateway, settings=settings) as system:
+        address = await system.call("gateway.address")
+        yield Site(system, address.url)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_model import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+async def client(tiny: Path) -> AsyncIterator[openai.AsyncOpenAI]:
+    """The stock client of a node that answers with a tiny model."""
+    async with answering(tiny) as site, site.openai() as made:
+        yield made
+
+
+@pytest.fixture
+async def default_site(default_model: Path) -> AsyncIterator[Site]:
+    """A site that answers with the default model."""
+    async with answering(default_model) as site:
+        yield site

@@ -9,16 +9,7 @@ from enum import StrEnum
 import openai
 import pydantic
 import pytest
-from tiny_model import write_tiny_model
 from tokenizers import pre_tokenizers
-
-from microkernel.testing import TestKernel
-from services.devices.service import Devices
-from services.gateway.service import Gateway
-from services.inference.service import Inference
-from services.memory.service import Memory
-from services.models.service import Models
-from services.scheduler.service import Scheduler
 
 ASKED = {"model": "", "messages": [{"role": "user", "content": "Hello"}], "temperature": 1.0, "max_tokens": 300}
 
@@ -46,20 +37,6 @@ class Tree(pydantic.BaseModel):
     colour: Colour
     size: int = pydantic.Field(ge=0, le=99)
     children: list[Tree] = pydantic.Field(max_length=1)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-async def client(tiny):
-    settings = {"gateway": {"port": 0, "drain_seconds": 0.0}, "inference": {"model": str(tiny)}}
-    async with TestKernel(Devices, Memory, Models, Scheduler, Inference, Gateway, settings=settings) as system:
-        url = (await system.call("gateway.address")).url
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=system.token, max_retries=0) as client:
-            yield client
 
 
 def schema_format(schema: object) -> dict:

@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-import openai
-import pytest
-from tiny_model import write_tiny_model
-
-from microkernel.testing import TestKernel
-from services.devices.service import Devices
-from services.gateway.service import Gateway
-from services.inference.service import Inference
-from services.memory.service import Memory
-from services.models.service import Models
-from services.scheduler.service import Scheduler
-
 ASKED = {
     "model": "",
     "messages": [{"role": "user", "content": "Hello, and what a long way to say it"}],
@@ -21,20 +9,6 @@ ASKED = {
     "seed": 5,
     "max_tokens": 20,
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-async def client(tiny):
-    settings = {"gateway": {"port": 0, "drain_seconds": 0.0}, "inference": {"model": str(tiny)}}
-    async with TestKernel(Devices, Memory, Models, Scheduler, Inference, Gateway, settings=settings) as system:
-        url = (await system.call("gateway.address")).url
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=system.token, max_retries=0) as made:
-            yield made
 
 
 async def alone(client, seed: int) -> str:
