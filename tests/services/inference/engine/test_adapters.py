@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from engine_runs import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_adapters import peft_tensors, random_pairs, write_peft
@@ -33,19 +34,6 @@ def adapters(native_decoder, tmp_path_factory):
 def asking(number: int, adapter: int | None, prompt=(1, 2, 3), max_tokens: int = 8) -> Request:
     params = ResolvedSampling(temperature=0.0)
     return Request(id=number, prompt=list(prompt), max_tokens=max_tokens, params=params, adapter=adapter)
-
-
-def run(engine: Engine) -> dict[int, list[int]]:
-    """All tokens by request, once everything has ended; stops at the first error."""
-    tokens: dict[int, list[int]] = {}
-    for _ in range(2000):
-        if engine.idle:
-            return tokens
-        for output in engine.step():
-            if output.error:
-                raise output.error
-            tokens.setdefault(output.id, []).append(output.token)
-    raise AssertionError("the engine does not come to an end")
 
 
 def by_itself(decoder, adapter, prompt, max_tokens: int) -> list[int]:

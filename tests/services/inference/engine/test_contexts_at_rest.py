@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from engine_runs import run, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,15 +23,13 @@ def request(number: int, *, params=SAMPLED, length: int = 40, max_tokens: int = 
     return Request(id=number, prompt=prompt, max_tokens=max_tokens, params=params, **more)
 
 
-def steps(engine: Engine, count: int = 5000) -> dict[int, list[int]]:
+def steps(engine: Engine, count: int) -> dict[int, list[int]]:
     """What comes in so many steps, or until there is nothing to do."""
     tokens: dict[int, list[int]] = {}
     for _ in range(count):
         if engine.idle:
             break
-        for output in engine.step():
-            assert output.error is None, output.error
-            tokens.setdefault(output.id, []).append(output.token)
+        step(engine, tokens)
     return tokens
 
 
@@ -38,7 +37,7 @@ def steps(engine: Engine, count: int = 5000) -> dict[int, list[int]]:
 def expected(native_decoder) -> list[int]:
     engine = Engine(native_decoder)
     engine.add(request(1))
-    return steps(engine)[1]
+    return run(engine)[1]
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_who_is_paused_gets_no_token_until_it_goes_on(native_decoder, expected):
     assert (engine.running, engine.paused) == (0, 1)
     assert engine.pages.held > 0
     engine.pause(1, paused=False)
-    assert tokens + steps(engine)[1] == expected
+    assert tokens + run(engine)[1] == expected
 
 
 @pytest.mark.parametrize("when", [0, 1, 2, 5])
@@ -74,9 +73,9 @@ def test_it_can_be_paused_while_it_waits_or_is_read(native_decoder, expected, wh
     tokens = steps(engine, when).get(1, [])
     engine.pause(1, paused=True)
     engine.pause(1, paused=True)  # twice is once
-    assert steps(engine) == {}
+    assert run(engine) == {}
     engine.pause(1, paused=False)
-    assert tokens + steps(engine)[1] == expected
+    assert tokens + run(engine)[1] == expected
 
 
 def test_who_is_swapped_out_has_no_pages_and_goes_on_with_the_same_text(native_decoder, expected):
@@ -88,7 +87,7 @@ def test_who_is_swapped_out_has_no_pages_and_goes_on_with_the_same_text(native_d
     assert engine.pages.held == 0
     engine.release_cache()
     engine.pause(1, paused=False)
-    assert tokens + steps(engine)[1] == expected
+    assert tokens + run(engine)[1] == expected
 
 
 def test_pages_of_who_is_paused_are_taken_before_anybody_gives_way(native_decoder, expected):
@@ -98,10 +97,10 @@ def test_pages_of_who_is_paused_are_taken_before_anybody_gives_way(native_decode
     tokens = steps(engine, 10)[1]
     engine.pause(1, paused=True)
     engine.add(request(2))
-    assert steps(engine)[2] == expected
+    assert run(engine)[2] == expected
     assert engine.paused == 1
     engine.pause(1, paused=False)
-    assert tokens + steps(engine)[1] == expected
+    assert tokens + run(engine)[1] == expected
 
 
 def test_a_context_goes_on_in_another_engine_with_its_pages(native_decoder, expected, counted):
@@ -110,9 +109,9 @@ def test_a_context_goes_on_in_another_engine_with_its_pages(native_decoder, expe
     tokens = steps(engine, 10)[1]
     other.restore(Context.load(engine.save(1).dump()), 9)
     counted.clear()
-    assert tokens + steps(other)[9] == expected
+    assert tokens + run(other)[9] == expected
     assert set(counted) == {1}, "what it brought is not computed"
-    assert steps(engine)[1] == expected[10:], "where it was saved it went on undisturbed"
+    assert run(engine)[1] == expected[10:], "where it was saved it went on undisturbed"
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["pause", "swap", "save", "move", "fork"])), max_size=10))
@@ -120,7 +119,7 @@ def test_a_context_goes_on_in_another_engine_with_its_pages(native_decoder, expe
 def test_a_generation_moved_about_ten_times_has_the_same_text_byte_for_byte(native_decoder, moves):
     whole = Engine(native_decoder)
     whole.add(request(1))
-    expected = steps(whole)[1]
+    expected = run(whole)[1]
     engine, number = Engine(native_decoder, token_budget=16), 1
     engine.add(request(1))
     tokens: list[int] = []
@@ -143,7 +142,7 @@ def test_a_generation_moved_about_ten_times_has_the_same_text_byte_for_byte(nati
             engine = Engine(native_decoder, token_budget=512)
             engine.restore(Context.load(content), number + 1)
         number += 1
-    assert tokens + steps(engine).get(number, []) == expected
+    assert tokens + run(engine).get(number, []) == expected
     assert engine.pages.held == 0
 
 
@@ -160,7 +159,7 @@ def test_long_contexts_that_were_swapped_out_come_back_from_disk(native_decoder,
     engine.release_cache()
     engine.pause(1, paused=False)
     counted.clear()
-    steps(engine)
+    run(engine)
     assert max(counted) < 20, "what is on disk is not computed"
     saved.close()
 
@@ -223,7 +222,7 @@ def answers(decoder, count: int, **settings_of_engine) -> tuple[dict[int, list[i
     for number in range(count):
         params = msgspec.structs.replace(SAMPLED, seed=number)
         engine.add(request(number, params=params, fork_of=0 if number else None))
-    return steps(engine), engine
+    return run(engine), engine
 
 
 @pytest.mark.parametrize("batch", [8, 2, 1])
@@ -232,7 +231,7 @@ def test_each_of_several_answers_is_what_it_would_be_alone(native_decoder, batch
     for number in range(4):
         alone = Engine(native_decoder)
         alone.add(request(number, params=msgspec.structs.replace(SAMPLED, seed=number)))
-        assert found[number] == steps(alone)[number]
+        assert found[number] == run(alone)[number]
     assert engine.pages.held == 0
 
 
@@ -248,7 +247,7 @@ def test_when_who_reads_the_prompt_is_cancelled_the_next_one_reads_it(native_dec
     engine.step()
     assert engine.waiting == 2
     engine.cancel(0)
-    found = steps(engine)
+    found = run(engine)
     assert found[1] == found[2]
     assert len(found[1]) == 60
 
@@ -260,10 +259,10 @@ def test_who_waits_for_anothers_prompt_can_be_cancelled_and_paused(native_decode
     engine.step()
     engine.cancel(1)
     engine.pause(2, paused=True)
-    first = steps(engine)
+    first = run(engine)
     assert list(first) == [0]
     engine.pause(2, paused=False)
-    assert steps(engine)[2] == first[0]
+    assert run(engine)[2] == first[0]
 
 
 def test_who_asks_to_follow_what_has_answered_already_runs_by_itself(native_decoder):
@@ -271,5 +270,5 @@ def test_who_asks_to_follow_what_has_answered_already_runs_by_itself(native_deco
     engine.add(request(0, params=GREEDY))
     before = steps(engine, 5)[0]
     engine.add(request(1, params=GREEDY, fork_of=0))
-    found = steps(engine)
+    found = run(engine)
     assert found[1] == before + found[0]

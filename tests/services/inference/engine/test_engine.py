@@ -7,6 +7,7 @@ import random
 import msgspec
 import pytest
 import torch
+from engine_runs import run
 from forward_passes import one_by_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,19 +34,6 @@ def request(number: int, prompt=(1, 2, 3), max_tokens: int = 8, params=GREEDY, s
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
     choose = random.Random(seed)
     return [[choose.randrange(VOCABULARY) for _ in range(choose.randint(1, 40))] for _ in range(count)]
-
-
-def run(engine: Engine) -> dict[int, list[int]]:
-    """All tokens by request, once everything has ended; stops at the first error."""
-    tokens: dict[int, list[int]] = {}
-    for _ in range(2000):
-        if engine.idle:
-            return tokens
-        for output in engine.step():
-            if output.error:
-                raise output.error
-            tokens.setdefault(output.id, []).append(output.token)
-    raise AssertionError("the engine does not come to an end")
 
 
 def alone(decoder, request: Request) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine_runs import step
 
 from services.inference.decoders import Computing
 from services.inference.engine.engine import Engine, Request
@@ -23,9 +24,7 @@ def run(engine: Engine, wanted: list[Request]) -> tuple[dict[int, list[int]], in
     given: dict[int, list[int]] = {}
     most = 0
     while not engine.idle:
-        for output in engine.step():
-            assert output.error is None
-            given.setdefault(output.id, []).append(output.token)
+        step(engine, given)
         most = max(most, engine.running)
     return given, most
 

@@ -6,6 +6,7 @@ import random
 
 import msgspec
 import pytest
+from engine_runs import run, step
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,22 +22,6 @@ WARM = ResolvedSampling(temperature=1.2, seed=5)
 def request(number: int, tokens: int = 20, length: int = 40, owner: str = "local") -> Request:
     prompt = [(number * 7 + place) % 200 for place in range(length)]
     return Request(id=number, prompt=prompt, max_tokens=tokens, params=WARM, owner=owner)
-
-
-def run(engine: Engine, tokens: dict[int, list[int]] | None = None) -> dict[int, list[int]]:
-    given = {} if tokens is None else tokens
-    for _ in range(3000):
-        if engine.idle:
-            return given
-        step(engine, given)
-    raise AssertionError("the engine does not come to an end")
-
-
-def step(engine: Engine, given: dict[int, list[int]]) -> None:
-    for output in engine.step():
-        if output.error is not None:
-            raise output.error
-        given.setdefault(output.id, []).append(output.token)
 
 
 def alone(decoder, wanted: list[Request]) -> dict[int, list[int]]:

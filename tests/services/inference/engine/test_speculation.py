@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from engine_runs import run, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_decoder, write_gguf
@@ -44,15 +45,13 @@ def request(number: int, *, params=PARAMS[0], prompt=(1, 2, 3), max_tokens: int 
     return Request(id=number, prompt=list(prompt), max_tokens=max_tokens, params=params, stop_tokens=frozenset(stop))
 
 
-def run(engine: Engine) -> tuple[dict[int, list[int]], int]:
+def run_counted(engine: Engine) -> tuple[dict[int, list[int]], int]:
     """All tokens by request, and how many steps that took."""
     tokens: dict[int, list[int]] = {}
     steps = 0
     while not engine.idle:
+        step(engine, tokens)
         steps += 1
-        for output in engine.step():
-            assert output.error is None
-            tokens.setdefault(output.id, []).append(output.token)
     return tokens, steps
 
 
@@ -60,7 +59,7 @@ def plain(decoder, requests) -> dict[int, list[int]]:
     engine = Engine(decoder)
     for one in requests:
         engine.add(one)
-    return run(engine)[0]
+    return run(engine)
 
 
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.2, 0.7, 1.0]), st.integers(1, 5))
@@ -81,7 +80,7 @@ def test_the_text_is_the_same_however_often_guesses_are_wrong(native_decoder, se
     engine = Engine(native_decoder, proposer=Oracle(expected, mistakes, seed))
     for one in requests:
         engine.add(one)
-    assert run(engine)[0] == expected
+    assert run(engine) == expected
     assert engine.pages.held == 0
 
 
@@ -89,7 +88,7 @@ def test_right_guesses_save_steps(native_decoder):
     expected = plain(native_decoder, [request(1)])
     engine = Engine(native_decoder, proposer=Oracle(expected, 0.0))
     engine.add(request(1))
-    tokens, steps = run(engine)
+    tokens, steps = run_counted(engine)
     assert tokens == expected
     assert steps <= 40 / 4
     guessed, right = engine.guessed
@@ -102,7 +101,7 @@ def test_a_guess_takes_pages_from_nobody(native_decoder):
     engine = Engine(native_decoder, cache_bytes=8 * page, proposer=Oracle(expected, 0.5))
     engine.add(request(1, max_tokens=60))
     engine.add(request(2, max_tokens=60))
-    assert run(engine)[0] == expected
+    assert run(engine) == expected
 
 
 def test_a_decoder_whose_bits_depend_on_the_batch_does_not_guess(tmp_path):
@@ -180,7 +179,7 @@ def test_a_draft_model_that_is_the_model_itself_is_always_right_where_it_is_gree
     engine = Engine(native_decoder, proposer=draft)
     for one in requests:
         engine.add(one)
-    tokens, steps = run(engine)
+    tokens, steps = run_counted(engine)
     assert tokens == expected
     guessed, right = engine.guessed
     assert guessed == right > 0
@@ -196,7 +195,7 @@ def test_a_draft_model_changes_no_text_and_its_pages_come_back(native_decoder, p
     engine = Engine(native_decoder, proposer=draft)
     for one in requests:
         engine.add(one)
-    assert run(engine)[0] == expected
+    assert run(engine) == expected
     assert sorted(draft._free) == list(range(24))
 
 

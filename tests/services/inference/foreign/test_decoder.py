@@ -7,6 +7,7 @@ import random
 import msgspec
 import pytest
 import torch
+from engine_runs import run
 from tiny_foreign import FAMILIES, LONGROPE, likeliest, write
 
 from microkernel.errors import Internal, Overloaded, PreconditionFailed
@@ -66,18 +67,6 @@ def prompts(count: int, longest: int = 40, seed: int = 0) -> list[list[int]]:
 
 def engine_of(decoder: ForeignDecoder, *, pages: int = 200, **settings) -> Engine:
     return Engine(decoder, max_length=256, cache_bytes=pages * decoder.storage(1).page_bytes, **settings)
-
-
-def run(engine: Engine) -> dict[int, list[int]]:
-    tokens: dict[int, list[int]] = {}
-    for _ in range(1000):
-        if engine.idle:
-            return tokens
-        for output in engine.step():
-            if output.error:
-                raise output.error
-            tokens.setdefault(output.id, []).append(output.token)
-    raise AssertionError("the engine does not come to an end")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,25 @@
+"""Runs an engine, and collects what its requests get."""
+
+from __future__ import annotations
+
+from services.inference.engine.engine import Engine
+
+MOST_STEPS = 5000  # more than the requests of any test take
+
+
+def step(engine: Engine, tokens: dict[int, list[int]]) -> None:
+    """One step, whose tokens are added to `tokens` by request; stops at the first error."""
+    for output in engine.step():
+        if output.error is not None:
+            raise output.error
+        tokens.setdefault(output.id, []).append(output.token)
+
+
+def run(engine: Engine, tokens: dict[int, list[int]] | None = None) -> dict[int, list[int]]:
+    """All tokens by request, once everything has ended; with `tokens`, those that came before too."""
+    tokens = {} if tokens is None else tokens
+    for _ in range(MOST_STEPS):
+        if engine.idle:
+            return tokens
+        step(engine, tokens)
+    raise AssertionError("the engine does not come to an end")
