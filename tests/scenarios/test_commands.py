@@ -344,10 +344,10 @@ def test_a_terminal_sees_the_boot_live(tmp_path: Path):
 
 
 def read_terminal(terminal: int, text: str) -> str:
-    """What was shown up to `text`."""
+    """What was shown up to `text`, and not a byte of what follows: that is for who reads next."""
     shown = b""
-    while text.encode() not in shown:
-        piece = os.read(terminal, 4096)
+    while not shown.endswith(text.encode()):
+        piece = os.read(terminal, 1)
         assert piece, shown
         shown += piece
     return shown.decode(errors="replace")
