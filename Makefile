@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+# Tests of a module stay together, as they share what is slow to make. `make test PARALLEL=` runs them one by one.
+PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=loadfile
 # Which benchmarks `make bench` runs.
 BENCH  ?= first_token messages overload
 # Anything for pip, such as where your machine gets the CPU build of torch from.
@@ -26,10 +28,10 @@ chat: $(VENV)/.runtime
 	@$(BIN)/python -m microkernel chat $(ARGS)
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-all: $(VENV)/.development
-	$(BIN)/python -m pytest -m "" $(ARGS)
+	$(BIN)/python -m pytest -m "" $(PARALLEL) $(ARGS)
 
 check: $(VENV)/.development
 	$(BIN)/ruff format --check .

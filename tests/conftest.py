@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.pop("COLUMNS", None)  # where tests run in parallel it is set, and commands would wrap what they say
+
 
 @pytest.fixture(scope="session")
 def default_model() -> Path:
