@@ -324,15 +324,13 @@ class Batch:
 
     def _begin(self, sequence: Sequence, *, alone: bool) -> Room:
         """Pages for all that a sequence has; it has them only with `GRANTED`."""
-        table = self._cache.begin(sequence.request.owner, self._space(sequence.request), sequence.tokens)
-        needed = _pages(sequence) - len(table.pages)
-        crowded = self._cache.held + needed > CROWDED * self._cache.pages.limit and not alone
-        room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
-        if room is Room.GRANTED:
-            sequence.table = table
-        else:
-            self._cache.release(table)
-        return room
+        request = sequence.request
+        most = None if alone else int(CROWDED * self._cache.pages.limit)
+        begun = self._cache.admit(request.owner, self._space(request), sequence.tokens, most=most)
+        if isinstance(begun, Room):
+            return begun
+        sequence.table = begun
+        return Room.GRANTED
 
 
 def _is_same_prompt(one: Request, other: Request) -> bool:

@@ -118,6 +118,17 @@ def test_who_waits_is_told_once_when_its_owner_lets_something_go_in_another_mode
     assert told == ["ann"]
 
 
+def test_who_waits_is_told_nothing_of_who_finds_no_room_either(ledger):
+    large, small = two(ledger)
+    ledger.set_limits({"ann": 2 * LARGE}, None)
+    hold(large, 1)
+    hold(small, 3)
+    told = []
+    small.wait("ann", lambda: told.append("ann"))
+    assert large.admit("ann", SPACE, list(range(2 * PAGE))) is Room.OVER_QUOTA
+    assert told == []
+
+
 def test_who_waits_is_told_when_limits_change(ledger):
     large, _ = two(ledger)
     told = []

@@ -204,6 +204,33 @@ def test_an_owner_over_its_quota_of_the_device_waits_for_its_answer_of_another_m
     assert given == alone(decoder, [mine, later, request(3, owner="bob")])
 
 
+def test_those_of_one_owner_who_wait_in_two_models_do_not_wake_each_other_and_count_once(decoder):
+    ledger = Ledger()
+    first, second = Engine(decoder, ledger=ledger), Engine(decoder, ledger=ledger)
+    woken = []
+    first.on_room = second.on_room = lambda: woken.append(True)
+    ledger.set_limits({"ann": 10 * first.page_bytes}, None)
+    wanted = [request(1, 40, 90, "ann"), request(2, 4, 90, "ann"), request(3, 4, 90, "ann")]
+    given: dict[int, list[int]] = {}
+    first.add(wanted[0])
+    step(first, given)
+    first.hold(1, held=True)
+    first.add(wanted[1])
+    second.add(wanted[2])
+    woken.clear()
+    for engine in (first, second, first, second):
+        step(engine, given)
+    assert first.idle
+    assert second.idle
+    assert woken == [], "nobody has let anything go"
+    first.hold(1, held=False)
+    while not (first.idle and second.idle):
+        for engine in (first, second):
+            step(engine, given)
+    assert given == alone(decoder, wanted)
+    assert (first.pages.misses, second.pages.misses) == (180, 90), "however often they have tried"
+
+
 def test_what_a_quota_of_the_device_can_never_hold_is_refused_with_the_numbers(decoder):
     ledger = Ledger()
     ledger.set_limits({"ann": 2 * Engine(decoder).page_bytes}, None)
