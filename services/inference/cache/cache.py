@@ -68,6 +68,7 @@ class Cache:
         `page_bytes` count in `ledger` too, which knows what each owner may have of the whole device.
         """
         self.on_evict = on_evict
+        self.on_quotas: Callable[[], None] | None = None  # told when what owners may have is not what it was
         self._storage = storage
         self._deduplicate = deduplicate
         self._found_again = found_again
@@ -253,6 +254,7 @@ class Cache:
         """
         self._pages.set_quota(owner, pages)
         self._eased(owner)
+        self.limits_changed()
 
     def quota(self, owner: str) -> int | None:
         """How many pages `owner` may have; None: as many as there are."""
@@ -290,6 +292,7 @@ class Cache:
 
     def close(self) -> None:
         """Leave the ledger; the pages are gone."""
+        self.on_quotas = None
         if self._ledger is not None:
             self._ledger.leave(
                 self, {owner: self._pages.used(owner) * self._page_bytes for owner in self._pages.owners}
@@ -305,6 +308,11 @@ class Cache:
         for _ in range(count):
             self._evict(owner)
         return count * self._page_bytes
+
+    def limits_changed(self) -> None:
+        """What owners may have, here or of the device, is not what it was."""
+        if self.on_quotas is not None:
+            self.on_quotas()
 
     def status(self) -> Status:
         """The numbers as they are now."""

@@ -313,7 +313,6 @@ class Engine:
     def set_quota(self, owner: str, pages: int | None) -> None:
         """Let `owner` have so many pages, running and cached; None: as many as there are."""
         self._cache.set_quota(owner, pages)
-        self._batch.look_again()
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
@@ -321,9 +320,8 @@ class Engine:
         outputs, self._refused = self._refused, []
         self._contexts.take(self._batch.running, wait=0.0)
         shares = self._batch.plan()
+        outputs += [_broken(sequence.request.id, error) for sequence, error in self._batch.refuse()]
         if not shares:
-            if (refused := self._batch.refuse()) is not None:
-                outputs.append(_broken(refused[0].request.id, refused[1]))
             self._contexts.take(self._batch.running, wait=PATIENCE)
             return outputs
         self._guess(shares)

@@ -137,6 +137,18 @@ def test_who_waits_is_told_when_limits_change(ledger):
     assert told == ["ann"]
 
 
+def test_every_model_is_told_that_limits_have_changed_until_it_leaves(ledger):
+    large, small = two(ledger)
+    told = []
+    large.on_quotas, small.on_quotas = (lambda: told.append(LARGE)), (lambda: told.append(SMALL))
+    ledger.set_limits({"ann": LARGE}, None)
+    small.close()
+    ledger.set_limits({}, None)
+    assert told == [LARGE, SMALL, LARGE]
+    large.set_quota("ann", 1)
+    assert told == [LARGE, SMALL, LARGE, LARGE]
+
+
 def test_a_model_that_leaves_takes_its_bytes_along_and_who_waits_is_told(ledger):
     large, small = two(ledger)
     hold(large, 2)

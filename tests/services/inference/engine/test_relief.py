@@ -242,6 +242,25 @@ def test_what_a_quota_of_the_device_can_never_hold_is_refused_with_the_numbers(d
         run(engine)
 
 
+def test_who_waits_for_more_than_a_lowered_quota_of_the_device_allows_is_refused_at_the_next_step(decoder):
+    ledger = Ledger()
+    engine = Engine(decoder, ledger=ledger, max_batch=1)
+    woken = []
+    engine.on_room = lambda: woken.append(True)
+    engine.add(request(1, owner="bob"))
+    engine.step()
+    engine.hold(1, held=True)
+    engine.add(request(2, 5, 60, "ann"))
+    engine.step()
+    assert engine.idle
+    ledger.set_limits({"ann": 2 * engine.page_bytes}, None)
+    assert woken
+    assert not engine.idle
+    with pytest.raises(Overloaded, match="'ann' may have 2"):
+        step(engine, {})
+    assert (engine.running, engine.waiting) == (1, 0)
+
+
 def test_two_owners_with_the_same_prompt_share_no_page_and_the_second_finds_nothing(decoder):
     engine = Engine(decoder)
     one, other = request(1, owner="one"), request(1, owner="other")
