@@ -291,12 +291,11 @@ class Cache:
             self._ledger.wait(owner, self, told)
 
     def close(self) -> None:
-        """Leave the ledger; the pages are gone."""
-        self.on_quotas = None
-        if self._ledger is not None:
-            self._ledger.leave(
-                self, {owner: self._pages.used(owner) * self._page_bytes for owner in self._pages.owners}
-            )
+        """Leave the ledger; the pages are gone, and what is done with them afterwards is nobody's concern."""
+        self.on_evict = self.on_quotas = None
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            ledger.leave(self, self._pages.leave())
 
     def idle_bytes(self, owner: str) -> int:
         """What of `owner`'s pages is only cached."""

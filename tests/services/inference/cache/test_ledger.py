@@ -161,6 +161,19 @@ def test_a_model_that_leaves_takes_its_bytes_along_and_who_waits_is_told(ledger)
     assert ledger.used("ann") == SMALL
 
 
+def test_what_a_closed_model_gives_back_is_not_taken_off_an_account_again(ledger):
+    large, small = two(ledger)
+    hold(small, 3)
+    held = hold(large, 1)
+    large.release(hold(large, 2, first=1000))
+    told = []
+    large.close()
+    small.wait("ann", lambda: told.append("ann"))
+    assert large.evict(2) == 2
+    large.release(held)
+    assert (ledger.used("ann"), told) == (3 * SMALL, [])
+
+
 @given(st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
 def test_in_any_order_bytes_are_exact_and_no_limit_is_passed_by_what_is_taken(seed):

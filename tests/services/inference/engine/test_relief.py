@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 
 import msgspec
 import pytest
@@ -315,8 +316,6 @@ def test_sixteen_streams_with_a_third_of_the_memory_that_they_want_all_end_with_
 
 
 def test_a_closed_engine_has_left_its_account_and_gives_its_weights_back_at_once(decoder):
-    import weakref
-
     ledger = Ledger()
     engine = Engine(decoder, ledger=ledger)
     engine.add(request(1))
@@ -326,6 +325,29 @@ def test_a_closed_engine_has_left_its_account_and_gives_its_weights_back_at_once
     gone = weakref.ref(engine)
     del engine
     assert gone() is None, "without waiting for the collector"
+
+
+def test_a_closed_engine_has_no_pages_and_takes_nothing_off_an_account(decoder):
+    """Who looks after memory may still know it."""
+    ledger = Ledger()
+    first, second = Engine(decoder, ledger=ledger), Engine(decoder, ledger=ledger)
+    for engine in (first, second):
+        engine.add(request(1))
+        run(engine)
+    relief, batch = second.relief, weakref.ref(second._batch)
+    second.close()
+    left = ledger.used("local")
+    assert left == first.pages.owners["local"].used * first.page_bytes
+    use = relief.use()
+    assert (use.status.pages, use.status.resident, use.status.owners, use.most) == (0, 0, {}, 0)
+    assert relief.page_bytes == first.page_bytes
+    relief.admit(True)
+    relief.give_back()
+    assert (relief.shrink(5), relief.resize(5), relief.move_cold(), relief.pause_cheapest()) == (0, 0, 0, False)
+    assert relief.resident_bytes == 0
+    relief.close()
+    assert ledger.used("local") == left
+    assert batch() is None, "nor does it keep what the engine had"
 
 
 @given(st.integers(0, 10_000))
