@@ -334,7 +334,8 @@ class Engine:
         answers = self._answering(shares, parts)
         choose(logits, answers)
         outputs += [output for answer in answers for output in self._take(answer)]
-        self._pace.note(*_rows(parts), time.perf_counter() - began)
+        if not any(share.guessed for share in shares):  # they neither decode nor are they read
+            self._pace.note(*_rows(parts), time.perf_counter() - began)
         return outputs
 
     def release_cache(self) -> None:
@@ -444,7 +445,7 @@ class Engine:
 
 
 def _rows(parts: Several[Part]) -> tuple[int, int]:
-    """How many tokens of a step were decoded, and how many were of prompts."""
+    """How many tokens of a step without guesses were decoded, and how many were of prompts."""
     decoding = sum(len(part.tokens) == part.wanted for part in parts)
     return decoding, sum(len(part.tokens) for part in parts) - decoding
 
