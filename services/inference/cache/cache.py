@@ -68,6 +68,7 @@ class Cache:
         `page_bytes` count in `ledger` too, which knows what each owner may have of the whole device.
         """
         self.on_evict = on_evict
+        self.on_quotas: Callable[[], None] | None = None  # told when what owners may have is not what it was
         self._storage = storage
         self._deduplicate = deduplicate
         self._found_again = found_again
@@ -85,6 +86,7 @@ class Cache:
         """A table that holds what is cached of a prompt: full pages, and never the last token.
 
         That one has to be computed, for its logits. `space` names what the numbers depend on beside the tokens.
+        Nothing is counted: see `admit`.
         """
         table = Table(owner, space, root_key(space, owner))
         prompt = packed(tokens)
@@ -96,8 +98,23 @@ class Cache:
             self._hold(node)
         table.granted = len(table.nodes) * PAGE
         table.tokens = prompt[: table.granted]
-        self._hits[owner] += table.granted
-        self._misses[owner] += len(prompt) - table.granted
+        return table
+
+    def admit(self, owner: str, space: bytes, tokens: Sequence[int], *, most: int | None = None) -> Table | Room:
+        """`begin` with room for all of `tokens`, as `extend` gives it, or why there is none.
+
+        Nor is there any where more than `most` pages would be held then. Without room nothing was taken or counted, and
+        nobody who waits is told: who waits would only try as well, and tell us. With it, the tokens that were found are
+        hits and the others misses, once however often it was tried.
+        """
+        table = self.begin(owner, space, tokens)
+        crowded = most is not None and self.held + _count(len(tokens)) - len(table.pages) > most
+        room = Room.FULL if crowded else self.extend(table, len(tokens))
+        if room is not Room.GRANTED:
+            self._release(table)
+            return room
+        self._hits[owner] += table.length
+        self._misses[owner] += len(tokens) - table.length
         return table
 
     def extend(self, table: Table, length: int) -> Room:
@@ -181,13 +198,15 @@ class Cache:
         del table.pages[kept:], table.tokens[length:], table.nodes[length // PAGE :]
         table.granted = length
         table.changes += 1
-        self._let_go_all(table.owner, behind)
+        for page in behind:
+            self._let_go(page)
+        self._eased(table.owner)
 
     def release(self, table: Table) -> None:
         """The sequence has ended: its full pages stay cached, as used most recently; the others are free."""
         _check(table)
-        pages, table.pages, table.granted = table.pages, [], RELEASED
-        self._let_go_all(table.owner, pages)
+        self._release(table)
+        self._eased(table.owner)
 
     def clear(self, table: Table) -> list[int]:
         """Release a table whose numbers are broken (NaN): no page that it has found or entered can be found again.
@@ -235,6 +254,7 @@ class Cache:
         """
         self._pages.set_quota(owner, pages)
         self._eased(owner)
+        self.limits_changed()
 
     def quota(self, owner: str) -> int | None:
         """How many pages `owner` may have; None: as many as there are."""
@@ -271,11 +291,11 @@ class Cache:
             self._ledger.wait(owner, self, told)
 
     def close(self) -> None:
-        """Leave the ledger; the pages are gone."""
-        if self._ledger is not None:
-            self._ledger.leave(
-                self, {owner: self._pages.used(owner) * self._page_bytes for owner in self._pages.owners}
-            )
+        """Leave the ledger; the pages are gone, and what is done with them afterwards is nobody's concern."""
+        self.on_evict = self.on_quotas = None
+        ledger, self._ledger = self._ledger, None
+        if ledger is not None:
+            ledger.leave(self, self._pages.leave())
 
     def idle_bytes(self, owner: str) -> int:
         """What of `owner`'s pages is only cached."""
@@ -287,6 +307,11 @@ class Cache:
         for _ in range(count):
             self._evict(owner)
         return count * self._page_bytes
+
+    def limits_changed(self) -> None:
+        """What owners may have, here or of the device, is not what it was."""
+        if self.on_quotas is not None:
+            self.on_quotas()
 
     def status(self) -> Status:
         """The numbers as they are now."""
@@ -380,10 +405,10 @@ class Cache:
         if self._pages.hold(node.page):
             self._prefixes.claim(node)
 
-    def _let_go_all(self, owner: str, pages: list[int]) -> None:
+    def _release(self, table: Table) -> None:
+        pages, table.pages, table.granted = table.pages, [], RELEASED
         for page in pages:
             self._let_go(page)
-        self._eased(owner)
 
     def _let_go(self, page: int) -> None:
         if self._pages.let_go(page):

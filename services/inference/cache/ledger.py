@@ -26,6 +26,10 @@ class Lender(Protocol):
         """Forget cached pages of `owner`, of `size` bytes if there are so many; returns how many bytes."""
         ...
 
+    def limits_changed(self) -> None:
+        """What owners may have of the device is not what it was."""
+        ...
+
 
 class Ledger:
     """Bytes of pages by owner, and what each may have."""
@@ -45,6 +49,8 @@ class Ledger:
             self._trim(owner)
         for owner in tuple(self._waiting):
             self.eased(owner)
+        for lender in self._lenders:
+            lender.limits_changed()
 
     def limit(self, owner: str) -> int | None:
         """What `owner` may have; None: as much as there is."""

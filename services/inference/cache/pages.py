@@ -101,6 +101,11 @@ class Pages:
             quotas.append(limit // self._page_bytes)
         return min((quota for quota in quotas if quota is not None), default=None)
 
+    def leave(self) -> dict[str, int]:
+        """Count in the ledger no more; returns the bytes of each owner, which are still on its account there."""
+        self._ledger = None
+        return {owner: pages * self._page_bytes for owner, pages in self._used.items()}
+
     def owns_elsewhere(self, owner: str) -> bool:
         """Whether `owner` has pages in other pools of the device."""
         return self._ledger is not None and self._ledger.used(owner) > self.used(owner) * self._page_bytes

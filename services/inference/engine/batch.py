@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from microkernel.errors import MicrokernelError, Overloaded
+from microkernel.errors import Overloaded
 from services.inference.cache.cache import Cache, Room
 from services.inference.cache.keys import PAGE
 from services.inference.cache.table import Table
@@ -71,6 +71,8 @@ class Batch:
         self._budget = budget
         self._paged = paged
         self._stuck = False  # what waits found no room, and nothing has changed since
+        self._doubtful = False  # who waits may have become hopeless
+        cache.on_quotas = self._doubt
 
     @property
     def idle(self) -> bool:
@@ -108,6 +110,11 @@ class Batch:
         self._stuck = False
         self.on_room()
 
+    def _doubt(self) -> None:
+        """Quotas have changed: who waits may find room now, or never any more."""
+        self._doubtful = True
+        self.look_again()
+
     def fork(self, leader: Sequence) -> list[Sequence]:
         """The prompt of `leader` has been read: its followers go on from it, as many as have a place; returns those."""
         followers, leader.followers = leader.followers, []
@@ -116,7 +123,7 @@ class Batch:
         for follower in followers:
             follower.leader = None
             if len(self.running) >= self._most or not self._paged:
-                self.waiting.appendleft(follower)  # it finds the prompt's pages when its turn comes
+                self._wait_first(follower)  # it finds the prompt's pages when its turn comes
                 continue
             follower.table = self._cache.fork(leader.table)
             follower.saved = leader.saved
@@ -145,7 +152,7 @@ class Batch:
             self.running.append(sequence)
             return
         self._swap_out(sequence)
-        self.waiting.appendleft(sequence)
+        self._wait_first(sequence)
 
     def swap_out(self, sequence: Sequence) -> None:
         """Take the pages of one that is paused; those of a long context go to the disk."""
@@ -192,7 +199,13 @@ class Batch:
             sequence.followers, first.followers, first.leader = [], others, None
             for other in others:
                 other.leader = first
-            self.waiting.appendleft(first)
+            self._wait_first(first)
+
+    def _wait_first(self, sequence: Sequence) -> None:
+        """It is the next to be admitted; what it needs, or may have, is not what it was when it came."""
+        self.waiting.appendleft(sequence)
+        self._stuck = False
+        self._doubtful = True
 
     # What a step computes
 
@@ -215,15 +228,25 @@ class Batch:
                 budget -= shares[-1].count
         return shares
 
-    def refuse(self) -> tuple[Sequence, MicrokernelError] | None:
-        """The first that waits for what it will never get: nothing runs, and it cannot be admitted."""
-        if self.running:
-            return None
-        sequence = next((sequence for sequence in self.waiting if not self._may_wait(sequence)), None)
-        if sequence is None:
-            return None
-        self.leave(sequence)
-        return sequence, self.refusal(sequence)
+    def refuse(self) -> list[tuple[Sequence, Overloaded]]:
+        """Those that wait for what they will never get leave, with the reason; asked after `plan`, which may add some.
+
+        All that wait are looked at where quotas have changed, or one waits that did not come just now. Where that finds
+        nobody, and nothing runs, the first that could not be admitted has to go.
+        """
+        refused: list[Sequence] = []
+        while self._doubtful:  # again where others have followed one of them
+            self._doubtful = False
+            hopeless = [sequence for sequence in self.waiting if self.is_hopeless(sequence)]
+            for sequence in hopeless:
+                self.leave(sequence)
+            refused += hopeless
+        if not refused and not self.running:
+            stuck = next((sequence for sequence in self.waiting if not self._may_wait(sequence)), None)
+            if stuck is not None:
+                self.leave(stuck)
+                refused.append(stuck)
+        return [(sequence, self.refusal(sequence)) for sequence in refused]
 
     def is_hopeless(self, sequence: Sequence) -> bool:
         """Whether its owner's quotas do not allow what it needs, whoever else ends."""
@@ -243,8 +266,7 @@ class Batch:
 
     def _may_wait(self, sequence: Sequence) -> bool:
         """Whether something outside of the batch can make room for it: its reader, or its owner's other models."""
-        elsewhere = self._cache.pages.owns_elsewhere(sequence.request.owner)
-        return sequence.held or (elsewhere and not self.is_hopeless(sequence))
+        return sequence.held or self._cache.pages.owns_elsewhere(sequence.request.owner)
 
     def _decoding(self) -> Iterator[Sequence]:
         for sequence in tuple(self.running):
@@ -292,8 +314,7 @@ class Batch:
         self._contexts.keep(sequence)
         self.running.remove(sequence)
         self._release(sequence.drop())
-        self.waiting.appendleft(sequence)
-        self._stuck = False
+        self._wait_first(sequence)
 
     def _admit(self, *, alone: bool) -> Sequence | None:
         """Let the first that waits and fits into the batch, with pages for all that it has; None where none can be."""
@@ -324,15 +345,13 @@ class Batch:
 
     def _begin(self, sequence: Sequence, *, alone: bool) -> Room:
         """Pages for all that a sequence has; it has them only with `GRANTED`."""
-        table = self._cache.begin(sequence.request.owner, self._space(sequence.request), sequence.tokens)
-        needed = _pages(sequence) - len(table.pages)
-        crowded = self._cache.held + needed > CROWDED * self._cache.pages.limit and not alone
-        room = Room.FULL if crowded else self._cache.extend(table, len(sequence.tokens))
-        if room is Room.GRANTED:
-            sequence.table = table
-        else:
-            self._cache.release(table)
-        return room
+        request = sequence.request
+        most = None if alone else int(CROWDED * self._cache.pages.limit)
+        begun = self._cache.admit(request.owner, self._space(request), sequence.tokens, most=most)
+        if isinstance(begun, Room):
+            return begun
+        sequence.table = begun
+        return Room.GRANTED
 
 
 def _is_same_prompt(one: Request, other: Request) -> bool:

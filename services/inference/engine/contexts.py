@@ -38,13 +38,14 @@ class Contexts:
     def begin(self, sequence: Sequence) -> None:
         """Begin to read what is saved of a sequence behind what it has; its table has room for all of its tokens.
 
-        What a restored context has brought and what the host tier keeps is put in place at once.
+        What a restored context has brought and what the host tier keeps is put in place at once. Behind a page that it
+        has brought half full, the rest of that page is computed, and what follows with it.
         """
         table = sequence.table
         if table is not None and sequence.brought[1] > table.length:
             self._put(sequence, table)
         saved = self._saved if len(sequence.tokens) >= LONG else None
-        if table is None or (self._host is None and saved is None):
+        if table is None or table.length % PAGE or (self._host is None and saved is None):
             return
         keys = page_keys(table.space, table.owner, sequence.tokens[:-1])[len(table.nodes) :]
         if self._host is not None:
@@ -60,8 +61,6 @@ class Contexts:
     def _lift(self, host: HostTier, sequence: Sequence, table: Table, keys: list[bytes]) -> list[bytes]:
         """Put in place what the host tier has of `keys`, the pages behind what is there; returns the others."""
         start = table.length
-        if start % PAGE:  # a restored context has brought all
-            return keys
         lifted = host.find(keys)
         end = start + lifted * PAGE
         host.lift(keys[:lifted], table.pages[start // PAGE : end // PAGE])

@@ -313,7 +313,6 @@ class Engine:
     def set_quota(self, owner: str, pages: int | None) -> None:
         """Let `owner` have so many pages, running and cached; None: as many as there are."""
         self._cache.set_quota(owner, pages)
-        self._batch.look_again()
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
@@ -321,9 +320,8 @@ class Engine:
         outputs, self._refused = self._refused, []
         self._contexts.take(self._batch.running, wait=0.0)
         shares = self._batch.plan()
+        outputs += [_broken(sequence.request.id, error) for sequence, error in self._batch.refuse()]
         if not shares:
-            if (refused := self._batch.refuse()) is not None:
-                outputs.append(_broken(refused[0].request.id, refused[1]))
             self._contexts.take(self._batch.running, wait=PATIENCE)
             return outputs
         self._guess(shares)
@@ -336,7 +334,8 @@ class Engine:
         answers = self._answering(shares, parts)
         choose(logits, answers)
         outputs += [output for answer in answers for output in self._take(answer)]
-        self._pace.note(*_rows(parts), time.perf_counter() - began)
+        if not any(share.guessed for share in shares):  # they neither decode nor are they read
+            self._pace.note(*_rows(parts), time.perf_counter() - began)
         return outputs
 
     def release_cache(self) -> None:
@@ -446,7 +445,7 @@ class Engine:
 
 
 def _rows(parts: Several[Part]) -> tuple[int, int]:
-    """How many tokens of a step were decoded, and how many were of prompts."""
+    """How many tokens of a step without guesses were decoded, and how many were of prompts."""
     decoding = sum(len(part.tokens) == part.wanted for part in parts)
     return decoding, sum(len(part.tokens) for part in parts) - decoding
 

@@ -2,8 +2,8 @@
 
 A step with a chunk of a prompt takes longer than one without, and all who decode wait for it. How much longer a token
 makes it is learnt from the steps themselves: from those that only decode, and from what those with prompts took beyond.
-Sarathi (https://arxiv.org/abs/2308.16369) fixes the chunk by hand; here it follows the machine and its load. A plain
-class; it is told the times.
+Steps with guesses are neither. Sarathi (https://arxiv.org/abs/2308.16369) fixes the chunk by hand; here it follows the
+machine and its load. A plain class; it is told the times.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from services.inference.engine.sequence import Sequence
 
 __all__ = ["PagesUse", "Relief", "cheapest"]
 
+NO_PAGES = Status(pages=0, free=0, cached=0, evictable=0, held=0, resident=0, hits=0, misses=0, evictions=0, owners={})
+
 
 class PagesUse(msgspec.Struct, frozen=True):
     """An engine's pages: how they are used, what each takes, and how many there could be, at least and at most."""
@@ -38,7 +40,7 @@ class PagesUse(msgspec.Struct, frozen=True):
 
 
 class Relief:
-    """The pages of one engine, as far as others may want them."""
+    """The pages of one engine, as far as others may want them; none, once it is closed."""
 
     def __init__(
         self,
@@ -52,7 +54,7 @@ class Relief:
         self._storage = storage
         self._most = cache.pages.limit
         self._least = -(-context_length // PAGE)
-        self._batch: Batch | None = batch
+        self._batch: Batch | None = batch  # None once closed
 
     @property
     def page_bytes(self) -> int:
@@ -62,10 +64,14 @@ class Relief:
     @property
     def resident_bytes(self) -> int:
         """What all pages really take."""
+        if self._batch is None:
+            return 0
         return (self._cache.pages.resident if self._storage.elastic else self._most) * self._storage.page_bytes
 
     def use(self) -> PagesUse:
         """How the pages are used now."""
+        if self._batch is None:
+            return PagesUse(NO_PAGES, self.page_bytes, least=0, most=0, running=0, waiting=0, elastic=False)
         status = self._cache.status()
         if not self._storage.elastic:
             status = msgspec.structs.replace(status, resident=self._most)
@@ -74,8 +80,8 @@ class Relief:
             self._storage.page_bytes,
             self._least,
             self._most,
-            0 if self._batch is None else len(self._batch.running),
-            0 if self._batch is None else len(self._batch.waiting),
+            len(self._batch.running),
+            len(self._batch.waiting),
             self._storage.elastic,
         )
 
@@ -92,13 +98,15 @@ class Relief:
 
         Their memory, and that of all others that are free, goes back to the system.
         """
+        if self._batch is None:
+            return 0
         dropped = self._cache.evict(pages)
         self.give_back()
         return dropped
 
     def give_back(self) -> None:
         """Give the memory of free pages back to the system."""
-        if self._storage.elastic:
+        if self._batch is not None and self._storage.elastic:
             self._storage.give_back(self._cache.cool())
 
     def resize(self, pages: int) -> int:
@@ -106,10 +114,11 @@ class Relief:
 
         Returns how many there may be now.
         """
+        if self._batch is None:
+            return 0
         limit = self._cache.resize(max(self._least, min(pages, self._most)))
         self.give_back()
-        if self._batch is not None:
-            self._batch.look_again()
+        self._batch.look_again()
         return limit
 
     def move_cold(self) -> int:
@@ -137,9 +146,11 @@ class Relief:
 
     def close(self) -> None:
         """Leave the account of the device, and give all memory back; the engine may not be used any more."""
+        if self._batch is None:
+            return
+        self._batch = None  # who still looks after this engine's pages does not keep its weights
         self._cache.close()
         self._storage.release()
-        self._batch = None  # who still looks after this engine's pages does not keep its weights
 
 
 def cheapest(running: Several[Sequence]) -> Sequence:

@@ -31,8 +31,9 @@ class Driven(Cache):
 
     def run(self, tokens: list[int], owner: str = "a") -> Table:
         """A sequence that has computed its prompt."""
-        table = self.begin(owner, SPACE, tokens)
-        assert self.write(table, tokens[table.length :]) is Room.GRANTED
+        table = self.admit(owner, SPACE, tokens)
+        assert isinstance(table, Table)
+        self.advance(table, tokens[table.length :])
         return table
 
     def leave(self, tokens: list[int], owner: str = "a") -> list[int]:

@@ -56,11 +56,29 @@ def test_one_models_prompt_never_finds_anothers(cache):
 
 def test_hits_and_misses_are_counted_in_tokens_for_each_owner(cache):
     cache.leave(prompt(2.5), owner="a")
-    cache.hit(prompt(2.5), owner="a")
-    cache.hit(prompt(1), owner="b")
+    cache.leave(prompt(2.5), owner="a")
+    cache.leave(prompt(1), owner="b")
     status = cache.status()
     assert (status.hits, status.misses) == (32, 40 + 8 + 16)
-    assert status.owners == {"a": OwnerStatus(2, None, 32, 48), "b": OwnerStatus(0, None, 0, 16)}
+    assert status.owners == {"a": OwnerStatus(2, None, 32, 48), "b": OwnerStatus(1, None, 0, 16)}
+
+
+def test_a_prompt_that_finds_no_room_takes_and_counts_nothing(cache):
+    cache.leave(prompt(2))
+    cache.run(prompt(4, 1000))
+    before = cache.status()
+    assert cache.admit("a", SPACE, prompt(7)) is Room.FULL
+    assert cache.admit("a", SPACE, prompt(3.5), most=5) is Room.FULL
+    cache.set_quota("a", 6)
+    assert cache.admit("a", SPACE, prompt(3.5)) is Room.OVER_QUOTA
+    cache.set_quota("a", None)
+    assert cache.status() == before
+
+
+def test_what_is_admitted_has_room_for_all_of_its_tokens(cache):
+    cache.leave(prompt(2))
+    table = cache.admit("a", SPACE, prompt(3.5), most=4)
+    assert (table.length, len(table.pages)) == (2 * PAGE, 4)
 
 
 def test_a_table_knows_the_keys_of_its_full_pages(cache):

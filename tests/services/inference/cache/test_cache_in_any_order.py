@@ -78,15 +78,31 @@ class AnyOrder(RuleBasedStateMachine):
             self.go_on(table, prompt[table.length :], 0)
 
     def begin_one(self, owner: str, prompt: list[int]) -> Table:
-        keys = page_keys(SPACE, owner, prompt[:-1])
-        known = [self.cache._prefixes.find(key) is not None for key in keys]
-        hits, misses = self.cache._hits[owner], self.cache._misses[owner]
+        known = self.known(owner, prompt)
         table = self.cache.begin(owner, SPACE, prompt)
-        assert table.length == PAGE * [*known, False].index(False)  # all up to the first gap
-        assert self.cache._hits[owner] - hits == table.length
-        assert self.cache._misses[owner] - misses == len(prompt) - table.length
+        assert table.length == known
         self.tables.append((table, prompt[: table.length]))
         return table
+
+    def known(self, owner: str, prompt: list[int]) -> int:
+        """How many tokens of a prompt are cached, up to the first gap."""
+        keys = page_keys(SPACE, owner, prompt[:-1])
+        return PAGE * [*(self.cache._prefixes.find(key) is not None for key in keys), False].index(False)
+
+    @precondition(lambda self: len(self.tables) < 8)
+    @rule(owner=owners, prompt=tokens, most=st.none() | st.integers(0, COUNT))
+    def admit(self, owner, prompt, most):
+        known, before = self.known(owner, prompt), self.cache.status()
+        table = self.cache.admit(owner, SPACE, prompt, most=most)
+        after = self.cache.status()
+        if isinstance(table, Room):
+            assert after == before
+            return
+        assert (table.length, after.hits - before.hits) == (known, known)
+        assert after.misses - before.misses == len(prompt) - known
+        assert most is None or after.held <= most
+        self.tables.append((table, prompt[:known]))
+        self.go_on(table, prompt[known:], 0)
 
     @precondition(lambda self: self.tables)
     @rule(which=choices, more=tokens, spare=st.integers(0, 2 * PAGE))
@@ -109,7 +125,8 @@ class AnyOrder(RuleBasedStateMachine):
             needed += self.holders()[tail] > 1 or self.cache._prefixes.at(tail) is not None
         needed = max(0, needed)
         before, pages = self.cache.status(), list(table.pages)
-        used = before.owners[table.owner].used
+        account = before.owners.get(table.owner)
+        used = 0 if account is None else account.used
         quota = self.quotas.get(table.owner)
         idle = self.cache._prefixes.idle(table.owner)
         room = self.cache.extend(table, length)

@@ -118,12 +118,35 @@ def test_who_waits_is_told_once_when_its_owner_lets_something_go_in_another_mode
     assert told == ["ann"]
 
 
+def test_who_waits_is_told_nothing_of_who_finds_no_room_either(ledger):
+    large, small = two(ledger)
+    ledger.set_limits({"ann": 2 * LARGE}, None)
+    hold(large, 1)
+    hold(small, 3)
+    told = []
+    small.wait("ann", lambda: told.append("ann"))
+    assert large.admit("ann", SPACE, list(range(2 * PAGE))) is Room.OVER_QUOTA
+    assert told == []
+
+
 def test_who_waits_is_told_when_limits_change(ledger):
     large, _ = two(ledger)
     told = []
     large.wait("ann", lambda: told.append("ann"))
     ledger.set_limits({}, None)
     assert told == ["ann"]
+
+
+def test_every_model_is_told_that_limits_have_changed_until_it_leaves(ledger):
+    large, small = two(ledger)
+    told = []
+    large.on_quotas, small.on_quotas = (lambda: told.append(LARGE)), (lambda: told.append(SMALL))
+    ledger.set_limits({"ann": LARGE}, None)
+    small.close()
+    ledger.set_limits({}, None)
+    assert told == [LARGE, SMALL, LARGE]
+    large.set_quota("ann", 1)
+    assert told == [LARGE, SMALL, LARGE, LARGE]
 
 
 def test_a_model_that_leaves_takes_its_bytes_along_and_who_waits_is_told(ledger):
@@ -136,6 +159,19 @@ def test_a_model_that_leaves_takes_its_bytes_along_and_who_waits_is_told(ledger)
     assert (ledger.used("ann"), told) == (SMALL, ["ann"])
     large.close()
     assert ledger.used("ann") == SMALL
+
+
+def test_what_a_closed_model_gives_back_is_not_taken_off_an_account_again(ledger):
+    large, small = two(ledger)
+    hold(small, 3)
+    held = hold(large, 1)
+    large.release(hold(large, 2, first=1000))
+    told = []
+    large.close()
+    small.wait("ann", lambda: told.append("ann"))
+    assert large.evict(2) == 2
+    large.release(held)
+    assert (ledger.used("ann"), told) == (3 * SMALL, [])
 
 
 @given(st.integers(0, 10_000))

@@ -164,6 +164,25 @@ def test_long_contexts_that_were_swapped_out_come_back_from_disk(native_decoder,
     saved.close()
 
 
+def test_a_context_saved_inside_of_a_page_takes_nothing_from_disk_behind_it(native_decoder, tmp_path, monkeypatch):
+    """Pages would stand where others belong, and be found there by who asks next."""
+    monkeypatch.setattr("services.inference.engine.contexts.LONG", 32)
+    monkeypatch.setattr("services.inference.engine.contexts.WORTH", 1)
+    saved = SavedPages(tmp_path, 1 << 30)
+    engine, other = (Engine(native_decoder, token_budget=37, saved=saved) for _ in range(2))
+    engine.add(request(1, length=120))
+    steps(engine, 1)
+    context = engine.save(1)
+    assert context.length == 37
+    expected = run(engine)[1]
+    saved.flush()
+    other.restore(context, 2)
+    assert run(other)[2] == expected
+    other.add(request(3, length=120))
+    assert run(other)[3] == expected, "what it left behind is right, too"
+    saved.close()
+
+
 def test_a_context_of_another_model_is_refused(native_decoder):
     engine = Engine(native_decoder, space=b"one")
     engine.add(request(1))

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import VOCABULARY, tiny_decoder, write_gguf
 
-from microkernel.errors import AlreadyExists, DataLoss, Invalid, Overloaded, PreconditionFailed
+from microkernel.errors import AlreadyExists, DataLoss, Invalid, MicrokernelError, Overloaded, PreconditionFailed
 from services.inference.cache.keys import page_keys
 from services.inference.cache.saved import SavedPages
+from services.inference.engine.batch import Batch
 from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.sampler import ResolvedSampling
 
@@ -395,6 +396,48 @@ def test_an_answer_that_outgrows_its_quota_ends_with_an_error_and_what_came_is_r
     assert [output.token for output in outputs] == alone(decoder, one)[: len(outputs)]
     assert len(outputs) == 48 - 30 + 1, "the last token was chosen, and its keys found no room"
     assert engine.pages.held == 0
+
+
+def errors_in(engine: Engine, steps: int) -> dict[int, MicrokernelError]:
+    """By request, those that come in so many steps."""
+    outputs = [output for _ in range(steps) for output in engine.step()]
+    return {output.id: output.error for output in outputs if output.error is not None}
+
+
+def test_an_answer_that_outgrows_its_quota_ends_though_others_run(decoder):
+    engine = Engine(decoder)
+    engine.set_quota("small", 3)
+    engine.add(msgspec.structs.replace(request(1, [9] * 30, 60), owner="small"))
+    engine.add(request(2, [8] * 10, 100))
+    assert isinstance(errors_in(engine, 48 - 30 + 3)[1], Overloaded)
+    assert engine.running == 1
+    assert len(run(engine)[2]) > 50, "the other one goes on"
+
+
+def test_who_waits_for_more_than_a_lowered_quota_allows_is_refused_though_others_run(decoder):
+    engine = Engine(decoder, max_batch=1)
+    engine.add(request(1, max_tokens=100))
+    for number, length in ((2, 60), (3, 20)):
+        engine.add(msgspec.structs.replace(request(number, [number] * length), owner="small"))
+    engine.add(msgspec.structs.replace(request(4, [2] * 60), owner="small", fork_of=2))
+    engine.step()
+    engine.set_quota("small", 2)
+    assert set(errors_in(engine, 1)) == {2, 4}, "who follows it too"
+    assert (engine.running, engine.waiting) == (1, 1)
+    assert len(run(engine)[3]) == 8
+
+
+def test_who_waits_is_not_looked_at_in_every_step(decoder, monkeypatch):
+    looked = []
+    hopeless = Batch.is_hopeless
+    monkeypatch.setattr(Batch, "is_hopeless", lambda batch, one: looked.append(one) or hopeless(batch, one))
+    engine = Engine(decoder, max_batch=1)
+    for number in range(5):
+        engine.add(request(number, max_tokens=50))
+    looked.clear()
+    for _ in range(20):
+        engine.step()
+    assert looked == []
 
 
 @pytest.fixture(scope="module")

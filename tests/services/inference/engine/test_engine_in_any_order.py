@@ -71,8 +71,9 @@ class EngineInAnyOrder(RuleBasedStateMachine):
         self.held: set[int] = set()
         self.limited: set[int] = set()
         self.quotas: dict[str, int | None] = {}
+        self.contexts: list[tuple[tuple, list[int], Context]] = []
 
-    @initialize(budget=st.sampled_from((1, 5, 16, 64, 512)), batch=st.integers(2, 8), guesses=st.booleans())
+    @initialize(budget=st.sampled_from((1, 5, 16, 23, 64, 512)), batch=st.integers(2, 8), guesses=st.booleans())
     def start(self, budget: int, batch: int, guesses: bool) -> None:
         self.budget, self.batch, self.guesses = budget, batch, guesses
         self.saved = SavedPages(Path(self.folder.name), 1 << 24)
@@ -183,6 +184,28 @@ class EngineInAnyOrder(RuleBasedStateMachine):
             assert self.engine.cancel(number)
             self._end(number, whole=False)
         self.engine.restore(context, other)
+
+    @rule(request=requests, steps=st.integers(0, 4))
+    def ask_and_save(self, request: tuple, steps: int) -> None:
+        """While it waits or its prompt is read, or soon after."""
+        self.ask([request])
+        self.quotas_are_known()
+        number = max(self.asked)
+        self.step(steps)
+        if number in self.asked and not self.is_refused(number):
+            context = Context.load(self.engine.save(number).dump())
+            self.contexts.append((request, list(self.given[number]), context))
+
+    @precondition(lambda self: self.contexts)
+    @rule(choice=st.integers(0, 100), elsewhere=st.booleans())
+    def restore(self, choice: int, elsewhere: bool) -> None:
+        """Long afterwards, it may be, when what comes behind it is on disk."""
+        if elsewhere:
+            self.replace()
+        request, given, context = self.contexts[choice % len(self.contexts)]
+        number = next(self.numbers)
+        self.asked[number], self.given[number] = request, list(given)
+        self.engine.restore(context, number)
 
     @rule(owner=st.sampled_from(OWNERS), pages=st.sampled_from((None, 3, 5, 7, 9)))
     def quota(self, owner: str, pages: int | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from engine_runs import run
 from tiny_models import CPU, write_gguf
 
 from services.inference.checkpoint.checkpoint import open_checkpoint
@@ -102,6 +103,22 @@ def test_a_sequence_that_gave_way_goes_on_with_what_it_had(decoder):
         assert answers(engine(decoder, host_pages=host_pages, pages=10), *prompts, tokens=60) == alone
         computed[host_pages] = decoder.tokens - before
     assert computed[64] < computed[0], "three sequences come to six pages each, and there are ten"
+
+
+def test_nothing_is_put_behind_a_restored_context_that_ends_inside_of_a_page(decoder):
+    page = decoder.storage(1).page_bytes
+    running = Engine(
+        decoder, max_batch=4, max_length=128, token_budget=37, cache_bytes=PAGES * page, host_bytes=32 * page
+    )
+    running.add(Request(id=7, prompt=PROMPTS[0], max_tokens=12, params=GREEDY))
+    running.step()
+    context = running.save(7)
+    assert context.length == 37
+    expected = run(running)[7]
+    for other in PROMPTS[1:]:
+        answers(running, other)
+    running.restore(context, 8)
+    assert run(running)[8] == expected
 
 
 def test_another_owner_finds_nothing(decoder):

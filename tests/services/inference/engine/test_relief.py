@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 
 import msgspec
 import pytest
@@ -204,6 +205,33 @@ def test_an_owner_over_its_quota_of_the_device_waits_for_its_answer_of_another_m
     assert given == alone(decoder, [mine, later, request(3, owner="bob")])
 
 
+def test_those_of_one_owner_who_wait_in_two_models_do_not_wake_each_other_and_count_once(decoder):
+    ledger = Ledger()
+    first, second = Engine(decoder, ledger=ledger), Engine(decoder, ledger=ledger)
+    woken = []
+    first.on_room = second.on_room = lambda: woken.append(True)
+    ledger.set_limits({"ann": 10 * first.page_bytes}, None)
+    wanted = [request(1, 40, 90, "ann"), request(2, 4, 90, "ann"), request(3, 4, 90, "ann")]
+    given: dict[int, list[int]] = {}
+    first.add(wanted[0])
+    step(first, given)
+    first.hold(1, held=True)
+    first.add(wanted[1])
+    second.add(wanted[2])
+    woken.clear()
+    for engine in (first, second, first, second):
+        step(engine, given)
+    assert first.idle
+    assert second.idle
+    assert woken == [], "nobody has let anything go"
+    first.hold(1, held=False)
+    while not (first.idle and second.idle):
+        for engine in (first, second):
+            step(engine, given)
+    assert given == alone(decoder, wanted)
+    assert (first.pages.misses, second.pages.misses) == (180, 90), "however often they have tried"
+
+
 def test_what_a_quota_of_the_device_can_never_hold_is_refused_with_the_numbers(decoder):
     ledger = Ledger()
     ledger.set_limits({"ann": 2 * Engine(decoder).page_bytes}, None)
@@ -213,6 +241,25 @@ def test_what_a_quota_of_the_device_can_never_hold_is_refused_with_the_numbers(d
     engine.add(request(2, 5, 60, "ann"))
     with pytest.raises(Overloaded, match=r"needs 4 pages of 16 tokens; .* of which 'ann' may have 2"):
         run(engine)
+
+
+def test_who_waits_for_more_than_a_lowered_quota_of_the_device_allows_is_refused_at_the_next_step(decoder):
+    ledger = Ledger()
+    engine = Engine(decoder, ledger=ledger, max_batch=1)
+    woken = []
+    engine.on_room = lambda: woken.append(True)
+    engine.add(request(1, owner="bob"))
+    engine.step()
+    engine.hold(1, held=True)
+    engine.add(request(2, 5, 60, "ann"))
+    engine.step()
+    assert engine.idle
+    ledger.set_limits({"ann": 2 * engine.page_bytes}, None)
+    assert woken
+    assert not engine.idle
+    with pytest.raises(Overloaded, match="'ann' may have 2"):
+        step(engine, {})
+    assert (engine.running, engine.waiting) == (1, 0)
 
 
 def test_two_owners_with_the_same_prompt_share_no_page_and_the_second_finds_nothing(decoder):
@@ -269,8 +316,6 @@ def test_sixteen_streams_with_a_third_of_the_memory_that_they_want_all_end_with_
 
 
 def test_a_closed_engine_has_left_its_account_and_gives_its_weights_back_at_once(decoder):
-    import weakref
-
     ledger = Ledger()
     engine = Engine(decoder, ledger=ledger)
     engine.add(request(1))
@@ -280,6 +325,29 @@ def test_a_closed_engine_has_left_its_account_and_gives_its_weights_back_at_once
     gone = weakref.ref(engine)
     del engine
     assert gone() is None, "without waiting for the collector"
+
+
+def test_a_closed_engine_has_no_pages_and_takes_nothing_off_an_account(decoder):
+    """Who looks after memory may still know it."""
+    ledger = Ledger()
+    first, second = Engine(decoder, ledger=ledger), Engine(decoder, ledger=ledger)
+    for engine in (first, second):
+        engine.add(request(1))
+        run(engine)
+    relief, batch = second.relief, weakref.ref(second._batch)
+    second.close()
+    left = ledger.used("local")
+    assert left == first.pages.owners["local"].used * first.page_bytes
+    use = relief.use()
+    assert (use.status.pages, use.status.resident, use.status.owners, use.most) == (0, 0, {}, 0)
+    assert relief.page_bytes == first.page_bytes
+    relief.admit(True)
+    relief.give_back()
+    assert (relief.shrink(5), relief.resize(5), relief.move_cold(), relief.pause_cheapest()) == (0, 0, 0, False)
+    assert relief.resident_bytes == 0
+    relief.close()
+    assert ledger.used("local") == left
+    assert batch() is None, "nor does it keep what the engine had"
 
 
 @given(st.integers(0, 10_000))

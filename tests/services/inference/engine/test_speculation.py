@@ -14,6 +14,7 @@ from microkernel.errors import PreconditionFailed
 from services.inference.engine.draft import DraftModel
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.guess import MOST, Guess
+from services.inference.engine.pace import Pace
 from services.inference.engine.proposers import PromptLookup
 from services.inference.engine.sampler import ResolvedSampling
 from services.inference.engine.sequence import Sequence
@@ -93,6 +94,20 @@ def test_right_guesses_save_steps(native_decoder):
     assert steps <= 40 / 4
     guessed, right = engine.guessed
     assert guessed == right
+
+
+def test_what_a_token_of_a_prompt_takes_is_not_learnt_from_guesses(native_decoder, monkeypatch):
+    noted = []
+    monkeypatch.setattr(Pace, "note", lambda _, *step: noted.append(step[:2]))
+    prompt = list(range(20))
+    expected = plain(native_decoder, [request(1, prompt=prompt)])
+    noted.clear()
+    engine = Engine(native_decoder, proposer=Oracle(expected, 0.3))
+    engine.add(request(1, prompt=prompt))
+    run(engine)
+    assert engine.guessed[0] > 0
+    assert noted[0] == (0, 20)
+    assert set(noted[1:]) <= {(1, 0)}
 
 
 def test_a_guess_takes_pages_from_nobody(native_decoder):
