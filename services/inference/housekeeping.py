@@ -106,8 +106,8 @@ class Housekeeping:
             await self._relieve()
 
     async def _report(self) -> None:
-        models = tuple(self._models())
-        holdings = [holding_of(loaded, await loaded.with_pages(Relief.use), self._device) for loaded in models]
+        uses = [(loaded, await loaded.with_pages(Relief.use)) for loaded in tuple(self._models())]
+        holdings = [holding_of(loaded, use, self._device) for loaded, use in uses if use is not None]
         report = ReportUse(device=self._device, holdings=tuple(holdings))
         self._pressure = convert(await self._service.call("memory.report", report), Pressure)
         if self.saved is not None:
@@ -124,7 +124,7 @@ class Housekeeping:
                 await loaded.with_pages(lambda relief: relief.admit(rung < Rung.CLOSE))
             if rung >= Rung.DROP:
                 for loaded in models:
-                    excess -= await loaded.with_pages(_freed(Relief.give_back))
+                    excess -= await loaded.with_pages(_freed(Relief.give_back)) or 0
                 for loaded in models:
                     excess -= await self._drop(loaded, excess)
             if rung >= Rung.MOVE and excess > 0:
@@ -144,7 +144,7 @@ class Housekeeping:
         def drop(relief: Relief) -> None:
             relief.shrink(math.ceil(excess / relief.page_bytes))
 
-        return await loaded.with_pages(_freed(drop))
+        return await loaded.with_pages(_freed(drop)) or 0
 
     async def _rest_idle(self, models: list[Loaded]) -> None:
         """Take models off the device that nobody has asked for a while; never the one that was asked last."""

@@ -211,9 +211,13 @@ class Loaded:
 
         return Loaded(name, opened, size, await executor.run(make), executor, now)
 
-    async def with_pages(self, work: Callable[[Relief], T]) -> T:
-        """Have something done to its pages on the device's thread, between two steps."""
-        return await self._executor.run(work, self._relief)
+    async def with_pages(self, work: Callable[[Relief], T]) -> T | None:
+        """Have something done to its pages on the device's thread, between two steps; None where it has left."""
+
+        def on_device() -> T | None:
+            return None if self._relief.closed else work(self._relief)
+
+        return await self._executor.run(on_device)
 
     @property
     def idle(self) -> bool:

@@ -26,6 +26,8 @@ from services.models.messages import Model
 
 __all__ = ["LoadedModels"]
 
+CLOSE_TIMEOUT = 4.0  # seconds for the steps that run to end; 5 are what a service has to stop
+
 
 class LoadedModels:
     """What one incarnation of the service has. `default` answers who names none."""
@@ -144,10 +146,13 @@ class LoadedModels:
         return sorted(shown.values(), key=lambda model: (not model.default, model.state != "ready", model.name))
 
     async def close(self) -> None:
-        """Unload all, and end the threads of their devices and of the disk."""
-        for loaded in tuple(self._loaded.values()):
-            await self.unload(loaded)
-        await self.places.close()
+        """Unload all, and end the threads of their devices and of the disk; a device that does not answer is left."""
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await asyncio.gather(*(self.unload(loaded) for loaded in tuple(self._loaded.values())))
+                await self.places.close()
+        except TimeoutError:
+            self._service.log.warning("models leave when their devices get to it: they have not in %g s", CLOSE_TIMEOUT)
         await self._loader.close()
 
     async def names(self) -> set[str]:

@@ -117,4 +117,4 @@ class Places:
         """End the threads of all devices."""
         for name, place in self._places.items():
             with suppress(MicrokernelError):  # its device has gone, and its threads with it
-                await self._service.executor(name).run(place.computing.close)
+                await self._service.executor(name).finish(place.computing.close)

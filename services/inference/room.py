@@ -104,7 +104,7 @@ class Room:
             return relief.resize(min(pages(use), use.status.pages)) * use.page_bytes if use.elastic else -1
 
         left = await loaded.with_pages(resize)
-        if before is None or not 0 <= left < before.bytes:
+        if before is None or left is None or not 0 <= left < before.bytes:
             return 0
         loaded.pages = convert(await self._service.call("memory.resize", Resize(id=before.id, bytes=left)), Reservation)
         return before.bytes - left
@@ -114,12 +114,12 @@ class Room:
         async with self._one_at_a_time:
             for loaded in tuple(self._models()):
                 use = await loaded.with_pages(Relief.use)
-                wanted = wanted_pages(use)
-                if wanted > use.status.pages and loaded.pages is not None:
+                if use is not None and (wanted := wanted_pages(use)) > use.status.pages:
                     await self._grow(loaded, wanted, use)
 
     async def _grow(self, loaded: Loaded, pages: int, use: PagesUse) -> None:
-        assert loaded.pages is not None
+        if loaded.pages is None:
+            return
         size = pages * use.page_bytes
         missing = size - loaded.pages.bytes - await self._free()
         for other in self._others(loaded):

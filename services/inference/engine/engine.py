@@ -350,10 +350,11 @@ class Engine:
         self._storage.release()
 
     def close(self) -> None:
-        """Let weights and pages go, whoever still knows this engine; nothing else may be called afterwards."""
+        """Let weights and pages go, whoever still knows this engine; nothing but this may be called afterwards."""
+        if self.relief.closed:
+            return
         self.relief.close()
         del self._decoder, self._adapters, self._proposer, self._batch, self._contexts, self._cache, self._storage
-        del self.relief
 
     def _guess(self, shares: Several[Share]) -> None:
         """Add to those that decode what may follow, to be computed with them: right guesses save a step each."""

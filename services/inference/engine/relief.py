@@ -52,7 +52,8 @@ class Relief:
         self._storage = storage
         self._most = cache.pages.limit
         self._least = -(-context_length // PAGE)
-        self._batch: Batch | None = batch
+        self._batch = batch
+        self.closed = False
 
     @property
     def page_bytes(self) -> int:
@@ -74,15 +75,13 @@ class Relief:
             self._storage.page_bytes,
             self._least,
             self._most,
-            0 if self._batch is None else len(self._batch.running),
-            0 if self._batch is None else len(self._batch.waiting),
+            len(self._batch.running),
+            len(self._batch.waiting),
             self._storage.elastic,
         )
 
     def admit(self, admitting: bool) -> None:
         """Whether waiting requests may begin beside what runs. With nothing running, one always may."""
-        if self._batch is None:
-            return
         before, self._batch.admitting = self._batch.admitting, admitting
         if admitting and not before:
             self._batch.look_again()
@@ -108,14 +107,11 @@ class Relief:
         """
         limit = self._cache.resize(max(self._least, min(pages, self._most)))
         self.give_back()
-        if self._batch is not None:
-            self._batch.look_again()
+        self._batch.look_again()
         return limit
 
     def move_cold(self) -> int:
         """Have sequences that rest give their pages up; long ones are on disk. Returns how many did."""
-        if self._batch is None:
-            return 0
         paused = [sequence for sequence in self._batch.paused if sequence.table is not None]
         for sequence in paused:
             self._batch.swap_out(sequence)
@@ -129,17 +125,18 @@ class Relief:
 
         It waits at the front of the queue.
         """
-        if self._batch is None or len(self._batch.running) < 2:
+        if len(self._batch.running) < 2:
             return False
         self._batch.give_up(cheapest(self._batch.running))
         self.shrink(self._most)
         return True
 
     def close(self) -> None:
-        """Leave the account of the device, and give all memory back; the engine may not be used any more."""
+        """Leave the account of the device, and give all memory back; the engine may not be used any more, nor this."""
+        self.closed = True
         self._cache.close()
         self._storage.release()
-        self._batch = None  # who still looks after this engine's pages does not keep its weights
+        del self._cache, self._storage, self._batch  # who still looks after them keeps neither pages nor weights
 
 
 def cheapest(running: Several[Sequence]) -> Sequence:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import threading
 import weakref
 from contextlib import asynccontextmanager
 
@@ -190,6 +192,24 @@ async def test_a_lost_device_is_left_and_the_next_question_is_answered_elsewhere
             await anext(unloaded)
         assert await answer(system) == before
         assert await where(system) == "cpu0"
+
+
+async def test_a_node_ends_and_lets_go_of_its_disk_though_a_device_does_not_answer(tiny, monkeypatch, caplog):
+    monkeypatch.setattr("services.inference.loaded_models.CLOSE_TIMEOUT", 0.1)
+    inference, goes_on = Inference(), threading.Event()
+    async with node(tiny, inference) as system:
+        await answer(system)
+        engine, saved = inference._models.find("tiny")._engine, inference._models._loader._saved
+        closed = asyncio.create_task(inference.executor("cpu0").run(goes_on.wait, 30))
+        await system.kernel.remove("inference")
+        assert "they have not in 0.1 s" in caplog.text
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            saved.begin_reading(b"key")
+        assert not engine.relief.closed
+        goes_on.set()
+        await closed
+        await inference.executor("cpu0").run(lambda: None)
+        assert engine.relief.closed, "as soon as the device got to it"
 
 
 @pytest.mark.gpu
