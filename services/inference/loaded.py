@@ -165,7 +165,8 @@ class Loaded:
         self.runner = Runner(engine, executor, now)
         self.ref = name  # what it is found by again
         self.device = executor.name
-        self.reservations: list[Reservation] = []  # of all that it takes but the pages
+        self.reservations: list[Reservation] = []  # of all that it takes but the pages and adapters
+        self.adapters: dict[int, Reservation] = {}  # by what the engine calls them
         self.pages: Reservation | None = None
         self.created = int(time.time())
         self.asked_at = now()
@@ -280,7 +281,10 @@ class Loaded:
         return None if grammar is None else await self._grammars.compile(grammar, owner)
 
     async def close(self) -> None:
-        """End its answers and its threads, and let weights and pages go; nothing can be asked or encoded afterwards."""
+        """End its answers and its threads, and let weights and pages go; nothing can be asked or encoded afterwards.
+
+        Closing twice is harmless, and so is closing again where the first was cut off.
+        """
         if self.task is not None:
             self.task.cancel()
             await asyncio.wait([self.task])

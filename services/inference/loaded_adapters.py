@@ -67,7 +67,6 @@ class LoadedAdapter:
         self.model = model
         self.loaded: Loaded | None = None
         self.number = 0  # what the engine calls it
-        self.reservation = 0
         self.bytes = 0
         self.parameters = 0
         self.created = int(time.time())
@@ -162,18 +161,18 @@ class LoadedAdapters:
                 raise NotFound(f"adapter '{adapter.name}' is not loaded", field="name")
             loaded, adapter.loaded = adapter.loaded, None
             if loaded is not None:
+                reservation = loaded.adapters.pop(adapter.number)
                 try:
                     await loaded.remove_adapter(adapter.number)
                 finally:
-                    await release(self._service, adapter.reservation)
+                    await release(self._service, reservation.id)
         self._service.publish("inference.adapter.unloaded", adapter=adapter.name, model=adapter.model)
 
-    async def leave(self, loaded: Loaded, *, rests: bool) -> None:
-        """A model has left the device, and its adapters with it; if it only rests, they are found again."""
+    def leave(self, loaded: Loaded, *, rests: bool) -> None:
+        """A model leaves the device, and its adapters with it; if it only rests, they are found again."""
         for adapter in tuple(self._adapters.values()):
             if adapter.loaded is loaded:
                 adapter.loaded = None
-                await release(self._service, adapter.reservation)
             if adapter.model == loaded.name and not rests:
                 self._adapters.pop(adapter.name, None)
 
@@ -268,6 +267,7 @@ class LoadedAdapters:
             except BaseException:
                 await release(self._service, reservation.id)
                 raise
-        adapter.loaded, adapter.number, adapter.reservation = loaded, number, reservation.id
+        loaded.adapters[number] = reservation
+        adapter.loaded, adapter.number = loaded, number
         adapter.bytes, adapter.parameters, adapter.digest = size, read.parameters, stored.digest
         return adapter

@@ -205,7 +205,8 @@ def wanted_pages(use: PagesUse) -> int:
 
 def _bytes(loaded: Loaded) -> int:
     """All that a model has reserved."""
-    return sum(each.bytes for each in loaded.reservations) + (0 if loaded.pages is None else loaded.pages.bytes)
+    reserved = (*loaded.reservations, *loaded.adapters.values(), loaded.pages)
+    return sum(each.bytes for each in reserved if each is not None)
 
 
 def _with_slack(use: PagesUse) -> int:

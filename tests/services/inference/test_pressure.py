@@ -14,7 +14,7 @@ from microkernel.errors import Overloaded
 from microkernel.testing import TestKernel
 from services.inference.engine.engine import Engine
 from services.inference.service import Inference
-from services.memory.messages import Rung, Tier
+from services.memory.messages import Pressure, Rung, Tier
 from services.memory.service import Memory
 from services.models.service import Models
 from services.scheduler.service import Scheduler
@@ -29,10 +29,10 @@ def models(tmp_path_factory):
 
 
 @asynccontextmanager
-async def node(models, monkeypatch, memory=None, **settings):
+async def node(models, monkeypatch, memory=None, inference=Inference, **settings):
     monkeypatch.setattr(SmallDevices, "memory", 1 << 30)
     monkeypatch.setattr(SmallDevices, "free", None)
-    kinds = (SmallDevices, Memory, Models, Scheduler, Inference)
+    kinds = (SmallDevices, Memory, Models, Scheduler, inference)
     given = {"model": str(models[0]), "slots": 8, "token_budget": 16, **settings}
     async with TestKernel(*kinds, settings={"inference": given, "memory": {"share": 1.0, **(memory or {})}}) as system:
         yield system
@@ -118,6 +118,19 @@ async def test_a_model_that_nobody_asks_leaves_and_the_one_asked_last_stays(mode
         await until(gone)
         await press(system, monkeypatch, Rung.CALM)
         assert await whole(ask(system, model="one", tokens=8)) == first
+
+
+async def test_a_model_that_leaves_for_good_while_others_are_relieved_does_not_rest(models, monkeypatch):
+    monkeypatch.setattr("services.inference.housekeeping.COLD", 0.0)
+    inference = Inference()
+    async with node(models, monkeypatch, inference=inference) as system:
+        await system.call("inference.load", ref=str(models[1]))
+        await whole(ask(system, model="one", tokens=8))
+        short = Pressure(device="cpu0", rung=Rung.MOVE, used=2, limit=2, excess=1 << 40)
+        relieved = inference._models.places.press(short)
+        await asyncio.gather(relieved, system.call("inference.unload", name="two"))
+        assert [(each.name, each.state) for each in await system.call("inference.list")] == [("one", "ready")]
+        assert await whole(ask(system, model="one", tokens=8))
 
 
 async def test_nothing_new_begins_beside_what_runs_and_is_told_when_to_come_back(models, monkeypatch):
