@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
-from microkernel.errors import MicrokernelError, Overloaded
+from microkernel.errors import MicrokernelError, NotFound, Overloaded
 from microkernel.message import convert
 from microkernel.service import Service
 from services.devices.messages import Device
@@ -96,7 +96,10 @@ class Room:
                 await release(self._service, reservation.id)
 
     async def squeeze(self, loaded: Loaded, pages: Callable[[PagesUse], int]) -> int:
-        """Let a model have fewer pages, as many as `pages` says; returns the bytes that are free for others then."""
+        """Let a model have fewer pages, as many as `pages` says; returns the bytes that are free for others then.
+
+        Of one that leaves meanwhile there is nothing to take.
+        """
         before = loaded.pages
 
         def resize(relief: Relief) -> int:
@@ -106,8 +109,8 @@ class Room:
         left = await loaded.with_pages(resize)
         if before is None or left is None or not 0 <= left < before.bytes:
             return 0
-        loaded.pages = convert(await self._service.call("memory.resize", Resize(id=before.id, bytes=left)), Reservation)
-        return before.bytes - left
+        after = await self._resize(loaded, Resize(id=before.id, bytes=left))
+        return 0 if after is None else before.bytes - after.bytes
 
     async def spread(self) -> None:
         """Let models that are short of pages have more of them, from what is free and what others do not use."""
@@ -126,10 +129,20 @@ class Room:
             if missing <= 0:
                 break
             missing -= await self.squeeze(other, _with_slack)
-        ask = Resize(id=loaded.pages.id, bytes=size, at_least=loaded.pages.bytes)
-        loaded.pages = convert(await self._service.call("memory.resize", ask), Reservation)
-        given = loaded.pages.bytes // use.page_bytes
-        await loaded.with_pages(lambda relief: relief.resize(given))
+        after = await self._resize(loaded, Resize(id=loaded.pages.id, bytes=size, at_least=loaded.pages.bytes))
+        if after is not None:
+            given = after.bytes // use.page_bytes
+            await loaded.with_pages(lambda relief: relief.resize(given))
+
+    async def _resize(self, loaded: Loaded, ask: Resize) -> Reservation | None:
+        """Change what is reserved for a model's pages; None where it has left meanwhile, and given all of it back."""
+        try:
+            loaded.pages = convert(await self._service.call("memory.resize", ask), Reservation)
+        except NotFound:
+            if loaded in self._models():
+                raise
+            return None
+        return loaded.pages
 
     async def _make_room(self, wish: Wish, size: int) -> int:
         """See that `size` bytes are free, at least those for one whole context; returns how many are."""

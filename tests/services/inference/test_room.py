@@ -27,9 +27,9 @@ def models(tmp_path_factory):
 
 
 @asynccontextmanager
-async def node(models, memory, **settings):
+async def node(models, memory, inference=Inference, **settings):
     """A node that may reserve `memory` bytes, with the first of the models, and the others stored."""
-    kinds = (SmallDevices, Memory, Models, Scheduler, Inference)
+    kinds = (SmallDevices, Memory, Models, Scheduler, inference)
     given = {"model": str(models[0]), "slots": 4, "token_budget": 16, **settings}
     SmallDevices.memory = memory
     async with TestKernel(*kinds, settings={"inference": given, "memory": {"share": 1.0}}) as system:
@@ -127,6 +127,29 @@ async def test_models_that_are_asked_at_the_same_time_all_answer_or_are_told_to_
             device = await account(system)
             assert device.reserved_bytes <= device.limit_bytes
         assert [await answer(system, name) for name in ("one", "two", "three")] == expected
+
+
+async def test_a_neighbour_that_leaves_while_room_is_made_is_no_reason_to_refuse_anybody(models, monkeypatch):
+    inference, squeezed, goes_on = Inference(), asyncio.Event(), asyncio.Event()
+    async with node(models, 1 << 30, inference=inference) as system:
+        await system.call("inference.load", ref=str(models[1]))
+        await answer(system, "one")  # the other one is squeezed first
+        leaving, call = inference._models.find("two"), inference.call
+
+        async def after_it_has_left(to, message=None, /, **fields):
+            if to == "memory.resize" and message.id == leaving.pages.id:
+                squeezed.set()
+                await goes_on.wait()
+            return await call(to, message, **fields)
+
+        monkeypatch.setattr(inference, "call", after_it_has_left)
+        room = inference._models.places._places["cpu0"].room
+        free = await room._free()
+        asked = asyncio.create_task(room.reserve("something beside", free + 1))
+        await squeezed.wait()
+        await system.call("inference.unload", name="two")
+        goes_on.set()
+        assert (await asked).bytes == free + 1
 
 
 async def test_three_models_loaded_at_once_each_fit_at_the_size_that_there_is(models):
