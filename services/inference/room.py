@@ -209,10 +209,13 @@ async def release(service: Service, reservation: int) -> None:
 
 
 def wanted_pages(use: PagesUse) -> int:
-    """How many pages a model should have: twice as many where its requests wait or they are nearly all in use."""
+    """How many pages a model should have: twice as many where its requests wait or they are nearly all in use.
+
+    One that nothing runs in needs no more, however many it has filled: it would take them from those at work.
+    """
     taken = use.status.held + use.status.cached
     # Cached pages count: what is forgotten for want of room is computed again.
-    crowded = use.waiting > 0 or taken > CROWDED * use.status.pages
+    crowded = use.waiting > 0 or (use.running > 0 and taken > CROWDED * use.status.pages)
     return min(use.most, 2 * use.status.pages) if crowded else use.status.pages
 
 

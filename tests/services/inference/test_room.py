@@ -11,6 +11,9 @@ from tiny_model import write_tiny_model
 
 from microkernel.errors import Overloaded
 from microkernel.testing import TestKernel
+from services.inference.cache.status import Status
+from services.inference.engine.relief import PagesUse
+from services.inference.room import wanted_pages
 from services.inference.service import Inference
 from services.memory.messages import Tier
 from services.memory.service import Memory
@@ -70,6 +73,21 @@ async def begun(system, model="one", tokens=400):
         if piece.text:
             return stream
     raise AssertionError("no text came")
+
+
+def use(*, held: int = 0, cached: int = 0, pages: int = 100, running: int = 0, waiting: int = 0) -> PagesUse:
+    """Pages of a pool that may have 400."""
+    free = pages - held - cached
+    status = Status(pages, free, cached, cached, held, held + cached, hits=0, misses=0, evictions=0, owners={})
+    return PagesUse(status, page_bytes=64, least=20, most=400, running=running, waiting=waiting, elastic=True)
+
+
+def test_a_model_at_work_that_has_hardly_a_page_left_wants_more_and_one_that_rests_does_not():
+    assert wanted_pages(use(held=60, cached=30, running=3)) == 200
+    assert wanted_pages(use(held=10, running=1, waiting=2)) == 200
+    assert wanted_pages(use(held=60, running=3)) == 100
+    assert wanted_pages(use(cached=100)) == 100, "what it has only cached it may have to give, not to multiply"
+    assert wanted_pages(use(pages=300, held=300, running=3)) == 400
 
 
 async def test_pages_that_are_not_in_use_go_to_the_next_model_and_nobody_leaves(models):
