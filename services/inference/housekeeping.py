@@ -129,8 +129,8 @@ class Housekeeping:
                     excess -= await self._drop(loaded, excess)
             if rung >= Rung.MOVE and excess > 0:
                 for loaded in models:
-                    if await loaded.with_pages(Relief.move_cold):
-                        excess -= await self._drop(loaded, excess)
+                    excess -= await loaded.with_pages(_freed(Relief.move_cold)) or 0
+                    excess -= await self._drop(loaded, excess)
                 await self._rest_idle(models)
             if rung >= Rung.PAUSE and excess > 0:
                 await self._pause_one(models)
@@ -175,6 +175,7 @@ def holding_of(loaded: Loaded, use: PagesUse, device: str) -> Holding:
         cached_bytes=status.cached * page,
         free_bytes=status.free * page,
         resident_bytes=fixed + use.resident_bytes,
+        spare_bytes=use.spare_bytes,
         owners=tuple(
             OwnerUse(owner=owner, bytes=account.used * page, hits=account.hits, misses=account.misses)
             for owner, account in largest
@@ -182,8 +183,8 @@ def holding_of(loaded: Loaded, use: PagesUse, device: str) -> Holding:
     )
 
 
-def _freed(work: Callable[[Relief], None]) -> Callable[[Relief], int]:
-    """`work`, and how many bytes fewer the pages take after it."""
+def _freed(work: Callable[[Relief], object]) -> Callable[[Relief], int]:
+    """`work`, and how many bytes fewer count as taken after it."""
 
     def measured(relief: Relief) -> int:
         before = relief.resident_bytes

@@ -33,8 +33,16 @@ class PagesUse(msgspec.Struct, frozen=True):
 
     @property
     def resident_bytes(self) -> int:
-        """What the pages really take."""
-        return self.status.resident * self.page_bytes
+        """What counts as taken where memory is short: all pages that have memory; of a fixed pool those that are held.
+
+        Its cached pages make room by themselves, and free ones cost nobody anything: neither is gained by relief.
+        """
+        return (self.status.resident if self.elastic else self.status.held) * self.page_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """What a fixed pool has beyond that: it is not free on the device, and can be used all the same."""
+        return 0 if self.elastic else (self.most - self.status.held) * self.page_bytes
 
 
 class Relief:
@@ -62,16 +70,14 @@ class Relief:
 
     @property
     def resident_bytes(self) -> int:
-        """What all pages really take."""
-        return (self._cache.pages.resident if self._storage.elastic else self._most) * self._storage.page_bytes
+        """As `PagesUse.resident_bytes`, now."""
+        pages = self._cache.pages
+        return (pages.resident if self._storage.elastic else pages.held) * self._storage.page_bytes
 
     def use(self) -> PagesUse:
         """How the pages are used now."""
-        status = self._cache.status()
-        if not self._storage.elastic:
-            status = msgspec.structs.replace(status, resident=self._most)
         return PagesUse(
-            status,
+            self._cache.status(),
             self._storage.page_bytes,
             self._least,
             self._most,
@@ -89,8 +95,11 @@ class Relief:
     def shrink(self, pages: int) -> int:
         """Forget up to so many cached pages, the least recently used first; returns how many.
 
-        Their memory, and that of all others that are free, goes back to the system.
+        Their memory, and that of all others that are free, goes back to the system. Of a fixed pool none is forgotten:
+        that would free nothing.
         """
+        if not self._storage.elastic:
+            return 0
         dropped = self._cache.evict(pages)
         self.give_back()
         return dropped

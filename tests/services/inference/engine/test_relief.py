@@ -15,6 +15,7 @@ from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.sampler import ResolvedSampling
+from services.inference.native.pages import HostPages
 
 WARM = ResolvedSampling(temperature=1.2, seed=5)
 
@@ -51,6 +52,28 @@ def test_cached_pages_go_least_recently_used_first_and_take_no_memory_any_more(d
     engine.add(request(2))
     run(engine)
     assert engine.pages.hits - hits == 32, "what was used last is still there"
+
+
+def test_of_a_fixed_pool_what_is_held_counts_and_nothing_is_forgotten_in_vain(decoder, monkeypatch):
+    monkeypatch.setattr(HostPages, "elastic", False)
+    engine = Engine(decoder)
+    wanted = [request(1, 60, 90), request(2, 60, 20)]
+    engine.add(request(3))
+    given = {key: value for key, value in run(engine).items() if key != 3}
+    cached = engine.pages.cached
+    assert engine.relief.use().resident_bytes == engine.relief.resident_bytes == 0
+    assert engine.relief.use().spare_bytes == engine.pages.pages * engine.page_bytes
+    assert engine.relief.shrink(1000) == 0
+    assert engine.pages.cached == cached > 0, "to forget them would free nothing"
+    for one in wanted:
+        engine.add(one)
+    for _ in range(5):
+        step(engine, given)
+    held = engine.pages.held
+    assert engine.relief.resident_bytes == held * engine.page_bytes
+    assert engine.relief.pause_cheapest()
+    assert engine.relief.resident_bytes == engine.pages.held * engine.page_bytes < held * engine.page_bytes
+    assert run(engine, given) == alone(decoder, wanted)
 
 
 def test_held_pages_are_not_forgotten(decoder):
