@@ -84,7 +84,7 @@ class Housekeeping:
 
     async def tick(self) -> bool:
         """Report what has changed, and go on with what the rung asks for; returns whether something had changed."""
-        stand = [(loaded.name, loaded.runner.steps, loaded.pages) for loaded in self._models()]
+        stand = [(loaded.name, loaded.runner.steps, loaded.pages, tuple(loaded.adapters)) for loaded in self._models()]
         stand_of_disk = 0 if self.saved is None else self.saved.nbytes
         calm = self._pressure.rung is Rung.CALM
         if calm and (stand, stand_of_disk) == self._told:
@@ -162,19 +162,20 @@ class Housekeeping:
 
 
 def holding_of(loaded: Loaded, use: PagesUse, device: str) -> Holding:
-    """A model as memory counts it."""
+    """A model as memory counts it, with its adapters and the model that guesses for it."""
     status, page = use.status, use.page_bytes
     largest = heapq.nlargest(MOST_OWNERS, status.owners.items(), key=lambda item: (item[1].used, item[1].hits))
-    fixed = loaded.size.weight_bytes + loaded.size.buffer_bytes
+    weights = loaded.size.weight_bytes + sum(adapter.bytes for adapter in loaded.adapters.values())
+    buffers = loaded.size.buffer_bytes
     return Holding(
         name=loaded.name,
         device=device,
-        weight_bytes=loaded.size.weight_bytes,
-        buffer_bytes=loaded.size.buffer_bytes,
+        weight_bytes=weights,
+        buffer_bytes=buffers,
         held_bytes=status.held * page,
         cached_bytes=status.cached * page,
         free_bytes=status.free * page,
-        resident_bytes=fixed + use.resident_bytes,
+        resident_bytes=weights + buffers + use.resident_bytes + use.beside_bytes,
         spare_bytes=use.spare_bytes,
         owners=tuple(
             OwnerUse(owner=owner, bytes=account.used * page, hits=account.hits, misses=account.misses)

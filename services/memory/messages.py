@@ -132,6 +132,7 @@ class OwnerUse(Message, kw_only=True):
 class Holding(Message, kw_only=True):
     """What one model takes on its device, in bytes.
 
+    `weight_bytes` are those of its adapters too. A model that guesses for it counts in `resident_bytes` only.
     Pages are held by sequences, cached for later, or free; free ones count in `resident_bytes` only until their memory
     was given back. Of a pool whose size is fixed, as on accelerators, those that are not held are `spare_bytes`, and no
     reason to be short of memory. `resident_bytes` is what all of it really takes, but for what is spare.

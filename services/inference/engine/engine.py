@@ -140,7 +140,7 @@ class Engine:
         self._proposer = proposer if decoder.invariant else None
         self._guessed = self._guessed_right = 0
         self._refused: list[Output] = []
-        self.relief = Relief(self._cache, self._storage, self.context_length, self._batch)
+        self.relief = Relief(self._cache, self._storage, self.context_length, self._batch, self._proposer)
 
     @property
     def idle(self) -> bool:

@@ -15,6 +15,7 @@ from services.inference.cache.keys import PAGE
 from services.inference.cache.status import Status
 from services.inference.engine.batch import Batch
 from services.inference.engine.forward import Storage
+from services.inference.engine.proposers import Proposer
 from services.inference.engine.sequence import Sequence
 
 __all__ = ["PagesUse", "Relief", "cheapest"]
@@ -30,6 +31,7 @@ class PagesUse(msgspec.Struct, frozen=True):
     running: int
     waiting: int
     elastic: bool  # whether fewer pages take less memory
+    beside_bytes: int = 0  # what the model takes that guesses for this one
 
     @property
     def resident_bytes(self) -> int:
@@ -54,13 +56,15 @@ class Relief:
         storage: Storage,
         context_length: int,
         batch: Batch,
+        proposer: Proposer | None = None,
     ) -> None:
-        """No sequence is longer than `context_length` tokens."""
+        """No sequence is longer than `context_length` tokens. What `proposer` takes counts beside the pages."""
         self._cache = cache
         self._storage = storage
         self._most = cache.pages.limit
         self._least = -(-context_length // PAGE)
         self._batch = batch
+        self._proposer = proposer
         self.closed = False
 
     @property
@@ -70,9 +74,10 @@ class Relief:
 
     @property
     def resident_bytes(self) -> int:
-        """As `PagesUse.resident_bytes`, now."""
+        """All that counts as taken here, now: the pages, and what is beside them."""
         pages = self._cache.pages
-        return (pages.resident if self._storage.elastic else pages.held) * self._storage.page_bytes
+        taken = pages.resident if self._storage.elastic else pages.held
+        return taken * self._storage.page_bytes + self._beside_bytes
 
     def use(self) -> PagesUse:
         """How the pages are used now."""
@@ -84,6 +89,7 @@ class Relief:
             len(self._batch.running),
             len(self._batch.waiting),
             self._storage.elastic,
+            self._beside_bytes,
         )
 
     def admit(self, admitting: bool) -> None:
@@ -108,6 +114,8 @@ class Relief:
         """Give the memory of free pages back to the system."""
         if self._storage.elastic:
             self._storage.give_back(self._cache.cool())
+        if self._proposer is not None:
+            self._proposer.give_back()
 
     def resize(self, pages: int) -> int:
         """Let there be so many pages at most, and enough for one sequence; cached ones go, held ones stay.
@@ -145,7 +153,16 @@ class Relief:
         self.closed = True
         self._cache.close()
         self._storage.release()
-        del self._cache, self._storage, self._batch  # who still looks after them keeps neither pages nor weights
+        del (
+            self._cache,
+            self._storage,
+            self._batch,
+            self._proposer,
+        )  # who still looks after them keeps neither pages nor weights
+
+    @property
+    def _beside_bytes(self) -> int:
+        return 0 if self._proposer is None else self._proposer.resident_bytes
 
 
 def cheapest(running: Several[Sequence]) -> Sequence:

@@ -25,6 +25,7 @@ from services.devices.service import Devices
 from services.gateway.service import Gateway
 from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.service import Inference
+from services.memory.messages import Holding
 from services.memory.service import Memory
 from services.models.service import Models
 from services.scheduler.service import Scheduler
@@ -121,6 +122,27 @@ async def test_it_is_listed_with_its_model_and_its_memory_is_reserved(tiny, adap
         assert await names(system) == ["tiny"]
         with pytest.raises(NotFound, match="no model is named 'Poet-2'"):
             await answer(system, model="Poet-2")
+
+
+async def test_memory_is_told_what_adapters_take(tiny, adapters):
+    async with node(tiny) as system:
+
+        async def told(adapted: bool) -> Holding:
+            async with asyncio.timeout(20):
+                while True:
+                    account, _ = await system.call("memory.usage")
+                    reserved = {each.purpose: each.bytes for each in account.reservations}
+                    weights = reserved["weights of 'tiny'"] + reserved.get("adapter 'poet'", 0)
+                    [holding] = account.holdings or [Holding(name="", device="")]
+                    if holding.weight_bytes == weights and ("adapter 'poet'" in reserved) == adapted:
+                        return holding
+                    await asyncio.sleep(0.05)
+
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        with_it = await told(adapted=True)
+        assert with_it.resident_bytes >= with_it.weight_bytes + with_it.buffer_bytes
+        await system.call("inference.unload_adapter", name="poet")
+        assert (await told(adapted=False)).weight_bytes < with_it.weight_bytes
 
 
 async def test_a_gguf_adapter_gives_the_same_answers_as_the_folder(tiny, adapters, tmp_path):

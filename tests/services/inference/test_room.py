@@ -208,6 +208,21 @@ async def test_a_context_that_does_not_fit_becomes_shorter_and_the_log_says_so(m
     assert f"has a context of {model.context_length} tokens instead of 4096" in caplog.text
 
 
+async def test_a_model_that_guesses_counts_with_the_one_that_it_guesses_for(models):
+    async with node(models, 1 << 30, speculation=str(models[1])) as system:
+        assert await answer(system, tokens=40)
+        device = await account(system)
+        reserved = {each.purpose: each.bytes for each in device.reservations}
+        async with asyncio.timeout(20):
+            while not (device.holdings and device.holdings[0].cached_bytes):
+                await asyncio.sleep(0.05)
+                device = await account(system)
+        [holding] = device.holdings
+        fixed = holding.weight_bytes + holding.buffer_bytes
+        beside = holding.resident_bytes - fixed - holding.held_bytes - holding.cached_bytes
+        assert reserved["weights of 'one'"] < beside < reserved["draft model of 'one'"]
+
+
 async def test_the_use_of_each_model_and_owner_is_told(models):
     prompt = [{"role": "user", "content": "x" * 100}]
     async with node(models, 1 << 30) as system:
