@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from contextlib import asynccontextmanager
 
 import openai
@@ -23,8 +24,10 @@ from microkernel.errors import (
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
 from services.gateway.service import Gateway
+from services.inference import loaded_adapters as module
 from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.service import Inference
+from services.inference.stored_models import StoredModels
 from services.memory.messages import Holding
 from services.memory.service import Memory
 from services.models.service import Models
@@ -185,6 +188,26 @@ async def test_the_same_one_again_is_the_one_that_is_there_and_another_does_not_
         assert await reserved(system) == WHOLE["tiny"] | {"adapter 'poet'"}
 
 
+async def test_one_that_is_still_to_be_pulled_holds_up_no_other(tiny, adapters, monkeypatch):
+    find, pulling, goes_on = StoredModels.find, asyncio.Event(), asyncio.Event()
+
+    async def slowly(self, ref):
+        if ref == str(adapters[1]):
+            pulling.set()
+            await goes_on.wait()
+        return await find(self, ref)
+
+    monkeypatch.setattr(StoredModels, "find", slowly)
+    async with node(tiny) as system, asyncio.timeout(20):
+        slow = [asyncio.create_task(system.call("inference.load_adapter", ref=str(adapters[1]))) for _ in range(2)]
+        await pulling.wait()
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        await system.call("inference.unload_adapter", name="poet")
+        goes_on.set()
+        assert [shown.name for shown in await asyncio.gather(*slow)] == ["clerk", "clerk"]
+        assert await reserved(system) == WHOLE["tiny"] | {"adapter 'clerk'"}
+
+
 async def test_as_many_as_may_be_are_loaded_and_none_of_a_larger_rank(tiny, adapters):
     async with node(tiny, adapters_limit=1) as system:
         await system.call("inference.load_adapter", ref=str(adapters[0]))
@@ -283,6 +306,28 @@ async def test_adapters_go_with_a_model_that_is_unloaded(tiny, adapters, tmp_pat
             async for _ in stream:
                 pass
         assert await names(system) == ["tiny"]
+        assert await reserved(system) == WHOLE["tiny"]
+
+
+async def test_a_model_that_is_unloaded_while_its_adapter_is_read_is_named(tiny, adapters, tmp_path, monkeypatch):
+    other, inference = write_tiny_model(tmp_path / "other", seed=1), Inference()
+    read = module.open_adapter
+    reading, goes_on = threading.Event(), threading.Event()
+
+    def slowly(*arguments, **fields):
+        reading.set()
+        goes_on.wait(30)
+        return read(*arguments, **fields)
+
+    monkeypatch.setattr(module, "open_adapter", slowly)
+    async with TestKernel(*SERVICES[:-1], inference, settings={"inference": {"model": str(tiny)}}) as system:
+        await system.call("inference.load", ref=str(other))
+        loading = asyncio.create_task(system.call("inference.load_adapter", ref=str(adapters[0]), model="other"))
+        await asyncio.to_thread(reading.wait, 30)
+        await system.call("inference.unload", name="other")
+        goes_on.set()
+        with pytest.raises(Unavailable, match="model 'other' was unloaded"):
+            await loading
         assert await reserved(system) == WHOLE["tiny"]
 
 
