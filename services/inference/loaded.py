@@ -170,6 +170,7 @@ class Loaded:
         self.pages: Reservation | None = None
         self.created = int(time.time())
         self.asked_at = now()
+        self._now = now
         self._asking = 0
         self.task: asyncio.Task[None] | None = None
         self.config: DecoderConfig = opened.checkpoint.config
@@ -228,6 +229,7 @@ class Loaded:
     @contextmanager
     def asked(self) -> Iterator[None]:
         """Somebody asks it something, from here to the end of the block: it stays."""
+        self.asked_at = self._now()
         self._asking += 1
         try:
             yield

@@ -79,7 +79,6 @@ class LoadedModels:
             name = self.default
         loaded = self._loaded.get(name or "")
         if loaded is not None:
-            loaded.asked_at = self._service.clock.now()
             return loaded
         if self.default is None:
             await self._ready.wait()

@@ -100,6 +100,16 @@ async def test_an_adapter_is_asked_by_its_name_beside_its_model(tiny, adapters):
         assert (await answer(system, model="tiny"))[0] == plain
 
 
+async def test_a_model_that_is_asked_through_its_adapter_was_asked(tiny, adapters):
+    inference = Inference()
+    async with TestKernel(*SERVICES[:-1], inference, settings={"inference": {"model": str(tiny)}}) as system:
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        loaded = inference._models.find("tiny")
+        before = loaded.asked_at
+        await answer(system, model="poet")
+        assert before < loaded.asked_at <= inference.clock.now()
+
+
 async def test_answers_with_several_adapters_and_none_at_once_are_those_that_each_gives_alone(tiny, adapters):
     async with node(tiny) as system:
         for path in adapters:
