@@ -80,11 +80,11 @@ class LoadedModels:
         loaded = self._loaded.get(name or "")
         if loaded is not None:
             return loaded
+        if name in self._resting:  # also at the start: the default model may have made room before its adapters came
+            return await self.load(self._resting[name])
         if self.default is None:
             await self._ready.wait()
             return await self.get(name)
-        if name in self._resting:
-            return await self.load(self._resting[name])
         if name not in {model.name for model in await self._stored.all() if model.kind != "adapter"}:
             raise NotFound(f"no model is named '{name}'", field="model", remedy="see `mk models` or GET /v1/models")
         return await self.load(str(name))

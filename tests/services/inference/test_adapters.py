@@ -267,6 +267,20 @@ async def test_one_from_the_store_is_found_by_name_and_is_no_model_of_its_own(ti
         assert (await answer(system, model="poet"))[1].model == "poet"
 
 
+async def test_adapters_of_the_settings_come_with_a_default_model_that_has_made_room_already(
+    tiny, adapters, monkeypatch
+):
+    load = module.LoadedAdapters.load
+
+    async def after_a_rest(self, ref, model, name):
+        await self._models._rest(self._models.find("tiny"), "makes room")
+        return await load(self, ref, model, name)
+
+    monkeypatch.setattr(module.LoadedAdapters, "load", after_a_rest)
+    async with asyncio.timeout(20), node(tiny, adapters={"verse": str(adapters[0])}) as system:
+        assert (await answer(system, model="verse"))[1].model == "verse"
+
+
 async def test_adapters_of_the_settings_are_there_from_the_start_and_after_a_restart(tiny, adapters):
     async with node(tiny, adapters={"verse": str(adapters[0])}) as system:
         text, _ = await answer(system, model="verse")
