@@ -149,23 +149,21 @@ class Executor:
 
         Raises `Overloaded` when the queue is full and `Unavailable` after `stop`.
         """
-        loop = self._loop
-        if loop is None or self._closing:
-            raise Unavailable(f"executor {self.name} is not running", retry_after=1.0, may_have_run=False)
         if self._queued >= self._limit:  # only this loop adds, so that it cannot be more by the next line
             raise Overloaded(f"executor {self.name} has {self._queued} jobs waiting, its limit", retry_after=0.1)
-        job = _Job(function, arguments, loop.create_future(), time.perf_counter())
-        with self._lock:
-            self._queued += 1
-            heapq.heappush(self._heap, (priority, next(self._sequence), job))
-            sleeper = self._sleepers.pop() if self._sleepers else None
-        if sleeper is not None:
-            sleeper.release()
+        job = self._enter(function, arguments, priority)
         try:
             return await job.future  # type: ignore[no-any-return] # what `function` returned
         except asyncio.CancelledError:
             self._withdraw(job)
             raise
+
+    async def finish(self, function: Callable[..., T], /, *arguments: Any, priority: int = PRIORITY) -> T:
+        """As `run`, for what has to be done: it is, also when nobody waits for it any more, and however many jobs wait.
+
+        Raises `Unavailable` after `stop`.
+        """
+        return await asyncio.shield(self._enter(function, arguments, priority).future)
 
     async def stop(self, *, timeout: float = 10.0) -> bool:
         """End the threads; jobs that wait end with `Unavailable`, those that run are waited for.
@@ -220,6 +218,20 @@ class Executor:
         thread.start()
         await ready
         self._created.add(time.perf_counter() - began)
+
+    def _enter(self, function: Callable[..., Any], arguments: tuple[Any, ...], priority: int) -> _Job:
+        """Put a job into the queue, and wake a thread for it."""
+        loop = self._loop
+        if loop is None or self._closing:
+            raise Unavailable(f"executor {self.name} is not running", retry_after=1.0, may_have_run=False)
+        job = _Job(function, arguments, loop.create_future(), time.perf_counter())
+        with self._lock:
+            self._queued += 1
+            heapq.heappush(self._heap, (priority, next(self._sequence), job))
+            sleeper = self._sleepers.pop() if self._sleepers else None
+        if sleeper is not None:
+            sleeper.release()
+        return job
 
     def _withdraw(self, job: _Job) -> None:
         """Take out a job that nobody waits for: at once from the count, from the heap when there are many."""

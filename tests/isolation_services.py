@@ -367,7 +367,8 @@ class Store(Service):
 
     @handles
     async def run_in(self, message: dict[str, Any]) -> int:
-        return await self.executor(message["device"]).run(pow, 2, 10)
+        executor = self.executor(message["device"])
+        return await executor.run(pow, 2, 9) + await executor.finish(pow, 2, 9)
 
     @handles
     async def run_own(self) -> int:

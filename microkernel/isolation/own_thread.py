@@ -155,6 +155,11 @@ class _Borrowed:
         work = self._executor.run(function, *arguments, priority=priority)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
+    async def finish(self, function: Callable[..., T], /, *arguments: Any, priority: int = PRIORITY) -> T:
+        """See `Executor.finish`; shielded here too, as the other loop may not have begun with it yet."""
+        work = self._executor.finish(function, *arguments, priority=priority)
+        return await asyncio.shield(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))
+
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, where there is one."""

@@ -64,15 +64,14 @@ class SimulatedExecutor(Executor):
 
     async def run(self, function: Callable[..., T], /, *arguments: Any, priority: int = PRIORITY) -> T:
         """As the real one."""
-        if not self._open:
-            raise Unavailable(f"executor {self.name} is not running", retry_after=1.0, may_have_run=False)
         waiting = self._waiting()
         if waiting >= self._capacity:
             raise Overloaded(f"executor {self.name} has {waiting} jobs waiting, its limit", retry_after=0.1)
-        future: asyncio.Future[T] = self._loop_here.create_future()
-        heapq.heappush(self._jobs, (priority, next(self._numbers), future, lambda: function(*arguments)))
-        self._loop_here.call_soon(self._give_out)
-        return await future
+        return await self._wait_for(function, arguments, priority)
+
+    async def finish(self, function: Callable[..., T], /, *arguments: Any, priority: int = PRIORITY) -> T:
+        """As the real one."""
+        return await asyncio.shield(self._wait_for(function, arguments, priority))
 
     async def stop(self, *, timeout: float = 10.0) -> bool:
         """As the real one; what runs ends in its time."""
@@ -94,6 +93,15 @@ class SimulatedExecutor(Executor):
             for future in self._at_work:
                 if not future.done():
                     future.set_exception(Unavailable(why, may_have_run=True))
+
+    def _wait_for(self, function: Callable[..., T], arguments: tuple[Any, ...], priority: int) -> asyncio.Future[T]:
+        """The result of a job that is put into the queue."""
+        if not self._open:
+            raise Unavailable(f"executor {self.name} is not running", retry_after=1.0, may_have_run=False)
+        future: asyncio.Future[T] = self._loop_here.create_future()
+        heapq.heappush(self._jobs, (priority, next(self._numbers), future, lambda: function(*arguments)))
+        self._loop_here.call_soon(self._give_out)
+        return future
 
     def status(self) -> ExecutorStatus:
         """Counts; the costs of threads that are none are 0."""

@@ -84,7 +84,7 @@ class Housekeeping:
 
     async def tick(self) -> bool:
         """Report what has changed, and go on with what the rung asks for; returns whether something had changed."""
-        stand = [(loaded.name, loaded.runner.steps, loaded.pages) for loaded in self._models()]
+        stand = [(loaded.name, loaded.runner.steps, loaded.pages, tuple(loaded.adapters)) for loaded in self._models()]
         stand_of_disk = 0 if self.saved is None else self.saved.nbytes
         calm = self._pressure.rung is Rung.CALM
         if calm and (stand, stand_of_disk) == self._told:
@@ -106,8 +106,8 @@ class Housekeeping:
             await self._relieve()
 
     async def _report(self) -> None:
-        models = tuple(self._models())
-        holdings = [holding_of(loaded, await loaded.with_pages(Relief.use), self._device) for loaded in models]
+        uses = [(loaded, await loaded.with_pages(Relief.use)) for loaded in tuple(self._models())]
+        holdings = [holding_of(loaded, use, self._device) for loaded, use in uses if use is not None]
         report = ReportUse(device=self._device, holdings=tuple(holdings))
         self._pressure = convert(await self._service.call("memory.report", report), Pressure)
         if self.saved is not None:
@@ -124,13 +124,13 @@ class Housekeeping:
                 await loaded.with_pages(lambda relief: relief.admit(rung < Rung.CLOSE))
             if rung >= Rung.DROP:
                 for loaded in models:
-                    excess -= await loaded.with_pages(_freed(Relief.give_back))
+                    excess -= await loaded.with_pages(_freed(Relief.give_back)) or 0
                 for loaded in models:
                     excess -= await self._drop(loaded, excess)
             if rung >= Rung.MOVE and excess > 0:
                 for loaded in models:
-                    if await loaded.with_pages(Relief.move_cold):
-                        excess -= await self._drop(loaded, excess)
+                    excess -= await loaded.with_pages(_freed(Relief.move_cold)) or 0
+                    excess -= await self._drop(loaded, excess)
                 await self._rest_idle(models)
             if rung >= Rung.PAUSE and excess > 0:
                 await self._pause_one(models)
@@ -144,7 +144,7 @@ class Housekeeping:
         def drop(relief: Relief) -> None:
             relief.shrink(math.ceil(excess / relief.page_bytes))
 
-        return await loaded.with_pages(_freed(drop))
+        return await loaded.with_pages(_freed(drop)) or 0
 
     async def _rest_idle(self, models: list[Loaded]) -> None:
         """Take models off the device that nobody has asked for a while; never the one that was asked last."""
@@ -162,19 +162,21 @@ class Housekeeping:
 
 
 def holding_of(loaded: Loaded, use: PagesUse, device: str) -> Holding:
-    """A model as memory counts it."""
+    """A model as memory counts it, with its adapters and the model that guesses for it."""
     status, page = use.status, use.page_bytes
     largest = heapq.nlargest(MOST_OWNERS, status.owners.items(), key=lambda item: (item[1].used, item[1].hits))
-    fixed = loaded.size.weight_bytes + loaded.size.buffer_bytes
+    weights = loaded.size.weight_bytes + sum(adapter.bytes for adapter in loaded.adapters.values())
+    buffers = loaded.size.buffer_bytes
     return Holding(
         name=loaded.name,
         device=device,
-        weight_bytes=loaded.size.weight_bytes,
-        buffer_bytes=loaded.size.buffer_bytes,
+        weight_bytes=weights,
+        buffer_bytes=buffers,
         held_bytes=status.held * page,
         cached_bytes=status.cached * page,
         free_bytes=status.free * page,
-        resident_bytes=fixed + use.resident_bytes,
+        resident_bytes=weights + buffers + use.resident_bytes + use.beside_bytes,
+        spare_bytes=use.spare_bytes,
         owners=tuple(
             OwnerUse(owner=owner, bytes=account.used * page, hits=account.hits, misses=account.misses)
             for owner, account in largest
@@ -182,8 +184,8 @@ def holding_of(loaded: Loaded, use: PagesUse, device: str) -> Holding:
     )
 
 
-def _freed(work: Callable[[Relief], None]) -> Callable[[Relief], int]:
-    """`work`, and how many bytes fewer the pages take after it."""
+def _freed(work: Callable[[Relief], object]) -> Callable[[Relief], int]:
+    """`work`, and how many bytes fewer count as taken after it."""
 
     def measured(relief: Relief) -> int:
         before = relief.resident_bytes

@@ -165,10 +165,12 @@ class Loaded:
         self.runner = Runner(engine, executor, now)
         self.ref = name  # what it is found by again
         self.device = executor.name
-        self.reservations: list[Reservation] = []  # of all that it takes but the pages
+        self.reservations: list[Reservation] = []  # of all that it takes but the pages and adapters
+        self.adapters: dict[int, Reservation] = {}  # by what the engine calls them
         self.pages: Reservation | None = None
         self.created = int(time.time())
         self.asked_at = now()
+        self._now = now
         self._asking = 0
         self.task: asyncio.Task[None] | None = None
         self.config: DecoderConfig = opened.checkpoint.config
@@ -211,9 +213,13 @@ class Loaded:
 
         return Loaded(name, opened, size, await executor.run(make), executor, now)
 
-    async def with_pages(self, work: Callable[[Relief], T]) -> T:
-        """Have something done to its pages on the device's thread, between two steps."""
-        return await self._executor.run(work, self._relief)
+    async def with_pages(self, work: Callable[[Relief], T]) -> T | None:
+        """Have something done to its pages on the device's thread, between two steps; None where it has left."""
+
+        def on_device() -> T | None:
+            return None if self._relief.closed else work(self._relief)
+
+        return await self._executor.run(on_device)
 
     @property
     def idle(self) -> bool:
@@ -223,6 +229,7 @@ class Loaded:
     @contextmanager
     def asked(self) -> Iterator[None]:
         """Somebody asks it something, from here to the end of the block: it stays."""
+        self.asked_at = self._now()
         self._asking += 1
         try:
             yield
@@ -276,7 +283,10 @@ class Loaded:
         return None if grammar is None else await self._grammars.compile(grammar, owner)
 
     async def close(self) -> None:
-        """End its answers and its threads, and let weights and pages go; nothing can be asked or encoded afterwards."""
+        """End its answers and its threads, and let weights and pages go; nothing can be asked or encoded afterwards.
+
+        Closing twice is harmless, and so is closing again where the first was cut off.
+        """
         if self.task is not None:
             self.task.cancel()
             await asyncio.wait([self.task])

@@ -67,7 +67,6 @@ class LoadedAdapter:
         self.model = model
         self.loaded: Loaded | None = None
         self.number = 0  # what the engine calls it
-        self.reservation = 0
         self.bytes = 0
         self.parameters = 0
         self.created = int(time.time())
@@ -122,7 +121,9 @@ class LoadedAdapters:
         self._stored = stored
         self._places = places
         self._adapters: dict[str, LoadedAdapter] = {}
-        self._lock = asyncio.Lock()  # one is loaded or unloaded at a time
+        # From where a name is found to be free until it is taken, and until what one took is given back. What may take
+        # long, to pull files or to load a model, comes before.
+        self._lock = asyncio.Lock()
 
     def __contains__(self, name: object) -> bool:
         return name in self._adapters
@@ -162,18 +163,18 @@ class LoadedAdapters:
                 raise NotFound(f"adapter '{adapter.name}' is not loaded", field="name")
             loaded, adapter.loaded = adapter.loaded, None
             if loaded is not None:
+                reservation = loaded.adapters.pop(adapter.number)
                 try:
                     await loaded.remove_adapter(adapter.number)
                 finally:
-                    await release(self._service, adapter.reservation)
+                    await release(self._service, reservation.id)
         self._service.publish("inference.adapter.unloaded", adapter=adapter.name, model=adapter.model)
 
-    async def leave(self, loaded: Loaded, *, rests: bool) -> None:
-        """A model has left the device, and its adapters with it; if it only rests, they are found again."""
+    def leave(self, loaded: Loaded, *, rests: bool) -> None:
+        """A model leaves the device, and its adapters with it; if it only rests, they are found again."""
         for adapter in tuple(self._adapters.values()):
             if adapter.loaded is loaded:
                 adapter.loaded = None
-                await release(self._service, adapter.reservation)
             if adapter.model == loaded.name and not rests:
                 self._adapters.pop(adapter.name, None)
 
@@ -203,8 +204,7 @@ class LoadedAdapters:
 
         async def outcome() -> LoadedAdapter | MicrokernelError:
             try:
-                async with self._lock:
-                    return await work
+                return await work
             except Exception as error:  # noqa: BLE001 - given to who waits
                 return from_exception(error, service=self._service.name)
 
@@ -221,6 +221,12 @@ class LoadedAdapters:
             raise Invalid(f"'{stored.name}' is a model, not an adapter", field="ref", remedy="call inference.load")
         loaded = await self._models.get(model)
         adapter = LoadedAdapter(name or stored.name, ref, stored.digest, loaded.name)
+        with loaded.asked():  # it is not to make room for its own adapter
+            async with self._lock:
+                return await self._enter(adapter, loaded, stored)
+
+    async def _enter(self, adapter: LoadedAdapter, loaded: Loaded, stored: Model) -> LoadedAdapter:
+        """Put a new adapter beside its model and into the table; the same once more is the one that is there."""
         known = self._adapters.get(adapter.name)
         if known is not None and (known.digest, known.model) == (adapter.digest, adapter.model):
             return known if known.loaded is not None else await self._put(known, loaded, stored)
@@ -237,9 +243,12 @@ class LoadedAdapters:
         return adapter
 
     async def _bring_back(self, adapter: LoadedAdapter) -> LoadedAdapter:
-        if adapter.loaded is None and adapter.name in self._adapters:
-            loaded = await self._models.get(adapter.model)
-            await self._put(adapter, loaded, await self._stored.find(adapter.ref))
+        stored = await self._stored.find(adapter.ref)
+        loaded = await self._models.get(adapter.model)
+        with loaded.asked():
+            async with self._lock:
+                if adapter.loaded is None and self._adapters.get(adapter.name) is adapter:
+                    await self._put(adapter, loaded, stored)
         return adapter
 
     async def _check_name(self, name: str, known: LoadedAdapter | None) -> None:
@@ -256,18 +265,23 @@ class LoadedAdapters:
 
     async def _put(self, adapter: LoadedAdapter, loaded: Loaded, stored: Model) -> LoadedAdapter:
         """Read the files, and give what is in them to the model's engine."""
-        with loaded.asked():  # it is not to make room for its own adapter
-            rank = self._settings.adapter_rank
-            read = await asyncio.to_thread(open_adapter, Path(stored.path), loaded.config, max_rank=rank)
-            size = loaded.adapter_bytes(read)
-            reservation = await self._places.reserve(f"adapter '{adapter.name}'", size, loaded.device)
-            try:
-                number = await loaded.add_adapter(read)
-                if not self._models.has(loaded):
-                    raise Unavailable(f"model '{loaded.name}' was unloaded", retry_after=1.0, may_have_run=False)
-            except BaseException:
-                await release(self._service, reservation.id)
-                raise
-        adapter.loaded, adapter.number, adapter.reservation = loaded, number, reservation.id
+        rank = self._settings.adapter_rank
+        read = await asyncio.to_thread(open_adapter, Path(stored.path), loaded.config, max_rank=rank)
+        self._check_there(loaded)
+        size = loaded.adapter_bytes(read)
+        reservation = await self._places.reserve(f"adapter '{adapter.name}'", size, loaded.device)
+        try:
+            number = await loaded.add_adapter(read)
+            self._check_there(loaded)
+        except BaseException:
+            await release(self._service, reservation.id)
+            raise
+        loaded.adapters[number] = reservation
+        adapter.loaded, adapter.number = loaded, number
         adapter.bytes, adapter.parameters, adapter.digest = size, read.parameters, stored.digest
         return adapter
+
+    def _check_there(self, loaded: Loaded) -> None:
+        """Raise `Unavailable` where a model has left while something was waited for."""
+        if not self._models.has(loaded):
+            raise Unavailable(f"model '{loaded.name}' was unloaded", retry_after=1.0, may_have_run=False)

@@ -26,6 +26,8 @@ from services.models.messages import Model
 
 __all__ = ["LoadedModels"]
 
+CLOSE_TIMEOUT = 4.0  # seconds for the steps that run to end; 5 are what a service has to stop
+
 
 class LoadedModels:
     """What one incarnation of the service has. `default` answers who names none."""
@@ -37,6 +39,7 @@ class LoadedModels:
         self._settings = settings
         self._loaded: dict[str, Loaded] = {}
         self._loading: dict[str, asyncio.Task[Loaded | MicrokernelError]] = {}
+        self._unloading: dict[Loaded, asyncio.Task[None]] = {}
         self._failed: dict[str, str] = {}
         self._resting: dict[str, str] = {}  # refs of models that made room for others and are loaded when asked
         self._ready = asyncio.Event()
@@ -76,13 +79,12 @@ class LoadedModels:
             name = self.default
         loaded = self._loaded.get(name or "")
         if loaded is not None:
-            loaded.asked_at = self._service.clock.now()
             return loaded
+        if name in self._resting:  # also at the start: the default model may have made room before its adapters came
+            return await self.load(self._resting[name])
         if self.default is None:
             await self._ready.wait()
             return await self.get(name)
-        if name in self._resting:
-            return await self.load(self._resting[name])
         if name not in {model.name for model in await self._stored.all() if model.kind != "adapter"}:
             raise NotFound(f"no model is named '{name}'", field="model", remedy="see `mk models` or GET /v1/models")
         return await self.load(str(name))
@@ -109,19 +111,18 @@ class LoadedModels:
         return outcome
 
     async def unload(self, loaded: Loaded) -> None:
-        """Take a model off the device; its answers end with `Unavailable`."""
-        self._loaded.pop(loaded.name, None)
-        await loaded.close()
-        await self.adapters.leave(loaded, rests=loaded.name in self._resting)
-        await self.places.left(loaded)
-        self._service.publish("inference.unloaded", model=loaded.name)
+        """Take a model off the device; its answers end with `Unavailable`. Who comes second waits for the first."""
+        self._begin_to_unload(loaded, rests=False)
+        await self._unloaded(loaded)
 
-    async def leave(self, device: str) -> None:
-        """Take all models off `device`, which is lost; each is loaded again when it is asked."""
+    def leave(self, device: str) -> None:
+        """Take all models off `device`, which is lost; each is loaded again when it is asked.
+
+        Nobody waits for their end: the device may never get to it.
+        """
         for loaded in [loaded for loaded in self._loaded.values() if loaded.device == device]:
             self._service.log.warning("model '%s' leaves %s", loaded.name, device)
-            self._resting[loaded.name] = loaded.ref
-            await self.unload(loaded)
+            self._begin_to_unload(loaded, rests=True)
 
     async def shown(self) -> list[LoadedModel]:
         """All models and adapters that can be asked, the default one first."""
@@ -144,10 +145,13 @@ class LoadedModels:
         return sorted(shown.values(), key=lambda model: (not model.default, model.state != "ready", model.name))
 
     async def close(self) -> None:
-        """Unload all, and end the threads of their devices and of the disk."""
-        for loaded in tuple(self._loaded.values()):
-            await self.unload(loaded)
-        await self.places.close()
+        """Unload all, and end the threads of their devices and of the disk; a device that does not answer is left."""
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await asyncio.gather(*(self._take_off(loaded) for loaded in (*self._unloading, *self._loaded.values())))
+                await self.places.close()
+        except TimeoutError:
+            self._service.log.warning("models leave when their devices get to it: they have not in %g s", CLOSE_TIMEOUT)
         await self._loader.close()
 
     async def names(self) -> set[str]:
@@ -183,10 +187,34 @@ class LoadedModels:
         self._resting.pop(loaded.name, None)
 
     async def _rest(self, loaded: Loaded, why: str) -> None:
-        """Take a model off the device until it is asked again."""
-        self._service.log.info("model '%s' %s", loaded.name, why)
-        self._resting[loaded.name] = loaded.ref
-        await self.unload(loaded)
+        """Take a model off the device until it is asked again. One that leaves already is only waited for."""
+        if self.has(loaded):
+            self._service.log.info("model '%s' %s", loaded.name, why)
+            self._begin_to_unload(loaded, rests=True)
+        await self._unloaded(loaded)
+
+    def _begin_to_unload(self, loaded: Loaded, *, rests: bool) -> None:
+        """From here on it is not found any more; nothing where that has begun already."""
+        if not self.has(loaded):
+            return
+        # In a task of the service: who asked may not wait for its end, and its memory is given back all the same.
+        self._unloading[loaded] = self._service.spawn(self._take_off(loaded), name=f"unload {loaded.name}")
+        del self._loaded[loaded.name]
+        if rests:
+            self._resting[loaded.name] = loaded.ref
+        self.adapters.leave(loaded, rests=rests)
+
+    async def _unloaded(self, loaded: Loaded) -> None:
+        """Wait until a model that leaves has left."""
+        task = self._unloading.get(loaded)
+        if task is not None:
+            await asyncio.shield(task)
+
+    async def _take_off(self, loaded: Loaded) -> None:
+        await loaded.close()
+        await self.places.left(loaded)
+        self._unloading.pop(loaded, None)
+        self._service.publish("inference.unloaded", model=loaded.name)
 
     def _is_waited_for(self, loaded: Loaded) -> bool:
         return self._waited_for[loaded.name] > 0

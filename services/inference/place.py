@@ -86,8 +86,9 @@ class Places:
         return await self._places[device].room.reserve(purpose, size)
 
     async def left(self, loaded: Loaded) -> None:
-        """A model has left its device: what was reserved for it is free."""
-        await self._places[loaded.device].room.give_back([*loaded.reservations, loaded.pages])
+        """A model has left its device: what was reserved for it and its adapters is free."""
+        reserved = [*loaded.reservations, *loaded.adapters.values(), loaded.pages]
+        await self._places[loaded.device].room.give_back(reserved)
 
     def check_open(self, loaded: Loaded) -> None:
         """Raise `Overloaded` where memory of its device is so short that nothing new begins beside what runs."""
@@ -117,4 +118,4 @@ class Places:
         """End the threads of all devices."""
         for name, place in self._places.items():
             with suppress(MicrokernelError):  # its device has gone, and its threads with it
-                await self._service.executor(name).run(place.computing.close)
+                await self._service.executor(name).finish(place.computing.close)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
-from microkernel.errors import MicrokernelError, Overloaded
+from microkernel.errors import MicrokernelError, NotFound, Overloaded
 from microkernel.message import convert
 from microkernel.service import Service
 from services.devices.messages import Device
@@ -96,7 +96,10 @@ class Room:
                 await release(self._service, reservation.id)
 
     async def squeeze(self, loaded: Loaded, pages: Callable[[PagesUse], int]) -> int:
-        """Let a model have fewer pages, as many as `pages` says; returns the bytes that are free for others then."""
+        """Let a model have fewer pages, as many as `pages` says; returns the bytes that are free for others then.
+
+        Of one that leaves meanwhile there is nothing to take.
+        """
         before = loaded.pages
 
         def resize(relief: Relief) -> int:
@@ -104,32 +107,42 @@ class Room:
             return relief.resize(min(pages(use), use.status.pages)) * use.page_bytes if use.elastic else -1
 
         left = await loaded.with_pages(resize)
-        if before is None or not 0 <= left < before.bytes:
+        if before is None or left is None or not 0 <= left < before.bytes:
             return 0
-        loaded.pages = convert(await self._service.call("memory.resize", Resize(id=before.id, bytes=left)), Reservation)
-        return before.bytes - left
+        after = await self._resize(loaded, Resize(id=before.id, bytes=left))
+        return 0 if after is None else before.bytes - after.bytes
 
     async def spread(self) -> None:
         """Let models that are short of pages have more of them, from what is free and what others do not use."""
         async with self._one_at_a_time:
             for loaded in tuple(self._models()):
                 use = await loaded.with_pages(Relief.use)
-                wanted = wanted_pages(use)
-                if wanted > use.status.pages and loaded.pages is not None:
+                if use is not None and (wanted := wanted_pages(use)) > use.status.pages:
                     await self._grow(loaded, wanted, use)
 
     async def _grow(self, loaded: Loaded, pages: int, use: PagesUse) -> None:
-        assert loaded.pages is not None
+        if loaded.pages is None:
+            return
         size = pages * use.page_bytes
         missing = size - loaded.pages.bytes - await self._free()
         for other in self._others(loaded):
             if missing <= 0:
                 break
             missing -= await self.squeeze(other, _with_slack)
-        ask = Resize(id=loaded.pages.id, bytes=size, at_least=loaded.pages.bytes)
-        loaded.pages = convert(await self._service.call("memory.resize", ask), Reservation)
-        given = loaded.pages.bytes // use.page_bytes
-        await loaded.with_pages(lambda relief: relief.resize(given))
+        after = await self._resize(loaded, Resize(id=loaded.pages.id, bytes=size, at_least=loaded.pages.bytes))
+        if after is not None:
+            given = after.bytes // use.page_bytes
+            await loaded.with_pages(lambda relief: relief.resize(given))
+
+    async def _resize(self, loaded: Loaded, ask: Resize) -> Reservation | None:
+        """Change what is reserved for a model's pages; None where it has left meanwhile, and given all of it back."""
+        try:
+            loaded.pages = convert(await self._service.call("memory.resize", ask), Reservation)
+        except NotFound:
+            if loaded in self._models():
+                raise
+            return None
+        return loaded.pages
 
     async def _make_room(self, wish: Wish, size: int) -> int:
         """See that `size` bytes are free, at least those for one whole context; returns how many are."""
@@ -196,16 +209,20 @@ async def release(service: Service, reservation: int) -> None:
 
 
 def wanted_pages(use: PagesUse) -> int:
-    """How many pages a model should have: twice as many where its requests wait or they are nearly all in use."""
+    """How many pages a model should have: twice as many where its requests wait or they are nearly all in use.
+
+    One that nothing runs in needs no more, however many it has filled: it would take them from those at work.
+    """
     taken = use.status.held + use.status.cached
     # Cached pages count: what is forgotten for want of room is computed again.
-    crowded = use.waiting > 0 or taken > CROWDED * use.status.pages
+    crowded = use.waiting > 0 or (use.running > 0 and taken > CROWDED * use.status.pages)
     return min(use.most, 2 * use.status.pages) if crowded else use.status.pages
 
 
 def _bytes(loaded: Loaded) -> int:
     """All that a model has reserved."""
-    return sum(each.bytes for each in loaded.reservations) + (0 if loaded.pages is None else loaded.pages.bytes)
+    reserved = (*loaded.reservations, *loaded.adapters.values(), loaded.pages)
+    return sum(each.bytes for each in reserved if each is not None)
 
 
 def _with_slack(use: PagesUse) -> int:

@@ -22,8 +22,6 @@ from services.inference.grammar.matcher import CompiledGrammar
 
 __all__ = ["Runner"]
 
-CLOSE_TIMEOUT = 5.0  # seconds for the step that runs to end
-
 T = TypeVar("T")
 
 
@@ -112,10 +110,12 @@ class Runner:
             raise
 
     async def close(self) -> None:
-        """Once `run` has ended: weights and pages are free when this returns, unless the device does not answer."""
-        with suppress(MicrokernelError, TimeoutError):  # its device may have gone, and all that was there with it
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._executor.run(self._engine.close)
+        """Once `run` has ended: weights and pages are free when this returns.
+
+        Who does not wait for that leaves it to be done when the device gets to it. Closing twice is harmless.
+        """
+        with suppress(MicrokernelError):  # its device may have gone, and all that was there with it
+            await self._executor.finish(self._engine.close)
 
     async def _step(self) -> bool:
         """One quantum; returns whether there is nothing left to do until somebody asks for more."""

@@ -207,7 +207,7 @@ class Inference(Service):
     @on("devices.*.quarantined")
     async def leave(self, event: Event) -> None:
         """Nothing is computed on a lost device any more: its models end, and are loaded elsewhere when asked."""
-        await self._models.leave(event.body["name"])
+        self._models.leave(event.body["name"])
 
     async def _requests(self, asked: Asked, prompt: list[int], message: Chat | Complete) -> list[Request]:
         """A request for each answer, without a number."""

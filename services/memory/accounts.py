@@ -110,6 +110,10 @@ class Accounts:
         silent = sum(each.bytes for each in self._of(device, tier) if each.owner not in told)
         return silent + sum(holding.resident_bytes for holding in self._holdings(device, tier))
 
+    def spare(self, device: str, tier: Tier) -> int:
+        """Bytes that pools of fixed size have taken, and could use."""
+        return sum(holding.spare_bytes for holding in self._holdings(device, tier))
+
     def accounts(self) -> list[Account]:
         """All accounts with their reservations and what is in use of them."""
         return [

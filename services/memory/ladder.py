@@ -1,8 +1,8 @@
 """The rungs of memory pressure: which one a device is on. A plain state machine without a loop.
 
 A rung is entered at its threshold and left a margin below it, so that what was freed there is not asked for again at
-once. What counts is what the node itself takes of what it could have, which is that and what is free: a machine that
-others fill is no reason to forget what costs little.
+once. What counts is what the node itself takes of what it could have, which is that and what is free, on the device or
+in pools of fixed size: a machine that others fill is no reason to forget what costs little.
 """
 
 from __future__ import annotations

@@ -132,8 +132,10 @@ class OwnerUse(Message, kw_only=True):
 class Holding(Message, kw_only=True):
     """What one model takes on its device, in bytes.
 
+    `weight_bytes` are those of its adapters too. A model that guesses for it counts in `resident_bytes` only.
     Pages are held by sequences, cached for later, or free; free ones count in `resident_bytes` only until their memory
-    was given back. `resident_bytes` is what all of it really takes.
+    was given back. Of a pool whose size is fixed, as on accelerators, those that are not held are `spare_bytes`, and no
+    reason to be short of memory. `resident_bytes` is what all of it really takes, but for what is spare.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Holding(Message, kw_only=True):
     cached_bytes: int = 0
     free_bytes: int = 0
     resident_bytes: int = 0
+    spare_bytes: int = 0
     owners: tuple[OwnerUse, ...] = ()
 
 
@@ -158,8 +161,8 @@ class ReportUse(Message, kw_only=True):
 class Pressure(Message, kw_only=True):
     """How short the memory of a device is; told on `memory.pressure` when the rung changes.
 
-    `used` are the bytes that this node takes, `limit` those it could have: what it takes, and what is free. To be on a
-    lower rung `excess` bytes have to go.
+    `used` are the bytes that this node takes, `limit` those it could have: what it takes, what is free, and what pools
+    of fixed size have to spare. To be on a lower rung `excess` bytes have to go.
     """
 
     device: str

@@ -149,7 +149,8 @@ class Memory(Service):
     def _look(self, ladder: Ladder, device: Device) -> None:
         """Let the ladder see what this node has of a device, of what it could have."""
         used = self._accounts.used(device.name, Tier.DEVICE)
-        limit = min(used + device.memory_free_bytes, self._accounts.limit(device.name, Tier.DEVICE))
+        could = used + device.memory_free_bytes + self._accounts.spare(device.name, Tier.DEVICE)
+        limit = min(could, self._accounts.limit(device.name, Tier.DEVICE))
         if not ladder.look(used, limit):
             return
         pressure = ladder.pressure

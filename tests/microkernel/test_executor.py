@@ -107,6 +107,24 @@ async def test_cancelled_work_that_waits_never_runs_and_that_runs_is_let_go():
     await executor.stop()
 
 
+async def test_work_that_has_to_be_done_is_done_though_nobody_waits_for_it_and_the_queue_is_full():
+    executor, ran = await started(queue=1), []
+    plug, running = await plugged(executor)
+    queued = asyncio.create_task(executor.run(ran.append, 1))
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(executor.finish(ran.append, 2))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()
+    plug.pulled.set()
+    await asyncio.gather(running, queued)
+    assert await executor.finish(ran.copy) == [1, 2]
+    await executor.stop()
+    with pytest.raises(Unavailable, match="is not running"):
+        await executor.finish(ran.copy)
+
+
 async def test_cancelled_work_makes_room_in_the_queue_at_once_and_leaves_little_behind():
     executor = await started(queue=1000)
     plug, running = await plugged(executor)

@@ -63,6 +63,27 @@ def test_a_full_queue_is_told():
     simulate(scenario, seed=0, shuffle=False)
 
 
+def test_what_has_to_be_done_is_done_though_nobody_waits_for_it_and_the_queue_is_full():
+    async def scenario(simulation):
+        executor, done = executor_of(simulation, queue=1), []
+        await executor.start()
+        jobs = [asyncio.create_task(executor.run(done.append, 1))]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        jobs += [
+            asyncio.create_task(executor.run(done.append, 2)),
+            asyncio.create_task(executor.finish(done.append, 3)),
+        ]
+        await asyncio.sleep(0)
+        jobs[2].cancel()
+        await asyncio.wait(jobs)
+        assert jobs[2].cancelled()
+        assert await executor.finish(done.copy) == [1, 2, 3]
+        assert await executor.stop()
+
+    simulate(scenario, seed=0, shuffle=False)
+
+
 def test_a_job_that_raises_what_would_end_the_loop_is_an_internal_error():
     async def scenario(simulation):
         executor = executor_of(simulation)

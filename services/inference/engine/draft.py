@@ -37,7 +37,9 @@ class DraftModel:
         self._decoder = decoder
         self._longest = decoder.config.context_length
         self._storage = decoder.storage(pages)
-        self._free = list(range(pages))
+        self._free = list(range(pages))  # last freed, first taken
+        self._cold = pages  # of those, the first ones: without memory of the system
+        self._pages = pages
         self._views: WeakKeyDictionary[Sequence, _View] = WeakKeyDictionary()
 
     @torch.inference_mode()
@@ -63,6 +65,18 @@ class DraftModel:
             ready = [one for one in ready if len(guesses[one[0]]) < one[3]]
         return guesses
 
+    @property
+    def resident_bytes(self) -> int:
+        """Its weights, and its pages as `PagesUse.resident_bytes` counts them."""
+        idle = self._cold if self._storage.elastic else len(self._free)
+        return self._decoder.weight_bytes + (self._pages - idle) * self._storage.page_bytes
+
+    def give_back(self) -> None:
+        """Give the memory of free pages back to the system."""
+        warm = self._free[self._cold :]
+        self._storage.give_back(warm)
+        self._cold += len(warm)
+
     def _read(self, going: Several[tuple[int, _View, list[int], int]]) -> None:
         """A chunk of each prompt that is too long to be read with the first guess."""
         parts = []
@@ -86,6 +100,7 @@ class DraftModel:
         if length > self._longest or missing > len(self._free):
             return False
         view.pages += [self._free.pop() for _ in range(missing)]
+        self._cold = min(self._cold, len(self._free))
         return True
 
 

@@ -140,7 +140,7 @@ class Engine:
         self._proposer = proposer if decoder.invariant else None
         self._guessed = self._guessed_right = 0
         self._refused: list[Output] = []
-        self.relief = Relief(self._cache, self._storage, self.context_length, self._batch)
+        self.relief = Relief(self._cache, self._storage, self.context_length, self._batch, self._proposer)
 
     @property
     def idle(self) -> bool:
@@ -349,10 +349,11 @@ class Engine:
         self._storage.release()
 
     def close(self) -> None:
-        """Let weights and pages go, whoever still knows this engine; nothing else may be called afterwards."""
+        """Let weights and pages go, whoever still knows this engine; nothing but this may be called afterwards."""
+        if self.relief.closed:
+            return
         self.relief.close()
         del self._decoder, self._adapters, self._proposer, self._batch, self._contexts, self._cache, self._storage
-        del self.relief
 
     def _guess(self, shares: Several[Share]) -> None:
         """Add to those that decode what may follow, to be computed with them: right guesses save a step each."""

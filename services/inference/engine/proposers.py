@@ -22,6 +22,15 @@ class Proposer(Protocol):
         """For each sequence up to so many tokens that may come next; none where it has no idea."""
         ...
 
+    @property
+    def resident_bytes(self) -> int:
+        """What it takes on the device."""
+        ...
+
+    def give_back(self) -> None:
+        """Give memory that it has no use for now back to the system."""
+        ...
+
 
 class PromptLookup:
     """What followed the last three tokens when they stood in prompt or answer before follows again.
@@ -35,6 +44,14 @@ class PromptLookup:
     def propose(self, asked: Several[tuple[Sequence, int]]) -> list[list[int]]:
         """As `Proposer` says."""
         return [self._indexes.setdefault(sequence, _Index()).find(sequence.tokens, most) for sequence, most in asked]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Nothing worth counting."""
+        return 0
+
+    def give_back(self) -> None:
+        """There is nothing to give."""
 
 
 class _Index:

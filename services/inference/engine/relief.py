@@ -15,11 +15,10 @@ from services.inference.cache.keys import PAGE
 from services.inference.cache.status import Status
 from services.inference.engine.batch import Batch
 from services.inference.engine.forward import Storage
+from services.inference.engine.proposers import Proposer
 from services.inference.engine.sequence import Sequence
 
 __all__ = ["PagesUse", "Relief", "cheapest"]
-
-NO_PAGES = Status(pages=0, free=0, cached=0, evictable=0, held=0, resident=0, hits=0, misses=0, evictions=0, owners={})
 
 
 class PagesUse(msgspec.Struct, frozen=True):
@@ -32,11 +31,20 @@ class PagesUse(msgspec.Struct, frozen=True):
     running: int
     waiting: int
     elastic: bool  # whether fewer pages take less memory
+    beside_bytes: int = 0  # what the model takes that guesses for this one
 
     @property
     def resident_bytes(self) -> int:
-        """What the pages really take."""
-        return self.status.resident * self.page_bytes
+        """What counts as taken where memory is short: all pages that have memory; of a fixed pool those that are held.
+
+        Its cached pages make room by themselves, and free ones cost nobody anything: neither is gained by relief.
+        """
+        return (self.status.resident if self.elastic else self.status.held) * self.page_bytes
+
+    @property
+    def spare_bytes(self) -> int:
+        """What a fixed pool has beyond that: it is not free on the device, and can be used all the same."""
+        return 0 if self.elastic else (self.most - self.status.held) * self.page_bytes
 
 
 class Relief:
@@ -48,13 +56,16 @@ class Relief:
         storage: Storage,
         context_length: int,
         batch: Batch,
+        proposer: Proposer | None = None,
     ) -> None:
-        """No sequence is longer than `context_length` tokens."""
+        """No sequence is longer than `context_length` tokens. What `proposer` takes counts beside the pages."""
         self._cache = cache
         self._storage = storage
         self._most = cache.pages.limit
         self._least = -(-context_length // PAGE)
-        self._batch: Batch | None = batch  # None once closed
+        self._batch = batch
+        self._proposer = proposer
+        self.closed = False
 
     @property
     def page_bytes(self) -> int:
@@ -63,32 +74,26 @@ class Relief:
 
     @property
     def resident_bytes(self) -> int:
-        """What all pages really take."""
-        if self._batch is None:
-            return 0
-        return (self._cache.pages.resident if self._storage.elastic else self._most) * self._storage.page_bytes
+        """All that counts as taken here, now: the pages, and what is beside them."""
+        pages = self._cache.pages
+        taken = pages.resident if self._storage.elastic else pages.held
+        return taken * self._storage.page_bytes + self._beside_bytes
 
     def use(self) -> PagesUse:
         """How the pages are used now."""
-        if self._batch is None:
-            return PagesUse(NO_PAGES, self.page_bytes, least=0, most=0, running=0, waiting=0, elastic=False)
-        status = self._cache.status()
-        if not self._storage.elastic:
-            status = msgspec.structs.replace(status, resident=self._most)
         return PagesUse(
-            status,
+            self._cache.status(),
             self._storage.page_bytes,
             self._least,
             self._most,
             len(self._batch.running),
             len(self._batch.waiting),
             self._storage.elastic,
+            self._beside_bytes,
         )
 
     def admit(self, admitting: bool) -> None:
         """Whether waiting requests may begin beside what runs. With nothing running, one always may."""
-        if self._batch is None:
-            return
         before, self._batch.admitting = self._batch.admitting, admitting
         if admitting and not before:
             self._batch.look_again()
@@ -96,9 +101,10 @@ class Relief:
     def shrink(self, pages: int) -> int:
         """Forget up to so many cached pages, the least recently used first; returns how many.
 
-        Their memory, and that of all others that are free, goes back to the system.
+        Their memory, and that of all others that are free, goes back to the system. Of a fixed pool none is forgotten:
+        that would free nothing.
         """
-        if self._batch is None:
+        if not self._storage.elastic:
             return 0
         dropped = self._cache.evict(pages)
         self.give_back()
@@ -106,16 +112,16 @@ class Relief:
 
     def give_back(self) -> None:
         """Give the memory of free pages back to the system."""
-        if self._batch is not None and self._storage.elastic:
+        if self._storage.elastic:
             self._storage.give_back(self._cache.cool())
+        if self._proposer is not None:
+            self._proposer.give_back()
 
     def resize(self, pages: int) -> int:
         """Let there be so many pages at most, and enough for one sequence; cached ones go, held ones stay.
 
         Returns how many there may be now.
         """
-        if self._batch is None:
-            return 0
         limit = self._cache.resize(max(self._least, min(pages, self._most)))
         self.give_back()
         self._batch.look_again()
@@ -123,8 +129,6 @@ class Relief:
 
     def move_cold(self) -> int:
         """Have sequences that rest give their pages up; long ones are on disk. Returns how many did."""
-        if self._batch is None:
-            return 0
         paused = [sequence for sequence in self._batch.paused if sequence.table is not None]
         for sequence in paused:
             self._batch.swap_out(sequence)
@@ -138,19 +142,23 @@ class Relief:
 
         It waits at the front of the queue.
         """
-        if self._batch is None or len(self._batch.running) < 2:
+        if len(self._batch.running) < 2:
             return False
         self._batch.give_up(cheapest(self._batch.running))
         self.shrink(self._most)
         return True
 
     def close(self) -> None:
-        """Leave the account of the device, and give all memory back; the engine may not be used any more."""
-        if self._batch is None:
-            return
-        self._batch = None  # who still looks after this engine's pages does not keep its weights
+        """Leave the account of the device, and give all memory back; the engine may not be used any more, nor this."""
+        self.closed = True
         self._cache.close()
         self._storage.release()
+        # Who still looks after them keeps neither pages nor weights.
+        del self._cache, self._storage, self._batch, self._proposer
+
+    @property
+    def _beside_bytes(self) -> int:
+        return 0 if self._proposer is None else self._proposer.resident_bytes
 
 
 def cheapest(running: Several[Sequence]) -> Sequence:

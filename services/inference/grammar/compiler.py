@@ -39,6 +39,7 @@ class GrammarCompiler:
         self._kept: OrderedDict[tuple[str, str], CompiledGrammar | Invalid] = OrderedDict()
         self._trial = Trial()
         self._thread = ThreadPoolExecutor(1)
+        self._closed = False
 
     async def compile(self, grammar: Grammar, owner: str) -> CompiledGrammar:
         """What `grammar` lets an answer be. Raises `Invalid` that says what is wrong; `Unavailable` if closed."""
@@ -65,7 +66,10 @@ class GrammarCompiler:
         return found
 
     def close(self) -> None:
-        """End the child, and the thread with it; nothing can be compiled afterwards."""
+        """End the child, and the thread with it; nothing can be compiled afterwards. Closing twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
         self._trial.close()
         self._thread.submit(self._trial.bury)
         self._thread.shutdown(wait=False)

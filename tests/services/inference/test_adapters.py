@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from contextlib import asynccontextmanager
 
 import openai
@@ -23,8 +24,11 @@ from microkernel.errors import (
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
 from services.gateway.service import Gateway
+from services.inference import loaded_adapters as module
 from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.service import Inference
+from services.inference.stored_models import StoredModels
+from services.memory.messages import Holding
 from services.memory.service import Memory
 from services.models.service import Models
 from services.scheduler.service import Scheduler
@@ -96,6 +100,16 @@ async def test_an_adapter_is_asked_by_its_name_beside_its_model(tiny, adapters):
         assert (await answer(system, model="tiny"))[0] == plain
 
 
+async def test_a_model_that_is_asked_through_its_adapter_was_asked(tiny, adapters):
+    inference = Inference()
+    async with TestKernel(*SERVICES[:-1], inference, settings={"inference": {"model": str(tiny)}}) as system:
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        loaded = inference._models.find("tiny")
+        before = loaded.asked_at
+        await answer(system, model="poet")
+        assert before < loaded.asked_at <= inference.clock.now()
+
+
 async def test_answers_with_several_adapters_and_none_at_once_are_those_that_each_gives_alone(tiny, adapters):
     async with node(tiny) as system:
         for path in adapters:
@@ -121,6 +135,27 @@ async def test_it_is_listed_with_its_model_and_its_memory_is_reserved(tiny, adap
         assert await names(system) == ["tiny"]
         with pytest.raises(NotFound, match="no model is named 'Poet-2'"):
             await answer(system, model="Poet-2")
+
+
+async def test_memory_is_told_what_adapters_take(tiny, adapters):
+    async with node(tiny) as system:
+
+        async def told(adapted: bool) -> Holding:
+            async with asyncio.timeout(20):
+                while True:
+                    account, _ = await system.call("memory.usage")
+                    reserved = {each.purpose: each.bytes for each in account.reservations}
+                    weights = reserved["weights of 'tiny'"] + reserved.get("adapter 'poet'", 0)
+                    [holding] = account.holdings or [Holding(name="", device="")]
+                    if holding.weight_bytes == weights and ("adapter 'poet'" in reserved) == adapted:
+                        return holding
+                    await asyncio.sleep(0.05)
+
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        with_it = await told(adapted=True)
+        assert with_it.resident_bytes >= with_it.weight_bytes + with_it.buffer_bytes
+        await system.call("inference.unload_adapter", name="poet")
+        assert (await told(adapted=False)).weight_bytes < with_it.weight_bytes
 
 
 async def test_a_gguf_adapter_gives_the_same_answers_as_the_folder(tiny, adapters, tmp_path):
@@ -161,6 +196,26 @@ async def test_the_same_one_again_is_the_one_that_is_there_and_another_does_not_
         with pytest.raises(Invalid, match="cannot be the name of an adapter"):
             await system.call("inference.load_adapter", ref=str(adapters[1]), name="a b")
         assert await reserved(system) == WHOLE["tiny"] | {"adapter 'poet'"}
+
+
+async def test_one_that_is_still_to_be_pulled_holds_up_no_other(tiny, adapters, monkeypatch):
+    find, pulling, goes_on = StoredModels.find, asyncio.Event(), asyncio.Event()
+
+    async def slowly(self, ref):
+        if ref == str(adapters[1]):
+            pulling.set()
+            await goes_on.wait()
+        return await find(self, ref)
+
+    monkeypatch.setattr(StoredModels, "find", slowly)
+    async with node(tiny) as system, asyncio.timeout(20):
+        slow = [asyncio.create_task(system.call("inference.load_adapter", ref=str(adapters[1]))) for _ in range(2)]
+        await pulling.wait()
+        await system.call("inference.load_adapter", ref=str(adapters[0]))
+        await system.call("inference.unload_adapter", name="poet")
+        goes_on.set()
+        assert [shown.name for shown in await asyncio.gather(*slow)] == ["clerk", "clerk"]
+        assert await reserved(system) == WHOLE["tiny"] | {"adapter 'clerk'"}
 
 
 async def test_as_many_as_may_be_are_loaded_and_none_of_a_larger_rank(tiny, adapters):
@@ -212,6 +267,20 @@ async def test_one_from_the_store_is_found_by_name_and_is_no_model_of_its_own(ti
         assert (await answer(system, model="poet"))[1].model == "poet"
 
 
+async def test_adapters_of_the_settings_come_with_a_default_model_that_has_made_room_already(
+    tiny, adapters, monkeypatch
+):
+    load = module.LoadedAdapters.load
+
+    async def after_a_rest(self, ref, model, name):
+        await self._models._rest(self._models.find("tiny"), "makes room")
+        return await load(self, ref, model, name)
+
+    monkeypatch.setattr(module.LoadedAdapters, "load", after_a_rest)
+    async with asyncio.timeout(20), node(tiny, adapters={"verse": str(adapters[0])}) as system:
+        assert (await answer(system, model="verse"))[1].model == "verse"
+
+
 async def test_adapters_of_the_settings_are_there_from_the_start_and_after_a_restart(tiny, adapters):
     async with node(tiny, adapters={"verse": str(adapters[0])}) as system:
         text, _ = await answer(system, model="verse")
@@ -261,6 +330,28 @@ async def test_adapters_go_with_a_model_that_is_unloaded(tiny, adapters, tmp_pat
             async for _ in stream:
                 pass
         assert await names(system) == ["tiny"]
+        assert await reserved(system) == WHOLE["tiny"]
+
+
+async def test_a_model_that_is_unloaded_while_its_adapter_is_read_is_named(tiny, adapters, tmp_path, monkeypatch):
+    other, inference = write_tiny_model(tmp_path / "other", seed=1), Inference()
+    read = module.open_adapter
+    reading, goes_on = threading.Event(), threading.Event()
+
+    def slowly(*arguments, **fields):
+        reading.set()
+        goes_on.wait(30)
+        return read(*arguments, **fields)
+
+    monkeypatch.setattr(module, "open_adapter", slowly)
+    async with TestKernel(*SERVICES[:-1], inference, settings={"inference": {"model": str(tiny)}}) as system:
+        await system.call("inference.load", ref=str(other))
+        loading = asyncio.create_task(system.call("inference.load_adapter", ref=str(adapters[0]), model="other"))
+        await asyncio.to_thread(reading.wait, 30)
+        await system.call("inference.unload", name="other")
+        goes_on.set()
+        with pytest.raises(Unavailable, match="model 'other' was unloaded"):
+            await loading
         assert await reserved(system) == WHOLE["tiny"]
 
 

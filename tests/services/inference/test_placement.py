@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import threading
 import weakref
 from contextlib import asynccontextmanager
 
@@ -13,7 +15,7 @@ from tiny_model import write_tiny_model
 import services.devices.service as devices_module
 from drivers.accelerator import Accelerator, Memory
 from microkernel.driver import DeviceFacts, Driver
-from microkernel.errors import Unavailable
+from microkernel.errors import DeadlineExceeded, Unavailable
 from microkernel.plugins import Plugin
 from microkernel.testing import TestKernel
 from services.devices.messages import Device, DeviceState
@@ -190,6 +192,28 @@ async def test_a_lost_device_is_left_and_the_next_question_is_answered_elsewhere
             await anext(unloaded)
         assert await answer(system) == before
         assert await where(system) == "cpu0"
+
+
+async def test_a_node_ends_and_lets_go_of_its_disk_though_a_device_does_not_answer(tiny, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("services.inference.loaded_models.CLOSE_TIMEOUT", 0.1)
+    inference, goes_on = Inference(), threading.Event()
+    async with node(tiny, inference) as system:
+        await system.call("inference.load", ref=str(write_tiny_model(tmp_path / "other", seed=1)))
+        engines = [inference._models.find(name)._engine for name in ("tiny", "other")]
+        saved = inference._models._loader._saved
+        closed = asyncio.create_task(inference.executor("cpu0").run(goes_on.wait, 30))
+        with pytest.raises(DeadlineExceeded):
+            await system.call("inference.unload", name="other", deadline=0.05)
+        await system.kernel.remove("inference")
+        assert "they have not in 0.1 s" in caplog.text
+        assert "stop() raised" not in caplog.text
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            saved.begin_reading(b"key")
+        assert not any(engine.relief.closed for engine in engines)
+        goes_on.set()
+        await closed
+        await inference.executor("cpu0").run(lambda: None)
+        assert all(engine.relief.closed for engine in engines), "as soon as the device got to it"
 
 
 @pytest.mark.gpu

@@ -13,8 +13,10 @@ from tiny_model import write_tiny_model
 from microkernel.errors import Overloaded
 from microkernel.testing import TestKernel
 from services.inference.engine.engine import Engine
+from services.inference.engine.relief import Relief
+from services.inference.native.pages import HostPages
 from services.inference.service import Inference
-from services.memory.messages import Rung, Tier
+from services.memory.messages import Pressure, Rung, Tier
 from services.memory.service import Memory
 from services.models.service import Models
 from services.scheduler.service import Scheduler
@@ -29,10 +31,10 @@ def models(tmp_path_factory):
 
 
 @asynccontextmanager
-async def node(models, monkeypatch, memory=None, **settings):
+async def node(models, monkeypatch, memory=None, inference=Inference, **settings):
     monkeypatch.setattr(SmallDevices, "memory", 1 << 30)
     monkeypatch.setattr(SmallDevices, "free", None)
-    kinds = (SmallDevices, Memory, Models, Scheduler, Inference)
+    kinds = (SmallDevices, Memory, Models, Scheduler, inference)
     given = {"model": str(models[0]), "slots": 8, "token_budget": 16, **settings}
     async with TestKernel(*kinds, settings={"inference": given, "memory": {"share": 1.0, **(memory or {})}}) as system:
         yield system
@@ -99,6 +101,46 @@ async def test_prefixes_that_nobody_holds_are_dropped_and_their_memory_is_given_
         assert (await account(system)).used_bytes < before.used_bytes
 
 
+async def test_a_pool_of_fixed_size_is_no_pressure_by_itself_and_answers_give_up_what_they_hold_of_it(
+    models, monkeypatch
+):
+    monkeypatch.setattr(HostPages, "elastic", False)
+    inference = Inference()
+    async with node(models, monkeypatch, inference=inference) as system:
+        monkeypatch.setattr(SmallDevices, "free", 1000)  # the pool has taken the rest
+        expected = await whole(ask(system))
+        [holding] = (await account(system)).holdings
+        await whole(ask(system, "more", tokens=4))
+
+        async def told():
+            [after] = (await account(system)).holdings
+            return after.held_bytes == 0 and after.cached_bytes > holding.cached_bytes
+
+        await until(told)
+        device = await account(system)
+        assert device.rung is Rung.CALM
+        assert device.used_bytes == holding.weight_bytes + holding.buffer_bytes
+        running = ask(system)
+        text = await begun(running)  # and its reader is behind, until it is wanted again
+
+        async def held():
+            return (await account(system)).holdings[0].held_bytes > 0
+
+        await until(held)
+
+        async def stopped():
+            generations = inference._models.find("one").runner.generations
+            return all(each.held_since is not None for each in generations)
+
+        await until(stopped)
+        before = (await account(system)).holdings[0].cached_bytes
+        await inference._models.places.press(Pressure(device="cpu0", rung=Rung.MOVE, used=2, limit=2, excess=1 << 40))
+        use = await inference._models.find("one").with_pages(Relief.use)
+        assert use.status.held == 0
+        assert use.status.cached * use.page_bytes >= before, "to forget them would free nothing"
+        assert text + await whole(running) == expected
+
+
 async def test_a_model_that_nobody_asks_leaves_and_the_one_asked_last_stays(models, monkeypatch):
     monkeypatch.setattr("services.inference.housekeeping.COLD", 0.0)
     async with node(models, monkeypatch) as system:
@@ -118,6 +160,19 @@ async def test_a_model_that_nobody_asks_leaves_and_the_one_asked_last_stays(mode
         await until(gone)
         await press(system, monkeypatch, Rung.CALM)
         assert await whole(ask(system, model="one", tokens=8)) == first
+
+
+async def test_a_model_that_leaves_for_good_while_others_are_relieved_does_not_rest(models, monkeypatch):
+    monkeypatch.setattr("services.inference.housekeeping.COLD", 0.0)
+    inference = Inference()
+    async with node(models, monkeypatch, inference=inference) as system:
+        await system.call("inference.load", ref=str(models[1]))
+        await whole(ask(system, model="one", tokens=8))
+        short = Pressure(device="cpu0", rung=Rung.MOVE, used=2, limit=2, excess=1 << 40)
+        relieved = inference._models.places.press(short)
+        await asyncio.gather(relieved, system.call("inference.unload", name="two"))
+        assert [(each.name, each.state) for each in await system.call("inference.list")] == [("one", "ready")]
+        assert await whole(ask(system, model="one", tokens=8))
 
 
 async def test_nothing_new_begins_beside_what_runs_and_is_told_when_to_come_back(models, monkeypatch):

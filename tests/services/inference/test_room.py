@@ -11,6 +11,9 @@ from tiny_model import write_tiny_model
 
 from microkernel.errors import Overloaded
 from microkernel.testing import TestKernel
+from services.inference.cache.status import Status
+from services.inference.engine.relief import PagesUse
+from services.inference.room import wanted_pages
 from services.inference.service import Inference
 from services.memory.messages import Tier
 from services.memory.service import Memory
@@ -27,9 +30,9 @@ def models(tmp_path_factory):
 
 
 @asynccontextmanager
-async def node(models, memory, **settings):
+async def node(models, memory, inference=Inference, **settings):
     """A node that may reserve `memory` bytes, with the first of the models, and the others stored."""
-    kinds = (SmallDevices, Memory, Models, Scheduler, Inference)
+    kinds = (SmallDevices, Memory, Models, Scheduler, inference)
     given = {"model": str(models[0]), "slots": 4, "token_budget": 16, **settings}
     SmallDevices.memory = memory
     async with TestKernel(*kinds, settings={"inference": given, "memory": {"share": 1.0}}) as system:
@@ -70,6 +73,21 @@ async def begun(system, model="one", tokens=400):
         if piece.text:
             return stream
     raise AssertionError("no text came")
+
+
+def use(*, held: int = 0, cached: int = 0, pages: int = 100, running: int = 0, waiting: int = 0) -> PagesUse:
+    """Pages of a pool that may have 400."""
+    free = pages - held - cached
+    status = Status(pages, free, cached, cached, held, held + cached, hits=0, misses=0, evictions=0, owners={})
+    return PagesUse(status, page_bytes=64, least=20, most=400, running=running, waiting=waiting, elastic=True)
+
+
+def test_a_model_at_work_that_has_hardly_a_page_left_wants_more_and_one_that_rests_does_not():
+    assert wanted_pages(use(held=60, cached=30, running=3)) == 200
+    assert wanted_pages(use(held=10, running=1, waiting=2)) == 200
+    assert wanted_pages(use(held=60, running=3)) == 100
+    assert wanted_pages(use(cached=100)) == 100, "what it has only cached it may have to give, not to multiply"
+    assert wanted_pages(use(pages=300, held=300, running=3)) == 400
 
 
 async def test_pages_that_are_not_in_use_go_to_the_next_model_and_nobody_leaves(models):
@@ -129,6 +147,29 @@ async def test_models_that_are_asked_at_the_same_time_all_answer_or_are_told_to_
         assert [await answer(system, name) for name in ("one", "two", "three")] == expected
 
 
+async def test_a_neighbour_that_leaves_while_room_is_made_is_no_reason_to_refuse_anybody(models, monkeypatch):
+    inference, squeezed, goes_on = Inference(), asyncio.Event(), asyncio.Event()
+    async with node(models, 1 << 30, inference=inference) as system:
+        await system.call("inference.load", ref=str(models[1]))
+        await answer(system, "one")  # the other one is squeezed first
+        leaving, call = inference._models.find("two"), inference.call
+
+        async def after_it_has_left(to, message=None, /, **fields):
+            if to == "memory.resize" and message.id == leaving.pages.id:
+                squeezed.set()
+                await goes_on.wait()
+            return await call(to, message, **fields)
+
+        monkeypatch.setattr(inference, "call", after_it_has_left)
+        room = inference._models.places._places["cpu0"].room
+        free = await room._free()
+        asked = asyncio.create_task(room.reserve("something beside", free + 1))
+        await squeezed.wait()
+        await system.call("inference.unload", name="two")
+        goes_on.set()
+        assert (await asked).bytes == free + 1
+
+
 async def test_three_models_loaded_at_once_each_fit_at_the_size_that_there_is(models):
     fixed, context = await sizes(models)
     async with node(models, 3 * (fixed + context) + context, cache_share=1.0) as system:
@@ -165,6 +206,21 @@ async def test_a_context_that_does_not_fit_becomes_shorter_and_the_log_says_so(m
         [model] = await system.call("inference.list")
         assert 1024 <= model.context_length < 4096
     assert f"has a context of {model.context_length} tokens instead of 4096" in caplog.text
+
+
+async def test_a_model_that_guesses_counts_with_the_one_that_it_guesses_for(models):
+    async with node(models, 1 << 30, speculation=str(models[1])) as system:
+        assert await answer(system, tokens=40)
+        device = await account(system)
+        reserved = {each.purpose: each.bytes for each in device.reservations}
+        async with asyncio.timeout(20):
+            while not (device.holdings and device.holdings[0].cached_bytes):
+                await asyncio.sleep(0.05)
+                device = await account(system)
+        [holding] = device.holdings
+        fixed = holding.weight_bytes + holding.buffer_bytes
+        beside = holding.resident_bytes - fixed - holding.held_bytes - holding.cached_bytes
+        assert reserved["weights of 'one'"] < beside < reserved["draft model of 'one'"]
 
 
 async def test_the_use_of_each_model_and_owner_is_told(models):

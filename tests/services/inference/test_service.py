@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
-from inference_node import HELLO, answer, node, reading
+from inference_node import HELLO, SERVICES, answer, node, reading
 from tiny_model import write_tiny_model
 
-from microkernel.errors import CallCancelled, DataLoss, Internal, Invalid, NotFound, Overloaded, Unavailable
+from microkernel.errors import (
+    CallCancelled,
+    DataLoss,
+    DeadlineExceeded,
+    Internal,
+    Invalid,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
 from services.inference.loader import Loader
@@ -21,6 +31,12 @@ from services.scheduler.service import Scheduler
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+async def reserved(system) -> dict[int, int]:
+    """What is reserved of the device, by the number of each reservation."""
+    account, _ = await system.call("memory.usage")
+    return {each.id: each.bytes for each in account.reservations}
 
 
 async def test_a_chat_streams_text_and_ends_with_its_reason_and_usage(tiny):
@@ -241,6 +257,38 @@ async def test_a_second_model_is_loaded_when_asked_for_and_unloaded_again(tiny, 
         await system.call("inference.unload", name="other")
         account, _ = await system.call("memory.usage")
         assert len(account.reservations) == 3
+
+
+async def test_a_model_that_several_unload_at_once_is_unloaded_once_and_does_not_rest(tiny, tmp_path):
+    other, inference = write_tiny_model(tmp_path / "other", seed=1), Inference()
+    async with TestKernel(*SERVICES[:-1], inference, settings={"inference": {"model": str(tiny)}}) as system:
+        await system.call("inference.load", ref=str(other))
+        models, leaving = inference._models, inference._models.find("other")
+        async with system.subscribe("inference.unloaded") as told:
+            unloading = system.call("inference.unload", name="other")
+            await asyncio.gather(unloading, models.unload(leaving), models._rest(leaving, "makes room"))
+            assert leaving._relief.closed, "who came second has waited for the first"
+            assert [each.name for each in await system.call("inference.list")] == ["tiny"]
+            await system.call("inference.load", ref=str(other))
+            await models._rest(leaving, "makes room")
+            assert (await answer(system, model="other", max_tokens=4))[0], "a newer one of its name stays"
+            assert told.pending == 1
+
+
+async def test_an_unloaded_model_gives_its_memory_back_though_who_asked_for_it_has_left(tiny, tmp_path):
+    other, inference, goes_on = write_tiny_model(tmp_path / "other", seed=1), Inference(), threading.Event()
+    async with TestKernel(*SERVICES[:-1], inference, settings={"inference": {"model": str(tiny)}}) as system:
+        before = await reserved(system)
+        await system.call("inference.load", ref=str(other))
+        busy = asyncio.create_task(inference.executor("cpu0").run(goes_on.wait, 30))
+        async with system.subscribe("inference.unloaded") as unloaded:
+            with pytest.raises(DeadlineExceeded):
+                await system.call("inference.unload", name="other", deadline=0.05)
+            assert await reserved(system) != before, "it is still there"
+            goes_on.set()
+            await anext(unloaded)
+        await busy
+        assert await reserved(system) == before
 
 
 async def test_a_model_without_a_template_completes_and_says_why_it_does_not_chat(tmp_path):

@@ -19,6 +19,7 @@ from services.memory.service import Memory
 
 class Use(Message):
     bytes: int
+    spare: int = 0
 
 
 class Keeper(Service):
@@ -90,7 +91,7 @@ class Tenant(Service):
 
     @handles
     async def use(self, message: Use) -> Rung:
-        holding = Holding(name="m", device="cpu0", resident_bytes=message.bytes)
+        holding = Holding(name="m", device="cpu0", resident_bytes=message.bytes, spare_bytes=message.spare)
         return (await self.call("memory.report", ReportUse(device="cpu0", holdings=(holding,)))).rung
 
 
@@ -108,6 +109,14 @@ async def test_pressure_is_told_when_the_rung_changes_and_to_who_reports(monkeyp
             (Rung.CLOSE, 850, 1000),
             (Rung.CALM, 100, 1000),
         ]
+
+
+async def test_what_a_pool_has_to_spare_could_be_used_as_well_as_what_is_free(monkeypatch):
+    monkeypatch.setattr(OneDevice, "free", 50)
+    async with TestKernel(OneDevice, Memory, Tenant, settings={"memory": {"share": 1.0}}) as system:
+        uses = [(200, 650), (550, 300), (750, 100), (800, 50), (400, 450)]
+        rungs = [await system.call("tenant.use", bytes=used, spare=spare) for used, spare in uses]
+        assert rungs == [Rung.CALM, Rung.DROP, Rung.CLOSE, Rung.CLOSE, Rung.CALM]
 
 
 async def test_a_device_that_others_fill_is_watched_without_a_report(monkeypatch):

@@ -16,6 +16,7 @@ from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.sampler import ResolvedSampling
+from services.inference.native.pages import HostPages
 
 WARM = ResolvedSampling(temperature=1.2, seed=5)
 
@@ -52,6 +53,28 @@ def test_cached_pages_go_least_recently_used_first_and_take_no_memory_any_more(d
     engine.add(request(2))
     run(engine)
     assert engine.pages.hits - hits == 32, "what was used last is still there"
+
+
+def test_of_a_fixed_pool_what_is_held_counts_and_nothing_is_forgotten_in_vain(decoder, monkeypatch):
+    monkeypatch.setattr(HostPages, "elastic", False)
+    engine = Engine(decoder)
+    wanted = [request(1, 60, 90), request(2, 60, 20)]
+    engine.add(request(3))
+    given = {key: value for key, value in run(engine).items() if key != 3}
+    cached = engine.pages.cached
+    assert engine.relief.use().resident_bytes == engine.relief.resident_bytes == 0
+    assert engine.relief.use().spare_bytes == engine.pages.pages * engine.page_bytes
+    assert engine.relief.shrink(1000) == 0
+    assert engine.pages.cached == cached > 0, "to forget them would free nothing"
+    for one in wanted:
+        engine.add(one)
+    for _ in range(5):
+        step(engine, given)
+    held = engine.pages.held
+    assert engine.relief.resident_bytes == held * engine.page_bytes
+    assert engine.relief.pause_cheapest()
+    assert engine.relief.resident_bytes == engine.pages.held * engine.page_bytes < held * engine.page_bytes
+    assert run(engine, given) == alone(decoder, wanted)
 
 
 def test_held_pages_are_not_forgotten(decoder):
@@ -327,8 +350,7 @@ def test_a_closed_engine_has_left_its_account_and_gives_its_weights_back_at_once
     assert gone() is None, "without waiting for the collector"
 
 
-def test_a_closed_engine_has_no_pages_and_takes_nothing_off_an_account(decoder):
-    """Who looks after memory may still know it."""
+def test_a_closed_engine_keeps_nothing_and_takes_nothing_off_an_account_twice(decoder):
     ledger = Ledger()
     first, second = Engine(decoder, ledger=ledger), Engine(decoder, ledger=ledger)
     for engine in (first, second):
@@ -338,16 +360,10 @@ def test_a_closed_engine_has_no_pages_and_takes_nothing_off_an_account(decoder):
     second.close()
     left = ledger.used("local")
     assert left == first.pages.owners["local"].used * first.page_bytes
-    use = relief.use()
-    assert (use.status.pages, use.status.resident, use.status.owners, use.most) == (0, 0, {}, 0)
-    assert relief.page_bytes == first.page_bytes
-    relief.admit(True)
-    relief.give_back()
-    assert (relief.shrink(5), relief.resize(5), relief.move_cold(), relief.pause_cheapest()) == (0, 0, 0, False)
-    assert relief.resident_bytes == 0
-    relief.close()
+    assert relief.closed
+    second.close()
     assert ledger.used("local") == left
-    assert batch() is None, "nor does it keep what the engine had"
+    assert batch() is None, "who looks after memory may still know its pages"
 
 
 @given(st.integers(0, 10_000))

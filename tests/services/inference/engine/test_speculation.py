@@ -18,6 +18,7 @@ from services.inference.engine.pace import Pace
 from services.inference.engine.proposers import PromptLookup
 from services.inference.engine.sampler import ResolvedSampling
 from services.inference.engine.sequence import Sequence
+from services.inference.native.pages import HostPages
 
 PARAMS = (
     ResolvedSampling(temperature=0.0),
@@ -40,6 +41,11 @@ class Oracle:
             come = self.texts[sequence.request.id][sequence.generated :][:most]
             guesses.append([(token + (self.choose.random() < self.mistakes)) % 250 for token in come])
         return guesses
+
+    resident_bytes = 0
+
+    def give_back(self) -> None:
+        pass
 
 
 def request(number: int, *, params=PARAMS[0], prompt=(1, 2, 3), max_tokens: int = 40, stop=()) -> Request:
@@ -212,6 +218,23 @@ def test_a_draft_model_changes_no_text_and_its_pages_come_back(native_decoder, p
         engine.add(one)
     assert run(engine) == expected
     assert sorted(draft._free) == list(range(24))
+
+
+@pytest.mark.parametrize("elastic", [True, False])
+def test_a_draft_model_counts_its_weights_and_the_pages_that_it_uses(native_decoder, elastic, monkeypatch):
+    monkeypatch.setattr(HostPages, "elastic", elastic)
+    draft = DraftModel(native_decoder, native_decoder.config, pages=64)
+    engine = Engine(native_decoder, proposer=draft)
+    nothing = native_decoder.weight_bytes
+    assert engine.relief.use().beside_bytes == draft.resident_bytes == nothing
+    engine.add(request(1))
+    step(engine, {})
+    step(engine, {})
+    assert draft.resident_bytes - nothing == (64 - len(draft._free)) * engine.page_bytes > 0
+    run(engine)
+    assert (draft.resident_bytes > nothing) == elastic, "free pages keep their memory until it is given back"
+    engine.relief.give_back()
+    assert draft.resident_bytes == nothing
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused_with_both_numbers(native_decoder):
