@@ -62,13 +62,8 @@ class Adapters {
         const Matrix& a = (range.layer[layer].*targets[number]).a;
         if (tile >= a.tiles()) return;
         const Inputs& low = low_[number];
-        each_token<BFloat16>(a, tile, from(inputs, range.first), range.count, [&](int token, Floats sums) {
-            uint16_t row[LANES];
-            store_bfloat16(row, sums);
-            for (int j = 0; j < LANES; j += 2) {
-                const size_t at = static_cast<size_t>(tile * LANES + j) / 2 * low.tokens + range.first + token;
-                std::memcpy(low.rounded + at * 2, row + j, 4);
-            }
+        each_token<BFloat16>(a, tile, inputs, {range.first, range.count}, {}, [&](int first, const auto& sums) {
+            low.take_factors(first, tile, sums);
         });
     }
 
@@ -83,8 +78,8 @@ class Adapters {
             const Matrix& b = (range.layer[layer].*targets[number]).b;
             if (b.rows == 0) continue;
             leave(range.first);
-            each_token<BFloat16>(b, tile, from(low_[number], range.first), range.count, [&](int token, Floats sums) {
-                store(out + (range.first + token) * LANES, sums);
+            each_token<BFloat16>(b, tile, low_[number], {range.first, range.count}, {}, [&](int first, const auto& sums) {
+                for (const Floats& each : sums) store(out + first++ * LANES, each);
             });
             end = range.first + range.count;
         }
@@ -96,12 +91,6 @@ class Adapters {
     static constexpr int TOGETHER = 48;  // tokens of a piece: enough to read a matrix for, few enough for all threads
 
     int tiles() const { return low_->columns / LANES; }
-
-    // The inputs of the tokens from `first` on, of which bfloat16 matrices know the rounded ones only.
-    static Inputs from(Inputs inputs, int first) {
-        inputs.rounded += 2 * static_cast<size_t>(first);
-        return inputs;
-    }
 
     const Inputs* low_;
     std::vector<Adapted> ranges_;

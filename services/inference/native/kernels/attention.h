@@ -122,9 +122,4 @@ inline void join(Part& whole, const Part& part, int size) {
     whole.weight = whole.weight * before + part.weight * after;
 }
 
-inline void normalise(const Part& part, int size, float* out) {
-    const float by = part.weight > 0.0f ? 1.0f / part.weight : 0.0f;
-    for (int d = 0; d < size; d += LANES) store(out + d, multiply(load(part.values + d), spread(by)));
-}
-
 }  // namespace mk

@@ -11,6 +11,9 @@
 
 namespace mk {
 
+// Where row `row` of a table of `width` begins.
+inline size_t at(int row, int width) { return static_cast<size_t>(row) * width; }
+
 struct Layer {
     Matrix query, key, value, output, gate, up, down;
     const float* attention_norm;  // [hidden]

@@ -1,8 +1,9 @@
 // Pages in bfloat16: for each layer and key head keys, [size / 2][16 tokens][2], so that one register holds the same two
-// dimensions of all 16, and values, [8 pairs of tokens][size][2]. Queries and weights are rounded to bfloat16 too.
+// dimensions of all 16, and values, [8 pairs of tokens][size][2]. Queries and weights are factors.
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "span.h"
 
@@ -10,10 +11,10 @@ namespace mk {
 
 struct BFloat16Pages {
     static size_t block(int size) { return 2 * keys(size); }  // bytes of one layer and key head
-    static size_t query(int size) { return 2 * static_cast<size_t>(size); }
+    static size_t query(int size) { return sizeof(Factor) * static_cast<size_t>(size); }
 
     static void take_query(int size, const float* x, uint8_t* out) {
-        for (int d = 0; d < size; d += LANES) store_bfloat16(reinterpret_cast<uint16_t*>(out) + d, load(x + d));
+        for (int d = 0; d < size; d += LANES) store_factors(reinterpret_cast<Factor*>(out) + d, load(x + d));
     }
 
     static void append(int size, uint8_t* block, int slot, const float* key, const float* value) {
@@ -32,7 +33,7 @@ struct BFloat16Pages {
     template <int ROWS>
     static void scores(uint8_t* const* pages, int count, size_t at, int size, const uint8_t* queries, float scale, float* out) {
         constexpr int ABREAST = abreast<ROWS>();
-        const auto* rows = reinterpret_cast<const uint16_t*>(queries);
+        const auto* rows = reinterpret_cast<const Factor*>(queries);
         int page = 0;
         for (; page + ABREAST <= count; page += ABREAST) some_scores<ROWS, ABREAST>(pages + page, at, size, rows, scale, out + page * PAGE);
         for (; page < count; ++page) some_scores<ROWS, 1>(pages + page, at, size, rows, scale, out + page * PAGE);
@@ -41,14 +42,20 @@ struct BFloat16Pages {
     // Values of `count` pages weighted by `weights` [ROWS][SPAN].
     template <int ROWS>
     static void values(uint8_t* const* pages, int count, size_t at, int size, const float* weights, const Part* parts) {
-        alignas(64) uint16_t rounded[ROWS * SPAN];
-        for (int r = 0; r < ROWS; ++r) {
-            for (int i = 0; i < count * PAGE; i += LANES) store_bfloat16(rounded + r * SPAN + i, load(weights + r * SPAN + i));
+        const Factor* factors;
+        alignas(64) Factor rounded[ROWS * SPAN];
+        if constexpr (std::is_same_v<Factor, float>) {
+            factors = weights;
+        } else {
+            for (int r = 0; r < ROWS; ++r) {
+                for (int i = 0; i < count * PAGE; i += LANES) store_factors(rounded + r * SPAN + i, load(weights + r * SPAN + i));
+            }
+            factors = rounded;
         }
         constexpr int ABREAST = abreast<ROWS>();
         int d = 0;
-        for (; d + ABREAST * LANES <= size; d += ABREAST * LANES) some_values<ROWS, ABREAST>(pages, count, at, size, rounded, d, parts);
-        for (; d < size; d += LANES) some_values<ROWS, 1>(pages, count, at, size, rounded, d, parts);
+        for (; d + ABREAST * LANES <= size; d += ABREAST * LANES) some_values<ROWS, ABREAST>(pages, count, at, size, factors, d, parts);
+        for (; d < size; d += LANES) some_values<ROWS, 1>(pages, count, at, size, factors, d, parts);
     }
 
   private:
@@ -62,14 +69,16 @@ struct BFloat16Pages {
     }
 
     template <int ROWS, int PAGES>
-    static void some_scores(uint8_t* const* pages, size_t at, int size, const uint16_t* queries, float scale, float* out) {
+    static void some_scores(uint8_t* const* pages, size_t at, int size, const Factor* queries, float scale, float* out) {
         Floats sums[PAGES][ROWS];
         for (int p = 0; p < PAGES; ++p) {
             for (int r = 0; r < ROWS; ++r) sums[p][r] = zero();
         }
         for (int d = 0; d < size; d += 2) {
             for (int p = 0; p < PAGES; ++p) {
-                const Pairs pairs = load_pairs(reinterpret_cast<const uint16_t*>(pages[p] + at) + d * PAGE);
+                const uint8_t* keys_of = pages[p] + at + 2 * static_cast<size_t>(d) * PAGE;
+                const Pairs pairs = load_pairs(reinterpret_cast<const uint16_t*>(keys_of));
+                __builtin_prefetch(keys_of + keys(size));  // the values, which come next
                 for (int r = 0; r < ROWS; ++r) sums[p][r] = dot(sums[p][r], pairs, queries + r * size + d);
             }
         }
@@ -80,7 +89,7 @@ struct BFloat16Pages {
 
     // For 16 * BLOCKS dimensions.
     template <int ROWS, int BLOCKS>
-    static void some_values(uint8_t* const* pages, int count, size_t at, int size, const uint16_t* weights, int dimension,
+    static void some_values(uint8_t* const* pages, int count, size_t at, int size, const Factor* weights, int dimension,
                             const Part* parts) {
         Floats sums[BLOCKS][ROWS];
         for (int b = 0; b < BLOCKS; ++b) {

@@ -26,66 +26,106 @@ struct Matrix {
     int tiles() const { return (rows + LANES - 1) / LANES; }
 };
 
-// Inputs of `columns` for `tokens` tokens, rounded. Tokens lie beside each other, so that a product of several of them
-// needs few addresses.
+// How inputs are rounded: to bytes, to factors of bfloat16 weights, or both. Where the halves of a group may come from
+// different threads (`apart`), `complete` follows when all have come.
+struct Rounding {
+    bool bytes = false, factors = false, apart = false;
+};
+
+// Inputs of `columns` for `tokens` tokens, rounded. Sixteen tokens are a block, in which they lie beside each other, so
+// that a product of several of them needs few addresses, and one of many reads one block after the other.
 struct Inputs {
-    int8_t* quants;     // [columns / 32][tokens][32]
-    float* scales;      // [columns / 32][2][tokens]
-    float* totals;      // [columns / 32][3][tokens]: scale * sum of quants, of all 32, of the first 16, and of the others
-    uint16_t* rounded;  // [columns / 2][tokens][2] bfloat16, for matrices of that kind
+    static constexpr int BLOCK = 16;
+
+    int8_t* quants;   // [blocks][columns / 32][block][32]
+    float* scales;    // [blocks][columns / 32][2][block]
+    float* totals;    // [blocks][columns / 32][3][block]: scale * sum of quants, of all 32, the first 16, and the others
+    Factor* factors;  // [blocks][columns / 2][block][2]
     int columns, tokens;
 
-    // Round one token's inputs `x`; for bytes, for bfloat16, or both.
-    void take(int token, const float* x, bool bytes, bool pairs) const {
-        if (bytes) {
-            for (int group = 0; group < columns / 32; ++group) quantise(token, group, x + 32 * group);
+    int block() const { return std::min(tokens, BLOCK); }
+    static size_t room(size_t tokens) { return tokens <= BLOCK ? tokens : (tokens + BLOCK - 1) / BLOCK * BLOCK; }
+
+    // Where the numbers of a token's block begin, for what a group has `each` of for each token; and its factors.
+    size_t start(int token, int each) const { return static_cast<size_t>(token / BLOCK) * (columns / 32) * each * block(); }
+    size_t start_of_factors(int token) const { return static_cast<size_t>(token / BLOCK) * columns * block(); }
+
+    // Round inputs from column 16 * tile on, 16 of each of TOKENS tokens of a block; a group's halves one after the other.
+    template <int TOKENS>
+    void take(int first, int tile, const Floats (&x)[TOKENS], Rounding to) const {
+        if (to.bytes) take_bytes(first, tile, x, to.apart);
+        if (to.factors) take_factors(first, tile, x);
+    }
+
+    template <int TOKENS>
+    void take_factors(int first, int tile, const Floats (&x)[TOKENS]) const {
+        const int stride = 2 * block();
+        Factor* out = factors + start_of_factors(first) + static_cast<size_t>(tile) * (LANES / 2) * stride + first % BLOCK * 2;
+        for (int t = 0; t < TOKENS; ++t) {
+            Factor row[LANES];
+            store_factors(row, x[t]);
+            for (int j = 0; j < LANES / 2; ++j) std::memcpy(out + j * stride + 2 * t, row + 2 * j, 2 * sizeof(Factor));
         }
-        if (pairs) {
-            uint16_t row[LANES];
-            for (int i = 0; i < columns; i += LANES) {
-                store_bfloat16(row, load(x + i));
-                for (int j = 0; j < LANES; j += 2) std::memcpy(rounded + (static_cast<size_t>(i + j) / 2 * tokens + token) * 2, row + j, 4);
-            }
+    }
+
+    // The totals of a token's groups.
+    void complete(int token) const {
+        for (int group = 0; group < columns / 32; ++group) {
+            float* total = totals + start(token, 3) + group * 3 * block() + token % BLOCK;
+            total[0] = total[block()] + total[2 * block()];
         }
     }
 
   private:
-    void quantise(int token, int group, const float* x) const {
-        const size_t at = static_cast<size_t>(group) * tokens + token;
-        float* scale = scales + static_cast<size_t>(group) * 2 * tokens + token;
-        float* total = totals + static_cast<size_t>(group) * 3 * tokens + token;
-        total[tokens] = quantise_half(x, quants + 32 * at, scale[0]);
-        total[2 * tokens] = quantise_half(x + LANES, quants + 32 * at + LANES, scale[tokens]);
-        total[0] = total[tokens] + total[2 * tokens];
-    }
-
-    // Returns the sum of what was rounded.
-    static float quantise_half(const float* x, int8_t* out, float& scale) {
-        const Floats values = load(x);
-        const float most = largest(magnitude(values));
-        const Ints rounded_values = mk::rounded(multiply(values, spread(most > 0.0f ? 127.0f / most : 0.0f)));
-        store_as_bytes(out, rounded_values);
-        scale = most / 127.0f;
-        return scale * static_cast<float>(sum(rounded_values));
+    template <int TOKENS>
+    __attribute__((noinline)) void take_bytes(int first, int tile, const Floats (&x)[TOKENS], bool apart) const {
+        const int group = tile / 2, half = tile % 2, stride = block(), lane = first % BLOCK;
+        int8_t* const bytes = quants + start(first, 32) + 32 * (group * stride + lane) + LANES * half;
+        float* const scale = scales + start(first, 2) + (group * 2 + half) * stride + lane;
+        float* const total = totals + start(first, 3) + group * 3 * stride + lane;
+        // Beside each other: each waits for the sums over its lanes.
+        constexpr int BESIDE = TOKENS % 4 == 0 ? 4 : TOKENS % 3 == 0 ? 3 : TOKENS;
+        for (int t = 0; t < TOKENS; t += BESIDE) {
+            float most[BESIDE], by[BESIDE];
+            int32_t sums[BESIDE];
+#pragma GCC unroll 4
+            for (int i = 0; i < BESIDE; ++i) most[i] = largest(magnitude(x[t + i]));
+#pragma GCC unroll 4
+            for (int i = 0; i < BESIDE; ++i) by[i] = most[i] > 0.0f ? 127.0f / most[i] : 0.0f;
+#pragma GCC unroll 4
+            for (int i = 0; i < BESIDE; ++i) {
+                const Ints near = rounded(multiply(x[t + i], spread(by[i])));
+                store_as_bytes(bytes + 32 * (t + i), near);
+                sums[i] = sum(near);
+            }
+#pragma GCC unroll 4
+            for (int i = 0; i < BESIDE; ++i) {
+                scale[t + i] = most[i] * (1.0f / 127.0f);
+                total[(1 + half) * stride + t + i] = scale[t + i] * static_cast<float>(sums[i]);
+                if (half == 1 && !apart) total[t + i] = total[stride + t + i] + total[2 * stride + t + i];
+            }
+        }
     }
 };
 
 // Bytes: the processor's own fetching ahead stops at each page's end. With 8 tokens this gave half as much again.
 inline constexpr int AHEAD = 4096;
 
-// Outputs 16 * tile to 16 * tile + 15 of TOKENS tokens from `first` on.
+// Outputs 16 * tile to 16 * tile + 15 of TOKENS tokens from `first` on, all of one block.
 template <class Format, int TOKENS>
-inline void product(const Matrix& matrix, int tile, const Inputs& x, int first, Floats (&out)[TOKENS]) {
+__attribute__((noinline)) void product(const Matrix& matrix, int tile, const Inputs& x, int first, Floats (&out)[TOKENS]) {
     constexpr bool CORRECTED = Format::ZERO != 0 && !subtracts_zero<Format::ZERO>();
-    const int groups = matrix.columns / 32, tokens = x.tokens;
+    const int groups = matrix.columns / 32, tokens = x.block();
     const size_t start = static_cast<size_t>(tile) * groups;
     const uint8_t* quants = matrix.quants + start * Format::BYTES;
     const uint16_t* scales = matrix.scales + start * Format::SCALES * LANES;
     const uint16_t* minima = Format::MINIMUM ? matrix.minima + start * LANES : nullptr;
-    const int8_t* inputs = x.quants + 32 * static_cast<size_t>(first);
-    const float* by = x.scales + first;
-    const float* totals = x.totals + first;
+    const int lane = first % Inputs::BLOCK;
+    const int8_t* inputs = x.quants + x.start(first, 32) + 32 * lane;
+    const float* by = x.scales + x.start(first, 2) + lane;
+    const float* totals = x.totals + x.start(first, 3) + lane;
     Floats sums[TOKENS];
+#pragma GCC unroll 16
     for (int t = 0; t < TOKENS; ++t) sums[t] = zero();
     for (int group = 0; group < groups; ++group) {
         Bytes quads[8];
@@ -124,33 +164,45 @@ inline void product(const Matrix& matrix, int tile, const Inputs& x, int first, 
         scales += Format::SCALES * LANES;
         if constexpr (Format::MINIMUM) minima += LANES;
     }
+#pragma GCC unroll 16
     for (int t = 0; t < TOKENS; ++t) out[t] = sums[t];
 }
 
 struct BFloat16 {};
 
 template <int TOKENS>
-inline void product(const Matrix& matrix, int tile, const Inputs& x, int first, Floats (&out)[TOKENS]) {
+__attribute__((noinline)) void product(const Matrix& matrix, int tile, const Inputs& x, int first, Floats (&out)[TOKENS]) {
     const int columns = matrix.columns;
     const auto* weights = reinterpret_cast<const uint16_t*>(matrix.quants) + static_cast<size_t>(tile) * columns * LANES;
-    const uint16_t* inputs = x.rounded + 2 * static_cast<size_t>(first);
+    const Factor* inputs = x.factors + x.start_of_factors(first) + first % Inputs::BLOCK * 2;
     Floats sums[TOKENS];
+#pragma GCC unroll 16
     for (int t = 0; t < TOKENS; ++t) sums[t] = zero();
     for (int column = 0; column < columns; column += 2) {
         const Pairs pairs = load_pairs(weights + static_cast<size_t>(column) * LANES);
 #pragma GCC unroll 16
         for (int t = 0; t < TOKENS; ++t) sums[t] = dot(sums[t], pairs, inputs + 2 * t);
-        inputs += 2 * static_cast<size_t>(x.tokens);
+        inputs += 2 * x.block();
     }
+#pragma GCC unroll 16
     for (int t = 0; t < TOKENS; ++t) out[t] = sums[t];
 }
 
-// Every output of `tile` for `tokens` tokens: `use(token, sums)` is given each, bias added, and what is in `added`
-// [tokens][16] if there is any. `use` stores 16 floats.
+// What is done to a tile's sums before they are used. Each may be null.
+struct Finish {
+    const float* by = nullptr;     // [tokens]: a factor of each token
+    const float* added = nullptr;  // [tokens][16], multiplied too
+};
+
+struct Range {
+    int first, count;
+};
+
+// Every output of `tile` for some tokens: `use(first, sums)` is given those of a few, with the matrix's bias.
 template <class Format, class Use>
-inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int tokens, Use use, const float* added = nullptr) {
+inline void each_token(const Matrix& matrix, int tile, const Inputs& x, Range tokens, Finish finish, Use use) {
     const Floats bias = matrix.bias ? load(matrix.bias + tile * LANES) : zero();
-    int first = 0;
+    int first = tokens.first;
     auto some = [&]<int TOKENS>() {
         Floats out[TOKENS];
         if constexpr (std::is_same_v<Format, BFloat16>) {
@@ -158,26 +210,40 @@ inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int toke
         } else {
             product<Format, TOKENS>(matrix, tile, x, first, out);
         }
-        for (int t = 0; t < TOKENS; ++t) {
-            const Floats sums = matrix.bias ? add(out[t], bias) : out[t];
-            use(first + t, added ? add(sums, load(added + (first + t) * LANES)) : sums);
+        if (finish.added) {
+            for (int t = 0; t < TOKENS; ++t) out[t] = add(out[t], load(finish.added + (first + t) * LANES));
         }
+        if (finish.by) {
+            for (int t = 0; t < TOKENS; ++t) out[t] = multiply(out[t], spread(finish.by[first + t]));
+        }
+        if (matrix.bias) {
+            for (int t = 0; t < TOKENS; ++t) out[t] = add(out[t], bias);
+        }
+        use(first, out);
         first += TOKENS;
     };
-    while (first < tokens) {
-        const int left = tokens - first;
-        if constexpr (MOST_TOKENS >= 12) {  // measured: 8 at once are slower than twice 4
-            if (left == 12 || left >= 16) {
+    for (const int end = tokens.first + tokens.count; first < end;) {
+        const int left = std::min(end - first, Inputs::BLOCK - first % Inputs::BLOCK);
+        if constexpr (MOST_TOKENS >= 16) {
+            if (left >= 16) {
+                some.template operator()<16>();
+                continue;
+            }
+            if (left >= 12) {
                 some.template operator()<12>();
                 continue;
             }
-            if (left == 6 || left >= 9) {
+            if (left >= 8) {
+                some.template operator()<8>();
+                continue;
+            }
+            if (left >= 6) {
                 some.template operator()<6>();
                 continue;
             }
         }
         if constexpr (MOST_TOKENS >= 4) {
-            if (left == 4 || left >= 7) {
+            if (left == 4 || left >= 7 || (MOST_TOKENS >= 16 && left == 5)) {
                 some.template operator()<4>();
                 continue;
             }
@@ -195,9 +261,9 @@ inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int toke
 }
 
 template <class Use>
-inline void each_token(const Matrix& matrix, int tile, const Inputs& x, int tokens, Use use, const float* added = nullptr) {
-    if (matrix.kind == Kind::BFLOAT16) return each_token<BFloat16>(matrix, tile, x, tokens, use, added);
-    with_format(matrix.kind, [&](auto format) { each_token<decltype(format)>(matrix, tile, x, tokens, use, added); });
+inline void each_token(const Matrix& matrix, int tile, const Inputs& x, Range tokens, Finish finish, Use use) {
+    if (matrix.kind == Kind::BFLOAT16) return each_token<BFloat16>(matrix, tile, x, tokens, finish, use);
+    with_format(matrix.kind, [&](auto format) { each_token<decltype(format)>(matrix, tile, x, tokens, finish, use); });
 }
 
 }  // namespace mk

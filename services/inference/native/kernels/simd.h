@@ -2,12 +2,15 @@
 //
 //   Floats   16 x float                  Ints    16 x int32
 //   Bytes    16 x 4 bytes, unsigned      Pairs   16 x 2 bfloat16
+//   Factor   what pairs are multiplied by: bfloat16, or float where the processor multiplies no others
 //
 //   dot<ZERO>(sums, bytes, four)   sums[i] += sum over j < 4 of bytes[i][j] * four[j], where `bytes` went through
 //                                  centred<ZERO>: if subtracts_zero<ZERO>(), of (bytes[i][j] - ZERO) * four[j]
 //   dot(sums, pairs, two)          sums[i] += pairs[i][0] * two[0] + pairs[i][1] * two[1]
 //   sum, largest                   over all lanes, always in the same order
+//   turned(x, rotation)            pairs of lanes turned by pairs of (cosine, sine)
 //   halves, store_bfloat16         16 float16 as floats; floats as 16 bfloat16, to nearest even
+//   store_factors                  floats as 16 factors
 #pragma once
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__)

@@ -150,20 +150,24 @@ inline void store_bfloat16(uint16_t* at, Floats x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm256_permute4x64_epi64(both, 0xd8));
 }
 
+inline __m256 turned(__m256 x, __m256 rotation) {
+    const __m256 swapped = _mm256_permute_ps(x, 0xb1);
+    return _mm256_fmaddsub_ps(x, _mm256_moveldup_ps(rotation), _mm256_mul_ps(swapped, _mm256_movehdup_ps(rotation)));
+}
+inline Floats turned(Floats x, Floats rotation) { return {turned(x.a, rotation.a), turned(x.b, rotation.b)}; }
+
 using Pairs = Bytes;
 inline Pairs load_pairs(const uint16_t* at) { return load_bytes(reinterpret_cast<const uint8_t*>(at)); }
-inline __m256 dot(__m256 sums, __m256i pairs, __m256i both) {
+using Factor = float;
+inline void store_factors(Factor* at, Floats x) { store(at, x); }
+inline __m256 dot(__m256 sums, __m256i pairs, __m256 first, __m256 second) {
     const __m256i high = _mm256_set1_epi32(static_cast<int32_t>(0xffff0000));
-    sums = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
-                           _mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), sums);
-    return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, high)),
-                           _mm256_castsi256_ps(_mm256_and_si256(both, high)), sums);
+    sums = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)), first, sums);
+    return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, high)), second, sums);
 }
-inline Floats dot(Floats sums, Pairs pairs, const uint16_t* two) {
-    int32_t pair;
-    __builtin_memcpy(&pair, two, 4);
-    const __m256i both = _mm256_set1_epi32(pair);
-    return {dot(sums.a, pairs.a, both), dot(sums.b, pairs.b, both)};
+inline Floats dot(Floats sums, Pairs pairs, const Factor* two) {
+    const __m256 first = _mm256_set1_ps(two[0]), second = _mm256_set1_ps(two[1]);
+    return {dot(sums.a, pairs.a, first, second), dot(sums.b, pairs.b, first, second)};
 }
 
 }  // namespace mk

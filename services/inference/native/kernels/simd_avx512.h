@@ -11,7 +11,7 @@ using Floats = __m512;
 using Ints = __m512i;
 using Bytes = __m512i;
 
-inline constexpr int MOST_TOKENS = 12;  // columns of one tile product that stay in registers
+inline constexpr int MOST_TOKENS = 16;  // columns of one tile product that stay in registers
 inline constexpr int MOST_QUERIES = 16;
 
 inline Floats zero() { return _mm512_setzero_ps(); }
@@ -73,13 +73,20 @@ inline Ints dot(Ints sums, Bytes weights, const int8_t* four) {
     return _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(quad));
 }
 
+inline Floats turned(Floats x, Floats rotation) {
+    const Floats swapped = _mm512_permute_ps(x, 0xb1);
+    return _mm512_fmaddsub_ps(x, _mm512_moveldup_ps(rotation), _mm512_mul_ps(swapped, _mm512_movehdup_ps(rotation)));
+}
+
 #ifdef __AVX512BF16__
 inline void store_bfloat16(uint16_t* at, Floats x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), (__m256i)_mm512_cvtneps_pbh(x));
 }
 using Pairs = __m512bh;
 inline Pairs load_pairs(const uint16_t* at) { return (__m512bh)_mm512_loadu_si512(at); }
-inline Floats dot(Floats sums, Pairs pairs, const uint16_t* two) {
+using Factor = uint16_t;
+inline void store_factors(Factor* at, Floats x) { store_bfloat16(at, x); }
+inline Floats dot(Floats sums, Pairs pairs, const Factor* two) {
     int32_t pair;
     __builtin_memcpy(&pair, two, 4);
     return _mm512_dpbf16_ps(sums, pairs, (__m512bh)_mm512_set1_epi32(pair));
@@ -93,14 +100,12 @@ inline void store_bfloat16(uint16_t* at, Floats x) {
 }
 using Pairs = __m512i;
 inline Pairs load_pairs(const uint16_t* at) { return _mm512_loadu_si512(at); }
-inline Floats dot(Floats sums, Pairs pairs, const uint16_t* two) {
-    int32_t pair;
-    __builtin_memcpy(&pair, two, 4);
-    const __m512i both = _mm512_set1_epi32(pair), high = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000));
-    sums = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
-                           _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), sums);
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(pairs, high)),
-                           _mm512_castsi512_ps(_mm512_and_si512(both, high)), sums);
+using Factor = float;
+inline void store_factors(Factor* at, Floats x) { store(at, x); }
+inline Floats dot(Floats sums, Pairs pairs, const Factor* two) {
+    const __m512i high = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000));
+    sums = fma(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), spread(two[0]), sums);
+    return fma(_mm512_castsi512_ps(_mm512_and_si512(pairs, high)), spread(two[1]), sums);
 }
 #endif
 

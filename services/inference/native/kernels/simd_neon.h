@@ -150,23 +150,37 @@ inline void store_bfloat16(uint16_t* at, Floats x) {
 }
 #endif
 
+inline Floats turned(Floats x, Floats rotation) {
+    return four_of<Floats>([&](int i) {
+        const float32x4_t cosine = vtrn1q_f32(rotation.v[i], rotation.v[i]), sine = vtrn2q_f32(rotation.v[i], rotation.v[i]);
+        const uint32x4_t even = vreinterpretq_u32_u64(vdupq_n_u64(0x80000000));  // the sign of lanes 0 and 2
+        const float32x4_t signed_sine = vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(sine), even));
+        return vfmaq_f32(vmulq_f32(vrev64q_f32(x.v[i]), signed_sine), x.v[i], cosine);
+    });
+}
+
 using Pairs = Bytes;
 inline Pairs load_pairs(const uint16_t* at) { return load_bytes(reinterpret_cast<const uint8_t*>(at)); }
-inline Floats dot(Floats sums, Pairs pairs, const uint16_t* two) {
+#ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
+using Factor = uint16_t;
+inline void store_factors(Factor* at, Floats x) { store_bfloat16(at, x); }
+inline Floats dot(Floats sums, Pairs pairs, const Factor* two) {
     uint32_t pair;
     __builtin_memcpy(&pair, two, 4);
-#ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
     const bfloat16x8_t both = vreinterpretq_bf16_u32(vdupq_n_u32(pair));
     return four_of<Floats>([&](int i) { return vbfdotq_f32(sums.v[i], vreinterpretq_bf16_u8(pairs.v[i]), both); });
+}
 #else
-    const float32x4_t first = vreinterpretq_f32_u32(vdupq_n_u32(pair << 16));
-    const float32x4_t second = vreinterpretq_f32_u32(vdupq_n_u32(pair & 0xffff0000));
+using Factor = float;
+inline void store_factors(Factor* at, Floats x) { store(at, x); }
+inline Floats dot(Floats sums, Pairs pairs, const Factor* two) {
+    const float32x4_t first = vdupq_n_f32(two[0]), second = vdupq_n_f32(two[1]);
     return four_of<Floats>([&](int i) {
         const uint32x4_t both = vreinterpretq_u32_u8(pairs.v[i]);
         const float32x4_t more = vfmaq_f32(sums.v[i], vreinterpretq_f32_u32(vshlq_n_u32(both, 16)), first);
         return vfmaq_f32(more, vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000))), second);
     });
-#endif
 }
+#endif
 
 }  // namespace mk

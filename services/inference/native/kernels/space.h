@@ -9,14 +9,18 @@
 
 namespace mk {
 
-inline constexpr int FEW = 4;  // so many tokens are rounded by each thread for itself: that is cheaper than to wait
-
 class Space {
   public:
-    float *x, *qkv, *attended, *activated;
+    // 16 numbers of all tokens beside each other, as tiles make them: a row for each token would be written across.
+    float* x;    // [hidden / 16][tokens][16]: the residual stream
+    float* qkv;  // [all heads' queries, keys and values / 16][tokens][16]
+    float* squares;  // [hidden / 16][tokens, filled up to a multiple of 16]: sums of x's squares, 16 at a time
     uint8_t* queries;
-    Inputs hidden, heads, ffn;  // rounded inputs of the three widths, shared by all threads
+    Inputs hidden, heads, ffn;  // rounded inputs of the three widths
     Inputs low[3];              // those of adapters' second matrices, for matrices that share their inputs
+
+    float* x_of(int token, int tile) const { return x + (at(tile, tokens_) + token) * LANES; }
+    float* qkv_of(int token, int tile) const { return qkv + (at(tile, tokens_) + token) * LANES; }
 
     Space() = default;
     Space(const Space&) = delete;
@@ -36,16 +40,13 @@ class Space {
         place(model, tokens, rank, threads, block_);
     }
 
-    // A thread's own inputs of a width, for FEW tokens.
-    const Inputs& own(int thread, const Inputs& shared) const {
-        const int width = &shared == &hidden ? 0 : &shared == &heads ? 1 : 2;
-        return own_[3 * thread + width];
-    }
-
-    // What a thread works in, while it makes one row of inputs or attends for a few queries.
+    // What a thread works in.
     struct Scratch {
-        float* values;
-        uint8_t* queries;
+        float* row;        // [hidden]
+        float* values;     // while it attends for a few queries
+        uint8_t* queries;  // those
+        float* by;         // [tokens, filled up]: factors of the norm that it is behind
+        float* gate;       // [tokens][16]
     };
     const Scratch& scratch(int thread) const { return scratch_[thread]; }
 
@@ -62,40 +63,39 @@ class Space {
 
   private:
     void place(const Model& model, size_t tokens, int rank, int threads, char* block) {
+        tokens_ = static_cast<int>(tokens);
         used_ = 0;
         const size_t heads_width = static_cast<size_t>(model.heads) * model.size;
         const size_t kv_width = static_cast<size_t>(model.kv_heads) * model.size;
         x = take<float>(block, tokens * model.hidden);
         qkv = take<float>(block, tokens * (heads_width + 2 * kv_width));
-        attended = take<float>(block, tokens * heads_width);
-        activated = take<float>(block, tokens * model.ffn);
+        const size_t filled = (tokens + LANES - 1) / LANES * LANES;
+        squares = take<float>(block, filled * (model.hidden / LANES));
         queries = take<uint8_t>(block, tokens * model.heads * model.shape().query());
         hidden = inputs(block, tokens, model.hidden);
         heads = inputs(block, tokens, heads_width);
         ffn = inputs(block, tokens, model.ffn);
         for (Inputs& each : low) {
-            each = {nullptr, nullptr, nullptr, take<uint16_t>(block, tokens * rank), rank, static_cast<int>(tokens)};
+            each = {nullptr, nullptr, nullptr, take<Factor>(block, Inputs::room(tokens) * rank), rank, static_cast<int>(tokens)};
         }
-        const size_t widest = std::max<size_t>({heads_width, static_cast<size_t>(model.hidden), static_cast<size_t>(model.ffn)});
         const size_t queried = static_cast<size_t>(MOST_QUERIES) * model.size;
-        own_.clear();
         scratch_.clear();
         added_.clear();
         for (int thread = 0; thread < threads; ++thread) {
-            own_.push_back(inputs(block, FEW, model.hidden));
-            own_.push_back(inputs(block, FEW, heads_width));
-            own_.push_back(inputs(block, FEW, model.ffn));
-            float* values = take<float>(block, std::max(widest, 2 * queried));
-            scratch_.push_back({values, take<uint8_t>(block, MOST_QUERIES * model.shape().query())});
+            float* row = take<float>(block, model.hidden);
+            float* values = take<float>(block, 2 * queried);
+            uint8_t* rows = take<uint8_t>(block, MOST_QUERIES * model.shape().query());
+            float* by = take<float>(block, filled);
+            scratch_.push_back({row, values, rows, by, take<float>(block, tokens * LANES)});
             added_.push_back(rank > 0 ? take<float>(block, tokens * LANES) : nullptr);
         }
     }
 
     Inputs inputs(char* block, size_t tokens, size_t columns) {
-        const size_t groups = columns / 32;
-        return {take<int8_t>(block, tokens * columns), take<float>(block, tokens * groups * 2),
-                take<float>(block, tokens * groups * 3), take<uint16_t>(block, tokens * columns),
-                static_cast<int>(columns), 0};
+        const size_t groups = columns / 32, room = Inputs::room(tokens);
+        return {take<int8_t>(block, room * columns), take<float>(block, room * groups * 2),
+                take<float>(block, room * groups * 3), take<Factor>(block, room * columns),
+                static_cast<int>(columns), static_cast<int>(tokens)};
     }
 
     template <class T>
@@ -107,7 +107,7 @@ class Space {
 
     char* block_ = nullptr;
     size_t room_ = 0, used_ = 0;
-    std::vector<Inputs> own_;
+    int tokens_ = 0;
     std::vector<Scratch> scratch_;
     std::vector<float*> added_;
     std::vector<Part> parts_;

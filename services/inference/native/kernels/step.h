@@ -1,10 +1,12 @@
 // A step: the tokens of several sequences through all layers, on all threads of a team together.
 //
-// Between the halves of a layer everybody waits for everybody; in between, pieces of work are taken from a counter. What
-// a token gets is the same whoever computes it and whatever else is in the step. The residual stays float32.
+// A layer is five phases: queries, keys and values; attention; its output; gate and up; down. At the end of each
+// everybody waits for everybody. Whoever makes numbers that a product reads rounds them at once, 16 as they come. A norm
+// is a factor of the whole token, which is known when all of it is there: it is multiplied to what the product gives.
+// What a token gets is the same whoever computes it and whatever else is in the step. The residual stays float32.
 #pragma once
 
-#include "decoder.h"
+#include "attend.h"
 #include "space.h"
 
 namespace mk {
@@ -12,70 +14,66 @@ namespace mk {
 class Step {
   public:
     Step(const Model& model, Team& team, Space& space, const Batch& batch)
-        : model_(model), shape_(model.shape()), team_(team), space_(space), batch_(batch), tokens_(batch.tokens),
-          adapters_({batch.adapter, static_cast<size_t>(batch.adapters)}, space.low) {
-        plan_attention();
-    }
+        : model_(model), team_(team), space_(space), batch_(batch), tokens_(batch.tokens),
+          adapters_({batch.adapter, static_cast<size_t>(batch.adapters)}, space.low), attention_(model, space, batch) {}
 
     // What one thread does; all of them together do the step. Whatever needs memory was done before.
     void operator()(int thread) noexcept {
-        split(tokens_, [&](int token) { embed(token); });
-        team_.meet();
+        split(thread, tokens_, [&](int token) { embed(thread, token); });
+        team_.meet(thread);
         for (int index = 0; index < model_.layers; ++index) {
-            const Layer& layer = model_.layer[index];
-            attention_half(thread, layer, index);
-            feed_forward_half(thread, layer, index);
+            attention_half(thread, model_.layer[index], index);
+            feed_forward_half(thread, model_.layer[index], index);
         }
-        const Inputs inputs = take(thread, space_.hidden, batch_.wanted, {&model_.head}, [&](int row, float* out) {
-            normalise_token(space_.x + at(batch_.rows[row], model_.hidden), model_.norm, out);
-        });
-        multiply_all(thread, {&model_.head}, inputs, batch_.wanted, {}, [&](int, int tile, int row, Floats sums) {
-            float* out = batch_.logits + at(row, model_.vocabulary) + tile * LANES;
-            if (tile * LANES + LANES <= model_.vocabulary) return store(out, sums);
-            float last[LANES];
-            store(last, sums);
-            std::memcpy(out, last, sizeof(float) * (model_.vocabulary - tile * LANES));
+        Inputs last = space_.hidden;
+        last.tokens = batch_.wanted;
+        split(thread, batch_.wanted, [&](int row) { take_last(row, last); });
+        team_.meet(thread);
+        split(thread, model_.head.tiles(), [&](int tile) {
+            each_token(model_.head, tile, last, {0, batch_.wanted}, {}, [&](int row, const auto& sums) {
+                for (const Floats& each : sums) give_logits(row++, tile, each);
+            });
         });
     }
 
   private:
-    struct Item {  // queries of a sequence that one thread attends for: `count` tokens from `token` on, of one key head
-        int sequence, token, count, head, span, part;  // span -1: all of them
-    };
+    using Matrices = std::initializer_list<const Matrix*>;
 
-    static size_t at(int row, int width) { return static_cast<size_t>(row) * width; }
-
-    // `use(i)` for i from 0 to count - 1, by whoever comes first; in pieces that are not too small to be counted.
+    // `use(i)` for i from 0 to count - 1, together with the other threads.
     template <class Use>
-    void split(int count, Use use) {
-        const int piece = piece_of(count);
-        for (int first; (first = team_.next() * piece) < count;) {
-            for (int i = first; i < std::min(first + piece, count); ++i) use(i);
-        }
+    void split(int thread, int count, Use use) {
+        // Small enough that no thread waits long for another one's last piece, large enough that counting costs little.
+        team_.split(thread, count, std::max(1, count / (PIECES * batch_.threads)), use);
     }
 
-    void embed(int token) {
+    // From the table to the residual, and to the first layer's inputs.
+    void embed(int thread, int token) {
         const Matrix& table = model_.table;
         const int id = batch_.ids[token], tile = id / LANES, row = id % LANES, columns = table.columns;
-        float* out = space_.x + at(token, model_.hidden);
+        float* out = space_.scratch(thread).row;
         if (table.kind == Kind::BFLOAT16) {
             const auto* pairs = reinterpret_cast<const uint16_t*>(table.quants) + at(tile, columns) * LANES + 2 * row;
             for (int i = 0; i < columns; ++i) {
                 const uint32_t bits = static_cast<uint32_t>(pairs[i / 2 * 2 * LANES + i % 2]) << 16;
                 std::memcpy(out + i, &bits, 4);
             }
-            return;
+        } else {
+            with_format(table.kind, [&](auto format) {
+                using Format = decltype(format);
+                for (int i = 0; i < columns; ++i) {
+                    const size_t group = at(tile, columns / 32) + i / 32;
+                    const size_t scale = (group * Format::SCALES + i % 32 * Format::SCALES / 32) * LANES + row;
+                    const int quant = Format::get(table.quants + group * Format::BYTES, row, i % 32);
+                    out[i] = half(table.scales[scale]) * static_cast<float>(quant - Format::ZERO);
+                    if constexpr (Format::MINIMUM) out[i] += half(table.minima[group * LANES + row]);
+                }
+            });
         }
-        with_format(table.kind, [&](auto format) {
-            using Format = decltype(format);
-            for (int i = 0; i < columns; ++i) {
-                const size_t group = at(tile, columns / 32) + i / 32;
-                const size_t scale = (group * Format::SCALES + i % 32 * Format::SCALES / 32) * LANES + row;
-                const int quant = Format::get(table.quants + group * Format::BYTES, row, i % 32);
-                out[i] = half(table.scales[scale]) * static_cast<float>(quant - Format::ZERO);
-                if constexpr (Format::MINIMUM) out[i] += half(table.minima[group * LANES + row]);
-            }
-        });
+        for (int i = 0; i < columns / LANES; ++i) {
+            const Floats x[] = {load(out + i * LANES)};
+            store(space_.x_of(token, i), x[0]);
+            enter(token, i, x, attention_inputs(0));
+        }
     }
 
     static float half(uint16_t bits) {
@@ -85,295 +83,194 @@ class Step {
         return out[0];
     }
 
-    void normalise_token(const float* x, const float* weight, float* out) const {
-        Floats squares = zero();
-        for (int i = 0; i < model_.hidden; i += LANES) squares = fma(load(x + i), load(x + i), squares);
-        const float mean = sum(squares) / static_cast<float>(model_.hidden);
-        const Floats by = spread(1.0f / std::sqrt(mean + model_.epsilon));
-        for (int i = 0; i < model_.hidden; i += LANES) {
-            store(out + i, multiply(multiply(load(x + i), by), load(weight + i)));
-        }
+    // What the products behind a norm take of the residual.
+    struct Normed {
+        const float* weight;
+        Rounding to;
+    };
+    Normed attention_inputs(int layer) const {
+        const Layer& it = model_.layer[layer];
+        return {it.attention_norm, rounding(layer, {&it.query, &it.key, &it.value}, ATTENTION)};
+    }
+    Normed feed_forward_inputs(int layer) const {
+        const Layer& it = model_.layer[layer];
+        return {it.ffn_norm, rounding(layer, {&it.gate, &it.up}, FEED_FORWARD)};
     }
 
-    using Matrices = std::initializer_list<const Matrix*>;
-
-    // Matrices that share their inputs, as adapters have them, and in which layer.
-    struct Adding {
-        int layer = 0;
-        Targets targets;
-    };
     static constexpr Target ATTENTION[] = {&AdapterLayer::query, &AdapterLayer::key, &AdapterLayer::value};
     static constexpr Target OUTPUT[] = {&AdapterLayer::output}, DOWN[] = {&AdapterLayer::down};
     static constexpr Target FEED_FORWARD[] = {&AdapterLayer::gate, &AdapterLayer::up};
 
-    // Inputs of `matrices` for `count` tokens, each rounded from what `make(token, out)` gives; and from these, what
-    // adapters have in between.
-    template <class Make>
-    Inputs take(int thread, const Inputs& shared, int count, Matrices matrices, Make make, Adding adding = {}) {
-        const bool adapted = adapters_.have(adding.layer, adding.targets);
-        bool bytes = false, pairs = adapted;
-        for (const Matrix* matrix : matrices) (matrix->kind == Kind::BFLOAT16 ? pairs : bytes) = true;
-        Inputs inputs = count <= FEW ? space_.own(thread, shared) : shared;
-        inputs.tokens = count;
-        float* const row = space_.scratch(thread).values;
-        const auto one = [&](int token) {
-            make(token, row);
-            inputs.take(token, row, bytes, pairs);
-        };
-        if (count <= FEW) {
-            for (int token = 0; token < count; ++token) one(token);
-        } else {
-            split(count, one);
-            team_.meet();
-        }
-        if (adapted) {
-            split(adapters_.pieces(adding.targets), [&](int piece) { adapters_.lower(adding.layer, adding.targets, inputs, piece); });
-            team_.meet();
-        }
-        return inputs;
+    Rounding rounding(int layer, Matrices matrices, Targets targets) const {
+        Rounding to = {.factors = adapters_.have(layer, targets)};
+        for (const Matrix* matrix : matrices) (matrix->kind == Kind::BFLOAT16 ? to.factors : to.bytes) = true;
+        return to;
     }
 
-    // `use(number of the matrix, tile, token, sums)` for all outputs; the caller meets afterwards.
-    template <class Use>
-    void multiply_all(int thread, Matrices matrices, const Inputs& inputs, int tokens, Adding adding, Use use) {
-        int tiles = 0;
-        for (const Matrix* matrix : matrices) tiles += matrix->tiles();
-        split(tiles, [&](int tile) {
-            int number = 0;
-            const Matrix* const* matrix = matrices.begin();
-            for (; tile >= (*matrix)->tiles(); ++matrix, ++number) tile -= (*matrix)->tiles();
-            each_token(**matrix, tile, inputs, tokens, [&](int token, Floats sums) { use(number, tile, token, sums); },
-                       added(thread, adding, number, tile));
-        });
+    // Sixteen numbers of some tokens' residual as inputs of the products behind a norm, whose factor comes later.
+    template <int TOKENS>
+    void enter(int first, int tile, const Floats (&x)[TOKENS], const Normed& normed) const {
+        const Floats weight = load(normed.weight + tile * LANES);
+        float* squares = space_.squares + at(tile, filled()) + first;
+        Floats weighted[TOKENS];
+        for (int t = 0; t < TOKENS; ++t) {
+            squares[t] = sum(multiply(x[t], x[t]));
+            weighted[t] = multiply(x[t], weight);
+        }
+        space_.hidden.take(first, tile, weighted, normed.to);
+    }
+
+    int filled() const { return (tokens_ + LANES - 1) / LANES * LANES; }
+
+    // The norm's factor of each token, [tokens].
+    const float* norms(int thread) const {
+        float* by = space_.scratch(thread).by;
+        const int tiles = model_.hidden / LANES;
+        for (int token = 0; token < tokens_; token += LANES) {
+            Floats squares = zero();
+            for (int tile = 0; tile < tiles; ++tile) squares = add(squares, load(space_.squares + at(tile, filled()) + token));
+            float row[LANES];
+            store(row, squares);
+            for (int i = 0; i < std::min(LANES, tokens_ - token); ++i) {
+                by[token + i] = 1.0f / std::sqrt(row[i] / static_cast<float>(model_.hidden) + model_.epsilon);
+            }
+        }
+        return by;
+    }
+
+    void give_logits(int row, int tile, Floats sums) const {
+        float* out = batch_.logits + at(row, model_.vocabulary) + tile * LANES;
+        if (tile * LANES + LANES <= model_.vocabulary) return store(out, sums);
+        float last[LANES];
+        store(last, sums);
+        std::memcpy(out, last, sizeof(float) * (model_.vocabulary - tile * LANES));
+    }
+
+    // What the head takes of a token whose logits are wanted.
+    void take_last(int row, const Inputs& last) const {
+        const int token = batch_.rows[row];
+        Floats squares = zero();
+        for (int tile = 0; tile < model_.hidden / LANES; ++tile) {
+            const Floats x = load(space_.x_of(token, tile));
+            squares = fma(x, x, squares);
+        }
+        const Floats by = spread(1.0f / std::sqrt(sum(squares) / static_cast<float>(model_.hidden) + model_.epsilon));
+        const Rounding to = rounding(0, {&model_.head}, {});
+        for (int tile = 0; tile < model_.hidden / LANES; ++tile) {
+            const Floats normed[] = {multiply(multiply(load(space_.x_of(token, tile)), by), load(model_.norm + tile * LANES))};
+            last.take(row, tile, normed, to);
+        }
+    }
+
+    // What adapters have between their two matrices, for all that read `inputs`.
+    void lower(int thread, int layer, Targets targets, const Inputs& inputs) {
+        if (!adapters_.have(layer, targets)) return;
+        split(thread, adapters_.pieces(targets), [&](int piece) { adapters_.lower(layer, targets, inputs, piece); });
+        team_.meet(thread);
     }
 
     // What adapters add to a tile of target `number`, or null.
-    const float* added(int thread, Adding adding, int number, int tile) const {
-        if (adding.targets.empty() || batch_.adapters == 0) return nullptr;
-        return adapters_.added(adding.layer, adding.targets, number, tile, tokens_, space_.added(thread));
+    const float* added(int thread, int layer, Targets targets, int number, int tile) const {
+        if (batch_.adapters == 0) return nullptr;
+        return adapters_.added(layer, targets, number, tile, tokens_, space_.added(thread));
     }
 
-    // Small enough that no thread waits long for another one's last piece, large enough that counting costs little.
-    int piece_of(int tiles) const { return std::max(1, tiles / (PIECES * batch_.threads)); }
-
     void attention_half(int thread, const Layer& layer, int index) {
-        const Matrices matrices = {&layer.query, &layer.key, &layer.value};
-        const Adding adding = {index, ATTENTION};
-        const auto make = [&](int token, float* out) {
-            normalise_token(space_.x + at(token, model_.hidden), layer.attention_norm, out);
-        };
-        const Inputs inputs = take(thread, space_.hidden, tokens_, matrices, make, adding);
-        const int heads_width = model_.heads * model_.size, kv_width = model_.kv_heads * model_.size;
-        const int starts[] = {0, heads_width, heads_width + kv_width};
-        multiply_all(thread, matrices, inputs, tokens_, adding, [&](int number, int tile, int token, Floats sums) {
-            store(space_.qkv + at(token, heads_width + 2 * kv_width) + starts[number] + tile * LANES, sums);
-        });
-        team_.meet();
-        split(static_cast<int>(places_.size()) * model_.kv_heads, [&](int item) {
-            turn(layer, index, places_[item / model_.kv_heads], item % model_.kv_heads);
-        });
-        team_.meet();
-        split(static_cast<int>(items_.size()), [&](int item) { attend(thread, layer, index, items_[item]); });
-        team_.meet();
-        if (parted_) {
-            split(tokens_ * model_.kv_heads, [&](int item) { gather(item / model_.kv_heads, item % model_.kv_heads); });
-            team_.meet();
+        project(thread, layer, index);
+        if (attention_.turns() > 0) {
+            team_.meet(thread);
+            split(thread, attention_.turns(), [&](int turn) { attention_.turn(thread, layer, index, turn); });
         }
-        const auto attended = [&](int token, float* out) {
-            std::memcpy(out, space_.attended + at(token, heads_width), sizeof(float) * heads_width);
-        };
-        const Adding adding_output = {index, OUTPUT};
-        const Inputs heads = take(thread, space_.heads, tokens_, {&layer.output}, attended, adding_output);
-        add_to_residual(thread, layer.output, heads, adding_output);
+        team_.meet(thread);
+        const Rounding to = attended_rounding(layer, index);
+        split(thread, attention_.items(), [&](int item) { attention_.attend(thread, layer, index, item, to); });
+        if (attention_.gathers() > 0) {
+            team_.meet(thread);
+            split(thread, attention_.gathers(), [&](int gather) { attention_.gather(gather, to); });
+        }
+        if (to.apart) {
+            team_.meet(thread);
+            split(thread, tokens_, [&](int token) { space_.heads.complete(token); });
+        }
+        team_.meet(thread);
+        lower(thread, index, OUTPUT, space_.heads);
+        add_to_residual(thread, layer.output, space_.heads, index, OUTPUT, feed_forward_inputs(index));
+        team_.meet(thread);
     }
 
     void feed_forward_half(int thread, const Layer& layer, int index) {
-        const Adding adding = {index, FEED_FORWARD}, adding_down = {index, DOWN};
-        const auto make = [&](int token, float* out) {
-            normalise_token(space_.x + at(token, model_.hidden), layer.ffn_norm, out);
-        };
-        const Inputs inputs = take(thread, space_.hidden, tokens_, {&layer.gate, &layer.up}, make, adding);
-        const int tiles = layer.gate.tiles();
-        split(tiles, [&](int tile) {
-            float* out = space_.activated + tile * LANES;
-            each_token(layer.gate, tile, inputs, tokens_, [&](int token, Floats sums) {
-                store(out + at(token, model_.ffn), silu(sums));
-            }, added(thread, adding, 0, tile));
-            each_token(layer.up, tile, inputs, tokens_, [&](int token, Floats sums) {
-                store(out + at(token, model_.ffn), multiply(load(out + at(token, model_.ffn)), sums));
-            }, added(thread, adding, 1, tile));
+        lower(thread, index, FEED_FORWARD, space_.hidden);
+        const float* by = norms(thread);
+        float* gate = space_.scratch(thread).gate;
+        const Rounding to = rounding(index, {&layer.down}, DOWN);
+        split(thread, layer.gate.tiles() / 2, [&](int pair) {
+            for (int tile = 2 * pair; tile < 2 * pair + 2; ++tile) {
+                const Finish gated = {by, added(thread, index, FEED_FORWARD, 0, tile)};
+                each_token(layer.gate, tile, space_.hidden, {0, tokens_}, gated, [&](int first, const auto& sums) {
+                    for (const Floats& each : sums) store(gate + at(first++, LANES), silu(each));
+                });
+                const Finish upped = {by, added(thread, index, FEED_FORWARD, 1, tile)};
+                each_token(layer.up, tile, space_.hidden, {0, tokens_}, upped, [&]<int TOKENS>(int first, Floats (&sums)[TOKENS]) {
+                    for (int t = 0; t < TOKENS; ++t) sums[t] = multiply(load(gate + at(first + t, LANES)), sums[t]);
+                    space_.ffn.take(first, tile, sums, to);
+                });
+            }
         });
-        team_.meet();
-        const auto activated = [&](int token, float* out) {
-            std::memcpy(out, space_.activated + at(token, model_.ffn), sizeof(float) * model_.ffn);
-        };
-        const Inputs ffn = take(thread, space_.ffn, tokens_, {&layer.down}, activated, adding_down);
-        add_to_residual(thread, layer.down, ffn, adding_down);
+        team_.meet(thread);
+        lower(thread, index, DOWN, space_.ffn);
+        const bool last = index + 1 == model_.layers;
+        add_to_residual(thread, layer.down, space_.ffn, index, DOWN, last ? Normed{} : attention_inputs(index + 1));
+        team_.meet(thread);
     }
 
-    void add_to_residual(int thread, const Matrix& matrix, const Inputs& inputs, Adding adding) {
-        multiply_all(thread, {&matrix}, inputs, tokens_, adding, [&](int, int tile, int token, Floats sums) {
-            float* out = space_.x + at(token, model_.hidden) + tile * LANES;
-            store(out, add(load(out), sums));
+    // Queries, keys and values of all tokens.
+    void project(int thread, const Layer& layer, int index) {
+        lower(thread, index, ATTENTION, space_.hidden);
+        const float* by = norms(thread);
+        const Matrix* const matrices[] = {&layer.query, &layer.key, &layer.value};
+        const int tiles = (model_.heads + 2 * model_.kv_heads) * model_.size / LANES;
+        split(thread, tiles, [&](int all) {
+            int number = 0, tile = all;
+            for (; tile >= matrices[number]->tiles(); ++number) tile -= matrices[number]->tiles();
+            const Finish finish = {by, added(thread, index, ATTENTION, number, tile)};
+            each_token(*matrices[number], tile, space_.hidden, {0, tokens_}, finish, [&](int first, const auto& sums) {
+                float* out = space_.qkv_of(first, all);
+                for (const Floats& each : sums) store(out, each), out += LANES;
+            });
         });
-        team_.meet();
     }
 
-    struct Place {
-        int token, sequence, position;
-    };
-
-    // Norm and turn the heads that share a key head, round the queries, and append key and value to the pages.
-    void turn(const Layer& layer, int index, const Place& place, int head) {
-        const int size = model_.size, group = shape_.group();
-        float* row = space_.qkv + at(place.token, (model_.heads + 2 * model_.kv_heads) * size);
-        const float* rotation = model_.rotations + at(place.position, size);
-        for (int i = 0; i < group; ++i) {
-            float* query = row + (head * group + i) * size;
-            turn_head(query, layer.query_norm, rotation);
-            take_query(shape_, query, space_.queries + (at(place.token, model_.heads) + head * group + i) * shape_.query());
-        }
-        float* key = row + (model_.heads + head) * size;
-        const float* value = row + (model_.heads + model_.kv_heads + head) * size;
-        turn_head(key, layer.key_norm, rotation);
-        append(shape_, batch_.sequence[place.sequence], index, head, place.position, key, value);
-    }
-
-    void turn_head(float* x, const float* norm, const float* rotation) const {
-        if (norm != nullptr) {
-            Floats squares = zero();
-            for (int i = 0; i < model_.size; i += LANES) squares = fma(load(x + i), load(x + i), squares);
-            const float mean = sum(squares) / static_cast<float>(model_.size);
-            const Floats by = spread(1.0f / std::sqrt(mean + model_.epsilon));
-            for (int i = 0; i < model_.size; i += LANES) store(x + i, multiply(multiply(load(x + i), by), load(norm + i)));
-        }
-        for (int i = 0; i < model_.size; i += 2) {
-            const float a = x[i], b = x[i + 1], cosine = rotation[i], sine = rotation[i + 1];
-            x[i] = a * cosine - b * sine;
-            x[i + 1] = a * sine + b * cosine;
-        }
-    }
-
-    // Which queries are attended for together. Several tokens of a prompt share what is read of the pages; where there
-    // are few queries of long contexts, their spans are shared among the threads.
-    void plan_attention() {
-        const int group = shape_.group(), together = std::max(1, MOST_QUERIES / group);
-        int alone = 0;
-        for (int s = 0; s < batch_.sequences; ++s) {
-            const Sequence& sequence = batch_.sequence[s];
-            alone += (sequence.count + together - 1) / together * model_.kv_heads;
-            for (int i = 0; i < sequence.count; ++i) places_.push_back({sequence.first + i, s, sequence.start + i});
-        }
-        parted_ = tokens_ <= FEW && alone < 4 * batch_.threads && batch_.threads > 1;
-        spans_ = 1;
-        for (const Place& place : places_) spans_ = std::max(spans_, place.position / SPAN + 1);
-        parted_ = parted_ && spans_ > 1;
-        if (parted_) parts_ = space_.parts(at(tokens_ * model_.heads, spans_), model_.size);
-        for (int s = 0; s < batch_.sequences; ++s) {
-            const Sequence& sequence = batch_.sequence[s];
-            for (int token = 0; token < sequence.count; token += parted_ ? 1 : together) {
-                const int count = parted_ ? 1 : std::min(together, sequence.count - token);
-                for (int head = 0; head < model_.kv_heads; ++head) {
-                    const int spans = parted_ ? (sequence.start + token) / SPAN + 1 : 1;
-                    for (int span = 0; span < spans; ++span) {
-                        items_.push_back({s, token, count, head, parted_ ? span : -1, 0});
-                    }
-                }
+    // Adds a product to the residual, of which `next` takes what it needs, unless nothing comes.
+    void add_to_residual(int thread, const Matrix& matrix, const Inputs& inputs, int index, Targets targets, Normed next) {
+        split(thread, matrix.tiles() / 2, [&](int pair) {
+            for (int tile = 2 * pair; tile < 2 * pair + 2; ++tile) {
+                const Finish finish = {nullptr, added(thread, index, targets, 0, tile)};
+                each_token(matrix, tile, inputs, {0, tokens_}, finish, [&]<int TOKENS>(int first, Floats (&x)[TOKENS]) {
+                    float* out = space_.x_of(first, tile);
+                    for (int t = 0; t < TOKENS; ++t) x[t] = add(load(out + t * LANES), x[t]);
+                    for (int t = 0; t < TOKENS; ++t) store(out + t * LANES, x[t]);
+                    if (next.weight != nullptr) enter(first, tile, x, next);
+                });
             }
-        }
+        });
     }
 
-    void attend(int thread, const Layer& layer, int index, const Item& item) {
-        const int group = shape_.group();
-        for (int first = 0; first < item.count * group;) {
-            const int rows = std::min(MOST_QUERIES, item.count * group - first);
-            first += attend_rows(thread, layer, index, item, first, rows);
-        }
-    }
-
-    // Some of an item's rows, which are (token, head of the group) in that order; returns how many it took.
-    int attend_rows(int thread, const Layer& layer, int index, const Item& item, int first, int rows) {
-        if constexpr (MOST_QUERIES >= 16) {
-            if (rows >= 16) return attend_some<16>(thread, layer, index, item, first);
-            if (rows >= 12) return attend_some<12>(thread, layer, index, item, first);
-            if (rows >= 9) return attend_some<9>(thread, layer, index, item, first);
-            if (rows >= 8) return attend_some<8>(thread, layer, index, item, first);
-            if (rows >= 6) return attend_some<6>(thread, layer, index, item, first);
-        }
-        if (rows >= 4) return attend_some<4>(thread, layer, index, item, first);
-        if (rows >= 3) return attend_some<3>(thread, layer, index, item, first);
-        if (rows >= 2) return attend_some<2>(thread, layer, index, item, first);
-        return attend_some<1>(thread, layer, index, item, first);
-    }
-
-    template <int ROWS>
-    int attend_some(int thread, const Layer& layer, int index, const Item& item, int first) {
-        const Sequence& sequence = batch_.sequence[item.sequence];
-        const int size = model_.size, group = shape_.group();
-        const auto [values, queries] = space_.scratch(thread);
-        const size_t width = shape_.query();
-        int from[ROWS], to[ROWS], least = 0, most = 0;
-        Part whole[ROWS], part[ROWS];
-        for (int r = 0; r < ROWS; ++r) {
-            const int token = item.token + (first + r) / group, head = item.head * group + (first + r) % group;
-            std::memcpy(queries + r * width, space_.queries + (at(sequence.first + token, model_.heads) + head) * width, width);
-            to[r] = sequence.start + token;
-            from[r] = layer.window > 0 ? std::max<int>(0, to[r] + 1 - static_cast<int>(layer.window)) : 0;
-            least = r == 0 ? from[r] : std::min(least, from[r]);
-            most = std::max(most, to[r]);
-            whole[r].values = values + r * size;
-            part[r].values = values + (ROWS + r) * size;
-        }
-        if (item.span >= 0) {
-            for (int r = 0; r < ROWS; ++r) part[r] = *part_of(sequence.first + item.token, item.head * group + first + r, item.span);
-            if (item.span < least / SPAN) {  // the window has left it behind
-                for (Part& each : part) nothing(each, size);
-            } else {
-                attend_span<ROWS>(shape_, sequence, index, item.head, item.span, queries, from, to, part);
-            }
-            for (int r = 0; r < ROWS; ++r) *part_of(sequence.first + item.token, item.head * group + first + r, item.span) = part[r];
-            return ROWS;
-        }
-        for (int span = least / SPAN; span <= most / SPAN; ++span) {
-            const bool initial = span == least / SPAN;
-            attend_span<ROWS>(shape_, sequence, index, item.head, span, queries, from, to, initial ? whole : part);
-            if (!initial) {
-                for (int r = 0; r < ROWS; ++r) join(whole[r], part[r], size);
-            }
-        }
-        for (int r = 0; r < ROWS; ++r) {
-            const int token = item.token + (first + r) / group, head = item.head * group + (first + r) % group;
-            normalise(whole[r], size, space_.attended + at(sequence.first + token, model_.heads * size) + at(head, size));
-        }
-        return ROWS;
-    }
-
-    Part* part_of(int token, int head, int span) { return parts_ + at(token * model_.heads + head, spans_) + span; }
-
-    // Puts the spans of a token's heads together.
-    void gather(int token, int head) {
-        const int group = shape_.group(), size = model_.size, spans = places_[token].position / SPAN + 1;
-        for (int i = head * group; i < (head + 1) * group; ++i) {
-            Part* whole = part_of(token, i, 0);
-            for (int span = 1; span < spans; ++span) join(*whole, *part_of(token, i, span), size);
-            normalise(*whole, size, space_.attended + at(token, model_.heads * size) + at(i, size));
-        }
+    // What the output's product takes of attention. A group of 32 may belong to two heads.
+    Rounding attended_rounding(const Layer& layer, int index) const {
+        Rounding to = rounding(index, {&layer.output}, OUTPUT);
+        to.apart = model_.size % 32 != 0;
+        return to;
     }
 
     static constexpr int PIECES = 6;  // a thread and phase
 
     const Model& model_;
-    const Heads shape_;
     Team& team_;
     Space& space_;
     const Batch& batch_;
     const int tokens_;
     const Adapters adapters_;
-    std::vector<Place> places_;
-    std::vector<Item> items_;
-    bool parted_ = false;
-    int spans_ = 1;
-    Part* parts_ = nullptr;
+    const Attention attention_;
 };
 
 }  // namespace mk

@@ -66,6 +66,13 @@ void check_functions() {
     check(to_bfloat16(1.00390625f) == 0x3f80 && to_bfloat16(1.01171875f) == 0x3f82, "bfloat16 rounds halves to even");
     float x[LANES];
     for (int j = 0; j < LANES; ++j) x[j] = static_cast<float>(j * 7 % LANES) - 20.5f;
+    float rotation[LANES], got[LANES];
+    for (int j = 0; j < LANES; ++j) rotation[j] = static_cast<float>(j + 1) / 4;
+    store(got, turned(load(x), load(rotation)));
+    for (int j = 0; j < LANES; j += 2) {
+        const float a = x[j] * rotation[j] - x[j + 1] * rotation[j + 1], b = x[j + 1] * rotation[j] + x[j] * rotation[j + 1];
+        check(std::abs(got[j] - a) < 1e-4f && std::abs(got[j + 1] - b) < 1e-4f, "a pair of lanes turned");
+    }
     check(sum(load(x)) == -208.0f && largest(load(x)) == -5.5f, "sum or largest over the lanes");
 }
 
@@ -120,31 +127,45 @@ struct RandomMatrix {
 struct RoundedInputs {
     std::vector<int8_t> quants;
     std::vector<float> scales, totals;
-    std::vector<uint16_t> rounded;
+    std::vector<Factor> factors;
     Inputs inputs;
 
     RoundedInputs(int tokens, int columns)
-        : quants(tokens * columns), scales(tokens * columns / 16), totals(3 * tokens * columns / 32), rounded(tokens * columns),
-          inputs{quants.data(), scales.data(), totals.data(), rounded.data(), columns, tokens} {}
+        : quants(Inputs::room(tokens) * columns), scales(Inputs::room(tokens) * columns / 16),
+          totals(3 * Inputs::room(tokens) * columns / 32), factors(Inputs::room(tokens) * columns),
+          inputs{quants.data(), scales.data(), totals.data(), factors.data(), columns, tokens} {}
+
+    void take(int token, const std::vector<float>& x) {
+        for (size_t tile = 0; tile < x.size() / LANES; ++tile) {
+            const Floats some[] = {load(x.data() + tile * LANES)};
+            inputs.take(token, tile, some, {true, true});
+        }
+    }
 
     float value(Kind kind, int token, int column) const {
-        const size_t tokens = inputs.tokens, at = column / 32 * tokens + token;
-        if (kind == Kind::BFLOAT16) return from_bfloat16(rounded[(column / 2 * tokens + token) * 2 + column % 2]);
-        return scales[column / 16 * tokens + token] * quants[32 * at + column % 32];
+        const size_t block = inputs.block(), lane = token % Inputs::BLOCK;
+        if (kind == Kind::BFLOAT16) {
+            const Factor factor = factors[inputs.start_of_factors(token) + (column / 2 * block + lane) * 2 + column % 2];
+            if constexpr (std::is_same_v<Factor, float>) return factor; else return from_bfloat16(factor);
+        }
+        return scales[inputs.start(token, 2) + column / 16 * block + lane] *
+               quants[inputs.start(token, 32) + 32 * (column / 32 * block + lane) + column % 32];
     }
 };
 
 void check_products(Kind kind) {
     constexpr int ROWS = 50, COLUMNS = 96;
     const RandomMatrix packed(kind, ROWS, COLUMNS, true);
-    for (int tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 17, 30}) {
+    for (int tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 17, 23, 30}) {
         const std::string what = "product of kind " + std::to_string(static_cast<int>(kind)) + ", " + std::to_string(tokens) + " tokens";
         RoundedInputs all(tokens, COLUMNS), one(1, COLUMNS);
+        std::vector<float> by(tokens), added(tokens * LANES);
+        for (float& each : by) each = uniform(0.5f, 2.0f);
+        for (float& each : added) each = uniform(-1, 1);
         for (int token = 0; token < tokens; ++token) {
             std::vector<float> x(COLUMNS);
             for (float& each : x) each = token == 2 ? 0.0f : uniform(-3, 3);
-            all.inputs.take(token, x.data(), true, true);
-            one.inputs.take(0, x.data(), true, true);
+            all.take(token, x), one.take(0, x);
             for (int column = 0; column < COLUMNS; ++column) {
                 const float of = std::abs(all.value(kind, token, column) - x[column]);
                 check(of <= 3.0f / (kind == Kind::BFLOAT16 ? 256 : 254) * 1.01f, what + ": inputs");
@@ -152,22 +173,30 @@ void check_products(Kind kind) {
             if (token != tokens - 1) continue;
             for (int tile = 0; tile < packed.matrix.tiles(); ++tile) {
                 float together[LANES], alone[LANES];
-                each_token(packed.matrix, tile, all.inputs, tokens, [&](int t, Floats sums) { if (t == token) store(together, sums); });
-                each_token(packed.matrix, tile, one.inputs, 1, [&](int, Floats sums) { store(alone, sums); });
+                each_token(packed.matrix, tile, all.inputs, {0, tokens}, {by.data(), added.data()},
+                           [&](int first, const auto& sums) {
+                               for (const Floats& each : sums) if (first++ == token) store(together, each);
+                           });
+                each_token(packed.matrix, tile, one.inputs, {0, 1}, {by.data() + token, added.data() + token * LANES},
+                           [&](int, const auto& sums) { store(alone, sums[0]); });
                 check(std::memcmp(together, alone, sizeof alone) == 0, what + ": not the same bits as alone");
             }
         }
         for (int tile = 0; tile < packed.matrix.tiles(); ++tile) {
-            each_token(packed.matrix, tile, all.inputs, tokens, [&](int token, Floats sums) {
-                float got[LANES];
-                store(got, sums);
-                for (int row = tile * LANES; row < std::min(ROWS, (tile + 1) * LANES); ++row) {
-                    double exact = packed.bias[row], size = std::abs(exact);
-                    for (int column = 0; column < COLUMNS; ++column) {
-                        const double term = static_cast<double>(packed.weight(row, column)) * all.value(kind, token, column);
-                        exact += term, size += std::abs(term);
+            each_token(packed.matrix, tile, all.inputs, {0, tokens}, {by.data(), added.data()}, [&](int token, const auto& sums) {
+                for (const Floats& each : sums) {
+                    float got[LANES];
+                    store(got, each);
+                    for (int row = tile * LANES; row < std::min(ROWS, (tile + 1) * LANES); ++row) {
+                        double exact = added[token * LANES + row % LANES], size = std::abs(exact) + std::abs(packed.bias[row]);
+                        for (int column = 0; column < COLUMNS; ++column) {
+                            const double term = static_cast<double>(packed.weight(row, column)) * all.value(kind, token, column);
+                            exact += term, size += std::abs(term);
+                        }
+                        exact = exact * by[token] + packed.bias[row];
+                        check(std::abs(got[row % LANES] - exact) <= 8e-6 * size, what);
                     }
-                    check(std::abs(got[row % LANES] - exact) <= 4e-6 * size, what);
+                    ++token;
                 }
             });
         }
@@ -265,8 +294,8 @@ void check_attention(PageKind kind, int size, int window, int end) {
         for (int r = 0; span != from[0] / SPAN && r < ROWS; ++r) join(whole[r], part[r], size);
     }
     for (int r = 0; r < ROWS; ++r) {
-        std::vector<float> got(size);
-        normalise(whole[r], size, got.data());
+        std::vector<float> got(whole[r].values, whole[r].values + size);
+        for (float& each : got) each /= whole[r].weight;
         std::vector<double> weights(end), exact(size);
         double most = -1e30, total = 0;
         for (int token = from[r]; token <= to[r]; ++token) {
