@@ -137,7 +137,7 @@ class NativeDecoder:
     @property
     def layout(self) -> str:
         """Names how a page is laid out and computed."""
-        return f"native-2-{self._variant}" + ("-int8" if self._page_dtype == "int8" else "")
+        return f"native-3-{self._variant}" + ("-int8" if self._page_dtype == "int8" else "")
 
     @property
     def weight_bytes(self) -> int:
