@@ -10,7 +10,7 @@ from __future__ import annotations
 
 __all__ = ["Pace"]
 
-LEAST = 16  # tokens of prompts a step reads in any case: they must come to an end, too
+LEAST = 4  # tokens of prompts a step reads in any case: they must come to an end, too
 LEAST_ALONE = 0.2  # of a step with a prompt, the share that those who decode are taken to need at least
 NEWEST = 0.2  # weight of the newest measurement
 

@@ -11,6 +11,7 @@ __all__ = ["ThreadCount"]
 
 SOON = 8  # steps until another number is tried after a change; doubled with each try that loses
 SELDOM = 512
+FAR = 1.25  # a number that took so many times what the best one does is tried seldom from then on
 SLOW = 2.0  # a step that took so many times what was expected has the other numbers tried at once
 BETTER = 0.93  # a number has to be so much faster to be taken: noise is not to flip it
 NEWEST = 0.25  # weight of the newest measurement in what is expected
@@ -36,7 +37,11 @@ class ThreadCount:
         self._class(tokens).note(self._chosen, seconds / max(1, tokens))
 
     def _class(self, tokens: int) -> _Class:
-        return self._classes.setdefault(min(tokens, 64).bit_length(), _Class(self.most))
+        size = min(tokens, 64).bit_length()
+        known = self._classes.get(size)
+        if known is None:
+            known = self._classes[size] = _Class(self.most)
+        return known
 
 
 class _Class:
@@ -68,6 +73,8 @@ class _Class:
         was = self._expected.get(self._best)
         # What is expected of a number that is seldom tried may be old: what surprises is tried again at once.
         self._promising = count if count != self._best and was is not None and seconds < BETTER * was else None
+        if count != self._best and was is not None and seconds > FAR * was:
+            self._wait = self._interval = SELDOM
         if expected is None:
             self._expected[count] = seconds
         else:
