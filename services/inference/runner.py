@@ -94,12 +94,23 @@ class Runner:
         """The loop; ends by cancellation. If a step raises, all answers end with the reason and it is raised."""
         loop = asyncio.get_running_loop()
         self._engine.on_room = partial(loop.call_soon_threadsafe, self._wake.set)
+        step: _Step | None = None
         try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while not await self._step():
-                    pass
+                step = self._begin()
+                while step is not None:
+                    outputs, idle, seconds = await step.work
+                    done, step = step, None
+                    if not idle or self._commands:
+                        # The device has its next step while this one's outputs are handed out. What comes of them, such
+                        # as an answer that met a stop string, it learns a step later.
+                        step = self._begin()
+                        await asyncio.sleep(0)
+                    self._give(done, outputs, seconds)
+                    if step is None and self._commands:
+                        step = self._begin()
         except asyncio.CancelledError:
             self._end(_unloading(may_have_run=True))
             raise
@@ -108,6 +119,10 @@ class Runner:
             failure.__cause__ = error
             self._end(failure)
             raise
+        finally:
+            if step is not None and not step.work.done():
+                step.work.cancel()
+                await asyncio.wait([step.work])
 
     async def close(self) -> None:
         """Once `run` has ended: weights and pages are free when this returns.
@@ -117,14 +132,17 @@ class Runner:
         with suppress(MicrokernelError):  # its device may have gone, and all that was there with it
             await self._executor.finish(self._engine.close)
 
-    async def _step(self) -> bool:
-        """One quantum; returns whether there is nothing left to do until somebody asks for more."""
+    def _begin(self) -> _Step:
+        """Have the device do a quantum with all that was asked for since the last one."""
         commands, self._commands = self._commands, []
         questions, self._questions = self._questions, []
         self._asked += questions
-        outputs, idle, seconds = await self._executor.run(self._on_device, commands)
-        self._asked.clear()
-        for question in questions:
+        return _Step(asyncio.create_task(self._executor.run(self._on_device, commands)), questions)
+
+    def _give(self, step: _Step, outputs: list[Output], seconds: float) -> None:
+        """What a quantum has brought, to those who wait for it."""
+        del self._asked[: len(step.questions)]  # they are in the order of their steps
+        for question in step.questions:
             question.settle()
         self.steps += 1
         now = self._now()
@@ -142,7 +160,6 @@ class Runner:
                 generation.fail(from_exception(error, service="inference"))
             if generation.ended:
                 self._retire(generation, output)
-        return idle and not self._commands
 
     def _on_device(self, commands: list[Callable[[], object]]) -> tuple[list[Output], bool, float]:
         """On the compute thread."""
@@ -173,6 +190,14 @@ class Runner:
         generations, self._generations = self._generations, {}
         for generation in generations.values():
             generation.fail(reason)
+
+
+class _Step:
+    """A quantum on the device, or on its way there."""
+
+    def __init__(self, work: asyncio.Task[tuple[list[Output], bool, float]], questions: list[_Question]) -> None:
+        self.work = work
+        self.questions = questions
 
 
 class _Question:

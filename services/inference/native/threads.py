@@ -11,7 +11,7 @@ __all__ = ["ThreadCount"]
 
 SOON = 8  # steps until another number is tried after a change; doubled with each try that loses
 SELDOM = 512
-FAR = 1.25  # a number that took so many times what the best one does is tried seldom from then on
+FAR = 1.25  # a number that took so many times what the best one does is tried less often than others
 SLOW = 2.0  # a step that took so many times what was expected has the other numbers tried at once
 BETTER = 0.93  # a number has to be so much faster to be taken: noise is not to flip it
 NEWEST = 0.25  # weight of the newest measurement in what is expected
@@ -74,7 +74,7 @@ class _Class:
         # What is expected of a number that is seldom tried may be old: what surprises is tried again at once.
         self._promising = count if count != self._best and was is not None and seconds < BETTER * was else None
         if count != self._best and was is not None and seconds > FAR * was:
-            self._wait = self._interval = SELDOM
+            self._wait = self._interval = min(SELDOM, 4 * self._interval)  # one such step may be chance
         if expected is None:
             self._expected[count] = seconds
         else:
