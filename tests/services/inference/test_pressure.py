@@ -259,6 +259,11 @@ async def test_a_quota_that_is_set_live_holds_for_what_runs(models, monkeypatch)
         assert await whole(ask(system, owner="bob")) == expected, "others run"
         assert text + await whole(running) == expected
         assert await waiting == expected
+
+        async def are_told() -> bool:
+            return {"ann", "bob"} <= {each.owner for each in (await account(system)).owners}
+
+        await until(are_told)
         owners = {each.owner: each for each in (await account(system)).owners}
         assert owners["ann"].quota == 2 * 32 * page_bytes
         assert owners["bob"].quota is None

