@@ -213,8 +213,10 @@ class Batch:
         """The sequences of the next step, and how many tokens of each; empty where none can do anything now."""
         shares = [Share(sequence, 1) for sequence in self._decoding() if self._extend(sequence, 1)]
         shares = [share for share in shares if share.sequence.table is not None]  # not given up since
-        budget = self._pace.budget(len(shares), self._budget)
-        for sequence in self._reading():
+        reading = self._reading()
+        waiting = len(reading) + min(len(self.waiting), self._most - len(self.running))
+        budget = self._pace.budget(len(shares), self._budget, waiting=waiting)
+        for sequence in reading:
             if budget <= 0:
                 return shares
             shares.append(Share(sequence, min(budget, sequence.missing)))

@@ -25,15 +25,20 @@ class Pace:
         self._beside = 0.0  # seconds that a token of a prompt adds to a step in which others decode
         self._apart = 0.0  # the same where nobody does: what there is to go by until some have
 
-    def budget(self, decoding: int, most: int) -> int:
-        """How many tokens of prompts may go into a step in which so many decode; the whole is `most` at the most."""
+    def budget(self, decoding: int, most: int, *, waiting: int = 1) -> int:
+        """How many tokens of prompts may go into a step in which so many decode; the whole is `most` at the most.
+
+        `waiting` have a prompt to be read. Who waits for a first token counts as who waits for the next one: where they
+        are more than those who decode, the step may take so many times longer.
+        """
         left = max(1, most - decoding)
         if decoding == 0:
             return left
         alone, token = self._decoding.get(decoding.bit_length()), self._beside or self._apart
         if alone is None or token == 0.0:
             return min(left, LEAST)
-        return min(left, max(LEAST, int((self._slowdown - 1.0) * alone / token)))
+        longer = (self._slowdown - 1.0) * alone * max(1.0, waiting / decoding)
+        return min(left, max(LEAST, int(longer / token)))
 
     def note(self, decoding: int, reading: int, seconds: float) -> None:
         """A step in which so many decoded and so many tokens of prompts were read took so long."""
