@@ -113,7 +113,7 @@ class Attention {
             squares = fma(x, x, squares);
             store(out + i * LANES, x);
         }
-        const Floats by = spread(1.0f / std::sqrt(sum(squares) / static_cast<float>(model_.size) + model_.epsilon));
+        const Floats by = spread(norm_factor(sum(squares), model_.size, model_.epsilon));
         for (int i = 0; i < model_.size; i += LANES) {
             const Floats normed = norm == nullptr ? load(out + i) : multiply(multiply(load(out + i), by), load(norm + i));
             store(out + i, turned(normed, load(rotation + i)));

@@ -1,6 +1,7 @@
 // What the decoder's step works on: the model's weights, the step's tokens, and the space between them.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -13,6 +14,11 @@ namespace mk {
 
 // Where row `row` of a table of `width` begins.
 inline size_t at(int row, int width) { return static_cast<size_t>(row) * width; }
+
+// What a norm multiplies `count` numbers by whose squares sum up to `squares` (https://arxiv.org/abs/1910.07467).
+inline float norm_factor(float squares, int count, float epsilon) {
+    return 1.0f / std::sqrt(squares / static_cast<float>(count) + epsilon);
+}
 
 struct Layer {
     Matrix query, key, value, output, gate, up, down;

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "formats.h"
 
@@ -224,39 +225,16 @@ inline void each_token(const Matrix& matrix, int tile, const Inputs& x, Range to
     };
     for (const int end = tokens.first + tokens.count; first < end;) {
         const int left = std::min(end - first, Inputs::BLOCK - first % Inputs::BLOCK);
-        if constexpr (MOST_TOKENS >= 16) {
-            if (left >= 16) {
-                some.template operator()<16>();
-                continue;
+        const auto at_once = [&]<int TOKENS>() {
+            if constexpr (TOKENS <= MOST_TOKENS) {
+                if (left >= TOKENS) some.template operator()<TOKENS>();
+                return left >= TOKENS;
             }
-            if (left >= 12) {
-                some.template operator()<12>();
-                continue;
-            }
-            if (left >= 8) {
-                some.template operator()<8>();
-                continue;
-            }
-            if (left >= 6) {
-                some.template operator()<6>();
-                continue;
-            }
-        }
-        if constexpr (MOST_TOKENS >= 4) {
-            if (left == 4 || left >= 7 || (MOST_TOKENS >= 16 && left == 5)) {
-                some.template operator()<4>();
-                continue;
-            }
-            if (left == 3 || left == 5) {
-                some.template operator()<3>();
-                continue;
-            }
-        }
-        if (left >= 2) {
-            some.template operator()<2>();
-        } else {
-            some.template operator()<1>();
-        }
+            return false;
+        };
+        [&]<int... TOKENS>(std::integer_sequence<int, TOKENS...>) {
+            (void)(at_once.template operator()<TOKENS>() || ...);
+        }(std::integer_sequence<int, 16, 12, 8, 6, 4, 3, 2, 1>{});
     }
 }
 

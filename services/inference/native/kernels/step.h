@@ -69,10 +69,11 @@ class Step {
                 }
             });
         }
+        const Normed first = attention_inputs(0);
         for (int i = 0; i < columns / LANES; ++i) {
             const Floats x[] = {load(out + i * LANES)};
             store(space_.x_of(token, i), x[0]);
-            enter(token, i, x, attention_inputs(0));
+            enter(token, i, x, first);
         }
     }
 
@@ -132,7 +133,7 @@ class Step {
             float row[LANES];
             store(row, squares);
             for (int i = 0; i < std::min(LANES, tokens_ - token); ++i) {
-                by[token + i] = 1.0f / std::sqrt(row[i] / static_cast<float>(model_.hidden) + model_.epsilon);
+                by[token + i] = norm_factor(row[i], model_.hidden, model_.epsilon);
             }
         }
         return by;
@@ -154,7 +155,7 @@ class Step {
             const Floats x = load(space_.x_of(token, tile));
             squares = fma(x, x, squares);
         }
-        const Floats by = spread(1.0f / std::sqrt(sum(squares) / static_cast<float>(model_.hidden) + model_.epsilon));
+        const Floats by = spread(norm_factor(sum(squares), model_.hidden, model_.epsilon));
         const Rounding to = rounding(0, {&model_.head}, {});
         for (int tile = 0; tile < model_.hidden / LANES; ++tile) {
             const Floats normed[] = {multiply(multiply(load(space_.x_of(token, tile)), by), load(model_.norm + tile * LANES))};
