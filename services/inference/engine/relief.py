@@ -75,9 +75,8 @@ class Relief:
     @property
     def resident_bytes(self) -> int:
         """All that counts as taken here, now: the pages, and what is beside them."""
-        pages = self._cache.pages
-        taken = pages.resident if self._storage.elastic else pages.held
-        return taken * self._storage.page_bytes + self._beside_bytes
+        use = self.use()
+        return use.resident_bytes + use.beside_bytes
 
     def use(self) -> PagesUse:
         """How the pages are used now."""
