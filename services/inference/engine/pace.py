@@ -28,8 +28,8 @@ class Pace:
     def budget(self, decoding: int, most: int, *, waiting: int = 1) -> int:
         """How many tokens of prompts may go into a step in which so many decode; the whole is `most` at the most.
 
-        `waiting` have a prompt to be read. Who waits for a first token counts as who waits for the next one: where they
-        are more than those who decode, the step may take so many times longer.
+        `waiting` have a prompt to be read. Who waits for a first token counts as who waits for the next one, so beside
+        one prompt the step may take `slowdown` times as long, and each further one lets it take longer by its part.
         """
         left = max(1, most - decoding)
         if decoding == 0:
@@ -37,7 +37,7 @@ class Pace:
         alone, token = self._decoding.get(decoding.bit_length()), self._beside or self._apart
         if alone is None or token == 0.0:
             return min(left, LEAST)
-        longer = (self._slowdown - 1.0) * alone * max(1.0, waiting / decoding)
+        longer = (self._slowdown - 1.0) * alone * (decoding + max(1, waiting) - 1) / decoding
         return min(left, max(LEAST, int(longer / token)))
 
     def note(self, decoding: int, reading: int, seconds: float) -> None:

@@ -32,8 +32,8 @@ def test_a_step_with_a_prompt_takes_as_much_longer_as_is_allowed(slowdown):
     assert 0.020 + 0.0005 * reading == pytest.approx(slowdown * 0.020, rel=0.05)
 
 
-@pytest.mark.parametrize(("waiting", "longer"), [(1, 1), (8, 1), (16, 2), (56, 7)])
-def test_where_more_wait_for_their_first_token_than_decode_a_step_may_take_as_many_times_longer(waiting, longer):
+@pytest.mark.parametrize(("waiting", "longer"), [(0, 1), (1, 1), (5, 1.5), (9, 2), (49, 7)])
+def test_who_waits_for_a_first_token_counts_as_who_waits_for_the_next_one(waiting, longer):
     reading = paced().budget(8, WHOLE, waiting=waiting)
     assert 0.0005 * reading == pytest.approx(0.020 * longer, rel=0.1)
 
