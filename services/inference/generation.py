@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from microkernel.errors import Internal, MicrokernelError
-from services.inference.engine.engine import Output
+from services.inference.engine.output import Output
 from services.inference.messages import TokenLogprob
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.logprobs import LogprobsOfText

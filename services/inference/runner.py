@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception, from_report
 from microkernel.executor import Executor
 from services.inference.engine.context import Context
-from services.inference.engine.engine import Engine, Output, Request
+from services.inference.engine.engine import Engine, Request
+from services.inference.engine.output import Output
 from services.inference.generation import Generation
 from services.inference.grammar.matcher import CompiledGrammar
 

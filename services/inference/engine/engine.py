@@ -1,8 +1,8 @@
 """Continuous batching over pages: sequences join and leave the running batch between steps; hot: once a step.
 
-A plain class without loop or thread. One step is one quantum and one pass over the model: every sequence that decodes
-gets its next token, and what is left of a budget of tokens goes to prompts, in chunks, so that a long prompt delays
-the others by one chunk and no more (https://arxiv.org/abs/2308.16369). Batch mates share a step, never a result.
+A plain class without loop or thread. One step is one quantum: every sequence that decodes gets its next token, and what
+is left of a budget of tokens goes to prompts, in chunks, so that a long prompt delays the others by one chunk and no
+more (https://arxiv.org/abs/2308.16369). Batch mates share a step, never a result.
 
 Where pages run out, the sequence that came last gives its own back and waits; what it had computed may still be cached
 when its turn comes, and is computed again where it is not.
@@ -10,7 +10,6 @@ when its turn comes, and is computed again where it is not.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from collections.abc import Sequence as Several
 
@@ -19,13 +18,10 @@ import torch
 
 from microkernel.errors import (
     AlreadyExists,
-    DataLoss,
     Invalid,
     MicrokernelError,
     NotFound,
     PreconditionFailed,
-    copy_of,
-    from_exception,
 )
 from services.inference.cache.cache import Cache
 from services.inference.cache.host import HostTier, Lowers
@@ -34,40 +30,21 @@ from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
 from services.inference.cache.status import Status
 from services.inference.checkpoint.adapter import Adapter
-from services.inference.engine import logprobs
 from services.inference.engine.adapters import Adapters
-from services.inference.engine.batch import Batch, Share
-from services.inference.engine.choice import Answer, choose
+from services.inference.engine.batch import Batch
 from services.inference.engine.context import Context
 from services.inference.engine.contexts import Contexts
-from services.inference.engine.forward import Decoder, Part
+from services.inference.engine.forward import Decoder
+from services.inference.engine.output import Output, broken
 from services.inference.engine.pace import Pace
 from services.inference.engine.proposers import Proposer
 from services.inference.engine.relief import Relief
-from services.inference.engine.sampler import NO_TOKEN, SamplerState
+from services.inference.engine.sampler import SamplerState
 from services.inference.engine.sequence import Request, Sequence
+from services.inference.engine.step import Step
 from services.inference.grammar.matcher import CompiledGrammar
 
-__all__ = ["Context", "Engine", "Output", "Request", "check_prompt"]
-
-GUESSED_ROWS = 16  # tokens of a step that decodes, guessed ones included: more cost more than they save
-PATIENCE = 0.005  # seconds that a step waits for the disk where there is nothing to compute
-
-
-class Output(msgspec.Struct, frozen=True):
-    """What a step gave one sequence. After a `finish_reason` (stop, complete, length) or an `error` no more comes.
-
-    With "stop", `token` is the stop token, which is no text. With "complete" it is text, behind which the grammar lets
-    nothing follow. With an error it is -1. Of the prompt's tokens, `cached` did not have to be computed. `logprobs` are
-    there if the request asks for them.
-    """
-
-    id: int
-    token: int
-    finish_reason: str | None = None
-    error: MicrokernelError | None = None
-    cached: int = 0
-    logprobs: logprobs.Logprobs | None = None
+__all__ = ["Context", "Engine", "Request", "check_prompt"]
 
 
 class Engine:
@@ -126,21 +103,21 @@ class Engine:
             host = HostTier(self._storage, host_bytes, pinned=decoder.device.type == "cuda")
         self._contexts = Contexts(self._cache, self._storage, saved if decoder.paged else None, host)
         self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
-        self._pace = Pace(slowdown)
+        pace = Pace(slowdown)
         self._batch = Batch(
             self._cache,
             self._storage,
             self._contexts,
-            self._pace,
+            pace,
             space=self._adapters.space,
             most=max_batch,
             budget=token_budget,
             paged=decoder.paged,
         )
-        self._proposer = proposer if decoder.invariant else None
-        self._guessed = self._guessed_right = 0
+        guessing = proposer if decoder.invariant else None
+        self._step = Step(decoder, self._storage, self._cache, self._contexts, self._batch, pace, guessing)
         self._refused: list[Output] = []
-        self.relief = Relief(self._cache, self._storage, self.context_length, self._batch, self._proposer)
+        self.relief = Relief(self._cache, self._storage, self.context_length, self._batch, guessing)
 
     @property
     def idle(self) -> bool:
@@ -165,7 +142,7 @@ class Engine:
     @property
     def guessed(self) -> tuple[int, int]:
         """How many tokens were guessed so far, and how many of them were right."""
-        return self._guessed, self._guessed_right
+        return self._step.guessed, self._step.guessed_right
 
     @property
     def page_bytes(self) -> int:
@@ -257,7 +234,7 @@ class Engine:
         if sequence is None:
             return
         if self._batch.is_hopeless(sequence):
-            self._refused.append(_broken(sequence.request.id, self._batch.refusal(sequence)))
+            self._refused.append(broken(sequence.request.id, self._batch.refusal(sequence)))
             return
         self._batch.enter(sequence)
 
@@ -273,7 +250,7 @@ class Engine:
                 request.params, request.prompt, config.vocab_size, self._decoder.device, request.constraint()
             )
         except (MicrokernelError, ValueError, RuntimeError) as error:
-            self._refused.append(_broken(request.id, error))
+            self._refused.append(broken(request.id, error))
             return None
         if self._owner_pages is not None and self._cache.quota(request.owner) is None:
             self._cache.set_quota(request.owner, self._owner_pages)
@@ -317,26 +294,8 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Run one quantum: a token for every sequence that decodes, then prompts as far as the budget goes."""
-        outputs, self._refused = self._refused, []
-        self._contexts.take(self._batch.running, wait=0.0)
-        shares = self._batch.plan()
-        outputs += [_broken(sequence.request.id, error) for sequence, error in self._batch.refuse()]
-        if not shares:
-            self._contexts.take(self._batch.running, wait=PATIENCE)
-            return outputs
-        self._guess(shares)
-        parts = [self._part(share) for share in shares]
-        began = time.perf_counter()
-        try:
-            logits = self._decoder.forward(self._storage, parts)
-        except (MicrokernelError, RuntimeError, MemoryError) as error:  # torch's out-of-memory is a RuntimeError
-            return outputs + self._fail(error)
-        answers = self._answering(shares, parts)
-        choose(logits, answers)
-        outputs += [output for answer in answers for output in self._take(answer)]
-        if not any(share.guessed for share in shares):  # they neither decode nor are they read
-            self._pace.note(*_rows(parts), time.perf_counter() - began)
-        return outputs
+        refused, self._refused = self._refused, []
+        return refused + self._step.run()
 
     def release_cache(self) -> None:
         """Forget all pages and give their memory back; only while nothing runs."""
@@ -353,106 +312,7 @@ class Engine:
         if self.relief.closed:
             return
         self.relief.close()
-        del self._decoder, self._adapters, self._proposer, self._batch, self._contexts, self._cache, self._storage
-
-    def _guess(self, shares: Several[Share]) -> None:
-        """Add to those that decode what may follow, to be computed with them: right guesses save a step each."""
-        if self._proposer is None:
-            return
-        spare = GUESSED_ROWS - len(shares)
-        asked: list[tuple[Share, int]] = []
-        for share in shares:
-            sequence = share.sequence
-            if spare <= 0 or sequence.missing > 1:
-                return  # prompts are being read: they stand behind those who decode
-            most = min(sequence.guess.wanted(), sequence.limit - len(sequence.tokens) - 1, spare)
-            if most > 0:
-                asked.append((share, most))
-                spare -= most
-        guesses = self._proposer.propose([(share.sequence, most) for share, most in asked])
-        for (share, _), guess in zip(asked, guesses, strict=True):
-            if guess and self._batch.reserve(share.sequence, 1 + len(guess)):
-                share.guessed = guess
-
-    def _part(self, share: Share) -> Part:
-        sequence = share.sequence
-        assert sequence.table is not None
-        start = sequence.table.length
-        if sequence.found < 0:
-            sequence.found = min(start, len(sequence.request.prompt))
-        last = start + share.count == len(sequence.tokens)
-        return Part(
-            sequence.tokens[start : start + share.count] + share.guessed,
-            start,
-            sequence.view(self._storage),
-            wanted=1 + len(share.guessed) if last else 0,
-            adapter=sequence.request.adapter,
-        )
-
-    # What a step gave
-
-    def _answering(self, shares: Several[Share], parts: Several[Part]) -> list[Answer]:
-        """Those who get tokens from this step, with their rows of the logits; what was computed is in their tables."""
-        answers: list[Answer] = []
-        row = 0
-        for share, part in zip(shares, parts, strict=True):
-            sequence = share.sequence
-            assert sequence.table is not None
-            self._cache.advance(sequence.table, part.tokens[: share.count])
-            if not part.wanted:
-                continue
-            answers.append(Answer(sequence, row, share.guessed))
-            if sequence.followers:
-                answers += [Answer(follower, row) for follower in self._batch.fork(sequence)]
-            if share.count > 1:
-                self._contexts.keep(sequence)  # a node that is killed has the prompt at least
-            row += part.wanted
-        return answers
-
-    def _take(self, answer: Answer) -> list[Output]:
-        sequence = answer.sequence
-        request = sequence.request
-        if answer.guessed and answer.tokens:
-            right = len(answer.tokens) - 1
-            sequence.guess.note(len(answer.guessed), right)
-            assert sequence.table is not None
-            self._cache.advance(sequence.table, answer.guessed[:right])
-            self._guessed += len(answer.guessed)
-            self._guessed_right += right
-        cached = max(0, sequence.found)
-        outputs = [
-            Output(request.id, token, cached=cached, logprobs=likely)
-            for token, likely in zip(answer.tokens, answer.logprobs, strict=True)
-        ]
-        if outputs:
-            reason = sequence.ended_by(answer.tokens[-1])
-            outputs[-1] = msgspec.structs.replace(outputs[-1], finish_reason=reason)
-            if reason is not None and answer.error is None:
-                self._batch.leave(sequence)
-        if answer.error is not None:
-            self._batch.leave(sequence, broken=isinstance(answer.error, DataLoss))
-            outputs.append(Output(request.id, NO_TOKEN, error=answer.error))
-        return outputs
-
-    def _fail(self, error: Exception) -> list[Output]:
-        """End everything that runs with `error`, from a step that could not be done; what waits goes on."""
-        outputs = [
-            _broken(sequence.request.id, copy_of(error, type(error)) if isinstance(error, MicrokernelError) else error)
-            for sequence in self._batch.running
-        ]
-        for sequence in tuple(self._batch.running):
-            self._batch.leave(sequence, broken=True)
-        return outputs
-
-
-def _rows(parts: Several[Part]) -> tuple[int, int]:
-    """How many tokens of a step without guesses were decoded, and how many were of prompts."""
-    decoding = sum(len(part.tokens) == part.wanted for part in parts)
-    return decoding, sum(len(part.tokens) for part in parts) - decoding
-
-
-def _broken(request: int, error: Exception) -> Output:
-    return Output(request, NO_TOKEN, error=from_exception(error, service="inference"))
+        del self._decoder, self._adapters, self._step, self._batch, self._contexts, self._cache, self._storage
 
 
 def check_prompt(prompt: Several[int], max_tokens: int, *, context_length: int, vocab_size: int) -> None:

@@ -462,11 +462,11 @@ def test_a_long_prompt_goes_on_in_another_engine_without_being_read_again(long_d
 
     found = SavedPages(tmp_path, 1 << 30)
     assert found.count == 519 // 16, "the last token's keys and values were never needed"
-    second = Engine(long_decoder, saved=found)
+    counting = Counting(long_decoder)
+    second = Engine(counting, saved=found)
     second.add(long_request(2))
-    computed = count_tokens(second)
     assert run(second)[2] == expected
-    assert computed[0] == 500 - 496, "31 full pages came from the disk"
+    assert counting.tokens == 500 - 496, "31 full pages came from the disk"
     found.close()
 
 
@@ -478,11 +478,11 @@ def test_a_saved_page_that_is_damaged_is_computed_and_the_answer_is_the_same(lon
     saved.flush()
     keys = page_keys(first._space, "local", long_request(1).prompt)
     (tmp_path / keys[10].hex()).write_bytes(b"damaged")
-    second = Engine(long_decoder, saved=saved)
+    counting = Counting(long_decoder)
+    second = Engine(counting, saved=saved)
     second.add(long_request(2))
-    computed = count_tokens(second)
     assert run(second)[2] == expected
-    assert computed[0] == 500 - 160
+    assert counting.tokens == 500 - 160
     saved.close()
 
 
@@ -492,11 +492,11 @@ def test_nobody_finds_the_saved_prompt_of_another_owner(long_decoder, tmp_path):
     first.add(long_request(1, "one"))
     run(first)
     saved.flush()
-    second = Engine(long_decoder, saved=saved)
+    counting = Counting(long_decoder)
+    second = Engine(counting, saved=saved)
     second.add(long_request(2, "other"))
-    computed = count_tokens(second)
     run(second)
-    assert computed[0] == 500
+    assert counting.tokens == 500
     saved.close()
 
 
@@ -517,18 +517,16 @@ def test_a_sequence_cancelled_while_its_pages_come_from_disk_leaves_nothing_behi
     saved.close()
 
 
-def count_tokens(engine: Engine) -> list[int]:
-    """How many prompt tokens the engine computes from now on, in its only element."""
-    forward, counted = engine._decoder.forward, [0]
+class Counting:
+    """A decoder that counts the tokens of prompts that it computes."""
 
-    class Counting:
-        def __getattr__(self, name):
-            return getattr(decoder, name)
+    def __init__(self, decoder) -> None:
+        self._decoder = decoder
+        self.tokens = 0
 
-        def forward(self, storage, parts):
-            counted[0] += sum(len(part.tokens) for part in parts if len(part.tokens) > 1)
-            return forward(storage, parts)
+    def __getattr__(self, name: str):
+        return getattr(self._decoder, name)
 
-    decoder = engine._decoder
-    engine._decoder = Counting()
-    return counted
+    def forward(self, storage, parts):
+        self.tokens += sum(len(part.tokens) for part in parts if len(part.tokens) > 1)
+        return self._decoder.forward(storage, parts)

@@ -12,7 +12,8 @@ from forward_passes import one_by_one
 from tiny_models import VOCABULARY, tiny_decoder, write_gguf
 
 from microkernel.errors import Invalid
-from services.inference.engine.engine import Engine, Output, Request
+from services.inference.engine.engine import Engine, Request
+from services.inference.engine.output import Output
 from services.inference.engine.sampler import ResolvedSampling
 from services.inference.grammar.compiler import GrammarCompiler
 from services.inference.messages import Grammar
