@@ -1,8 +1,12 @@
 """Compute threads of a device (hot: once a quantum): create, schedule, end.
 
-Work that would hold up the loop leaves it here. Each device has its own threads, a bounded queue ordered by priority,
-and one wake-up of the loop for each burst of results. The cost of a thread's life is measured the way schedulers are
-taught: T_c to create it, T_s to schedule a job (from submit to start), T_f to end it.
+Work that would hold up the loop leaves it here. Each device has its own threads, a bounded queue whose policy says
+whose turn is next, and one wake-up of the loop for each burst of results. The cost of a thread's life is measured the
+way schedulers are taught: T_c to create it, T_s to schedule a job (from submit to start), T_f to end it.
+
+Most work takes the whole device: a step of a model, whose operations spread over all cores. Some takes one core, and is
+given to threads of another kind, as many as there are cores. None of these begins a quantum while the whole device is
+taken.
 
 A thread without work sleeps on a lock of its own, and whoever brings work opens just that one: no condition variable,
 no polling. In one step under the queue's lock a thread gives back its last job and takes the next.
@@ -11,9 +15,6 @@ no polling. In one step under the queue's lock a thread gives back its last job 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,23 +22,29 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from microkernel.errors import AlreadyExists, Internal, Invalid, NotFound, Overloaded, Unavailable
-from microkernel.message import PRIORITY
+from microkernel.errors import Invalid, Overloaded, Unavailable
+from microkernel.job import Job, Shares, raisable, settle
+from microkernel.policy import Arrival, Claim, Policy
+from microkernel.switch_interval import switch_interval
 from microkernel.timing import Samples, Timing
 
-__all__ = ["Executor", "ExecutorStatus", "Executors", "Timing"]
+__all__ = ["Executor", "ExecutorStatus", "Timing"]
 
 T = TypeVar("T")
 
-SWITCH_INTERVAL = 0.001  # seconds; Python's 5 ms would let a thread in Python code delay the loop by that much
-WITHDRAWN = 64  # cancelled jobs that may lie in the queue before it is swept, or as many as there are others
+URGENT = Claim(nice=-20)  # for what only has to be ended
 
 
 class ExecutorStatus(msgspec.Struct, frozen=True):
-    """How an executor is doing. `t_c`, `t_s` and `t_f` are the costs to create, schedule and end."""
+    """How an executor is doing. `t_c`, `t_s` and `t_f` are the costs to create, schedule and end.
+
+    `threads` take the whole device, `core_threads` one core each.
+    """
 
     name: str
     threads: int
+    core_threads: int
+    policy: str
     queued: int
     running: int
     finished: int
@@ -47,86 +54,45 @@ class ExecutorStatus(msgspec.Struct, frozen=True):
     t_f: Timing
 
 
-class _Job:
-    """Work that waits, runs, has run or was withdrawn."""
-
-    __slots__ = ("arguments", "error", "function", "future", "result", "submitted", "waits")
-
-    def __init__(
-        self, function: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any], submitted: float
-    ) -> None:
-        self.function = function
-        self.arguments = arguments
-        self.future = future
-        self.submitted = submitted
-        self.waits = True  # for a thread
-        self.result: Any = None
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        """Find the result or the error; on a compute thread."""
-        try:
-            self.result = self.function(*self.arguments)
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the job
-            self.error = _raisable(error, self.function)
-
-    def empty(self) -> None:
-        """Let go of what a withdrawn job holds: it may lie in the heap for a while."""
-        self.function, self.arguments = _nothing, ()
-
-
-class _SwitchInterval:
-    """How often Python's threads take turns: shortened from the first executor's start to the last one's end."""
-
-    def __init__(self) -> None:
-        self._executors: set[Executor] = set()
-        self._usual = 0.0
-
-    def shorten(self, executor: Executor) -> None:
-        if not self._executors:
-            self._usual = sys.getswitchinterval()
-            sys.setswitchinterval(min(self._usual, SWITCH_INTERVAL))
-        self._executors.add(executor)
-
-    def restore(self, executor: Executor) -> None:
-        if executor not in self._executors:
-            return
-        self._executors.remove(executor)
-        if not self._executors:
-            sys.setswitchinterval(self._usual)
-
-
-_switch_interval = _SwitchInterval()  # of the process, as is what it sets
-
-
 class Executor:
     """The compute threads of one device.
 
-    `initialize` runs first on each thread; if it raises, `start` does. Jobs of lower `priority` run first, among equals
-    the one that came first. A job that runs cannot be interrupted: whoever waits for it is freed at once when
-    cancelled, and its result is dropped.
+    `initialize` runs first on each of its `threads`, `initialize_core` on each of its `cores`; if one raises, `start`
+    does. A job's claim says to `policy` when it runs. A quantum cannot be interrupted: whoever waits for it is freed at
+    once when cancelled, and its result is dropped.
     """
 
     def __init__(
-        self, name: str, *, threads: int = 1, queue: int = 1024, initialize: Callable[[], None] | None = None
+        self,
+        name: str,
+        *,
+        threads: int = 1,
+        cores: int = 0,
+        queue: int = 1024,
+        initialize: Callable[[], None] | None = None,
+        initialize_core: Callable[[], None] | None = None,
     ) -> None:
-        if threads < 1 or queue < 1:
-            raise Invalid(f"executor {name}: threads and queue must be at least 1")
+        if threads < 1 or cores < 0 or queue < 1:
+            raise Invalid(f"executor {name}: threads and queue must be at least 1, cores 0")
         self.name = name
         self._wanted = threads
+        self._wanted_cores = cores
         self._limit = queue
         self._initialize = initialize
+        self._initialize_core = initialize_core
         self._threads: list[threading.Thread] = []
+        self._core_threads = 0
         self._lock = threading.Lock()  # over all that the threads and the loop share, from here to `_ended_at`
-        self._heap: list[tuple[int, int, _Job]] = []  # tuples: they are compared without a step of Python
-        self._sequence = itertools.count()
+        self._policy: Policy = Arrival()
         self._queued = 0
-        self._withdrawn = 0  # jobs in the heap that nobody waits for any more
         self._sleepers: list[threading.Lock] = []  # the last to fall asleep is woken first: its caches are warm
-        self._done: list[_Job] = []
+        self._core_sleepers: list[threading.Lock] = []
+        self._woken = 0  # threads that have not looked for work yet
+        self._done: list[Job] = []
         self._notified = False
         self._closing = False
-        self._running: set[_Job] = set()
+        self._running: set[Job] = set()
+        self._whole = 0  # jobs that run and take the whole device
         self._finished = 0
         self._busy = 0.0
         self._ended_at = 0.0
@@ -134,36 +100,71 @@ class Executor:
         self._created, self._scheduled, self._ended = Samples(), Samples(), Samples()
 
     async def start(self) -> None:
-        """Create the threads; returns when each has run `initialize`. After an error no thread is left."""
+        """Create the threads; returns when each is ready. After an error no thread is left."""
         self._loop = asyncio.get_running_loop()
-        _switch_interval.shorten(self)
+        switch_interval.shorten(self)
         try:
             for number in range(self._wanted):
-                await self._create(number, self._loop)
+                await self._create(f"{self.name}.{number}", self._initialize, self._loop, one_core=False)
+            for number in range(self._wanted_cores):
+                await self._create(f"{self.name}.core{number}", self._initialize_core, self._loop, one_core=True)
+                self._core_threads += 1
         except BaseException:
             await self.stop()
             raise
 
-    async def run(self, function: Callable[..., T], /, *arguments: Any, priority: int = PRIORITY) -> T:
+    async def run(
+        self,
+        function: Callable[..., T],
+        /,
+        *arguments: Any,
+        claim: Claim | None = None,
+        one_core: bool = False,
+        shares: Shares | None = None,
+    ) -> T:
         """Run `function(*arguments)` on a compute thread; returns its result or raises its error.
 
-        Raises `Overloaded` when the queue is full and `Unavailable` after `stop`.
+        A generator function runs quantum by quantum, each to the next `yield`; what it returns is the result. With
+        `one_core` it runs beside others on a thread that has one core. `shares`, which it may fill, say who had which
+        part of a quantum. Raises `Overloaded` when the queue is full, `Unavailable` after `stop`, and `Invalid` where
+        there are no threads of that kind.
         """
         if self._queued >= self._limit:  # only this loop adds, so that it cannot be more by the next line
             raise Overloaded(f"executor {self.name} has {self._queued} jobs waiting, its limit", retry_after=0.1)
-        job = self._enter(function, arguments, priority)
+        job = self._enter(function, arguments, claim, one_core=one_core, shares=shares)
         try:
             return await job.future  # type: ignore[no-any-return] # what `function` returned
         except asyncio.CancelledError:
             self._withdraw(job)
             raise
 
-    async def finish(self, function: Callable[..., T], /, *arguments: Any, priority: int = PRIORITY) -> T:
+    async def finish(self, function: Callable[..., T], /, *arguments: Any, claim: Claim | None = None) -> T:
         """As `run`, for what has to be done: it is, also when nobody waits for it any more, and however many jobs wait.
 
         Raises `Unavailable` after `stop`.
         """
-        return await asyncio.shield(self._enter(function, arguments, priority).future)
+        return await asyncio.shield(self._enter(function, arguments, claim).future)
+
+    @property
+    def policy(self) -> Policy:
+        """Whose turn is next. It is the threads': to be asked with `look`."""
+        return self._policy
+
+    def schedule_by(self, policy: Policy) -> None:
+        """Have another policy from the next quantum on; all that waits, waits there."""
+        with self._lock:
+            policy.take_over(self._policy)
+            for entry in policy.entries():
+                entry.item.entry = entry
+            for job in self._running:
+                if job.entry is not None:
+                    job.entry.expected = 0.0  # the other policy's guess
+            self._policy = policy
+
+    def look(self, question: Callable[[Policy], T]) -> T:
+        """What `question` finds out of the policy, while no thread changes it; it has to be quick."""
+        with self._lock:
+            return question(self._policy)
 
     async def stop(self, *, timeout: float = 10.0) -> bool:
         """End the threads; jobs that wait end with `Unavailable`, those that run are waited for.
@@ -174,14 +175,14 @@ class Executor:
         began = time.perf_counter()
         with self._lock:
             self._closing = True
-            waiting = [job for *_, job in self._heap if job.waits]
-            sleepers, self._sleepers = self._sleepers, []
-            self._heap, self._queued, self._withdrawn = [], 0, 0
+            waiting = self._clear()
+            sleepers = self._sleepers + self._core_sleepers
+            self._sleepers, self._core_sleepers = [], []
         for sleeper in sleepers:
             sleeper.release()
         for job in waiting:
-            job.waits = False
-            _settle(job.future, None, Unavailable(f"executor {self.name} has stopped", may_have_run=False))
+            begun = job.quanta is not None
+            settle(job.future, None, Unavailable(f"executor {self.name} has stopped", may_have_run=begun))
         try:
             while any(thread.is_alive() for thread in self._threads):
                 if time.perf_counter() - began > timeout:
@@ -190,17 +191,20 @@ class Executor:
         finally:
             self._deliver()
             self._abandon()
-            _switch_interval.restore(self)
+            switch_interval.restore(self)
         if self._threads:
             self._ended.add(max(0.0, self._ended_at - began))  # by the thread's own watch: ours looks each millisecond
         self._threads.clear()
+        self._core_threads = 0
         return True
 
     def status(self) -> ExecutorStatus:
         """Counts and costs as of now."""
         return ExecutorStatus(
             name=self.name,
-            threads=len(self._threads),
+            threads=len(self._threads) - self._core_threads,
+            core_threads=self._core_threads,
+            policy=self._policy.name,
             queued=self._queued,
             running=len(self._running),
             finished=self._finished,
@@ -210,106 +214,186 @@ class Executor:
             t_f=self._ended.timing(),
         )
 
-    async def _create(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+    async def _create(
+        self, name: str, initialize: Callable[[], None] | None, loop: asyncio.AbstractEventLoop, *, one_core: bool
+    ) -> None:
         began = time.perf_counter()
         ready: asyncio.Future[None] = loop.create_future()
-        thread = threading.Thread(target=self._work, args=(loop, ready), name=f"{self.name}.{number}", daemon=True)
+        thread = threading.Thread(
+            target=self._work, args=(loop, ready, initialize), kwargs={"one_core": one_core}, name=name, daemon=True
+        )
         self._threads.append(thread)
         thread.start()
         await ready
         self._created.add(time.perf_counter() - began)
 
-    def _enter(self, function: Callable[..., Any], arguments: tuple[Any, ...], priority: int) -> _Job:
+    def _enter(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        claim: Claim | None,
+        *,
+        one_core: bool = False,
+        shares: Shares | None = None,
+    ) -> Job:
         """Put a job into the queue, and wake a thread for it."""
         loop = self._loop
         if loop is None or self._closing:
             raise Unavailable(f"executor {self.name} is not running", retry_after=1.0, may_have_run=False)
-        job = _Job(function, arguments, loop.create_future(), time.perf_counter())
+        if one_core and not self._core_threads:
+            raise Invalid(f"executor {self.name} has no threads for work that takes one core")
+        if claim is None:
+            now = time.monotonic()
+            claim = Claim(came=now, since=now)
+        job = Job(function, arguments, loop.create_future(), claim, one_core=one_core, shares=shares)
         with self._lock:
             self._queued += 1
-            heapq.heappush(self._heap, (priority, next(self._sequence), job))
-            sleeper = self._sleepers.pop() if self._sleepers else None
+            job.entry = self._policy.enter(claim, job)
+            sleeper = self._sleeper()
         if sleeper is not None:
             sleeper.release()
         return job
 
-    def _withdraw(self, job: _Job) -> None:
-        """Take out a job that nobody waits for: at once from the count, from the heap when there are many."""
+    def _withdraw(self, job: Job) -> None:
+        """Take out a job that nobody waits for. What has begun is given a last turn, to be ended by its own thread."""
         with self._lock:
-            if not job.waits:
+            if job.entry is None or not job.entry.waits:
+                return  # it runs, or has run
+            self._policy.leave(job.entry)
+            if job.quanta is not None:
+                job.entry = self._policy.enter(URGENT, job)
                 return
-            job.waits = False
+            job.entry = None
             self._queued -= 1
-            self._withdrawn += 1
-            if self._withdrawn > max(WITHDRAWN, self._queued):
-                self._heap = [entry for entry in self._heap if entry[2].waits]
-                heapq.heapify(self._heap)
-                self._withdrawn = 0
         job.empty()  # not under the lock: what it lets go of may end with code of its own
 
-    def _work(self, loop: asyncio.AbstractEventLoop, ready: asyncio.Future[None]) -> None:
+    def _clear(self) -> list[Job]:
+        """All that wait; what has begun stays, to be ended; under the lock."""
+        waiting: list[Job] = [entry.item for entry in self._policy.entries()]
+        for job in waiting:
+            if job.quanta is None and job.entry is not None:
+                self._policy.leave(job.entry)
+                job.entry = None
+                self._queued -= 1
+        return waiting
+
+    def _work(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ready: asyncio.Future[None],
+        initialize: Callable[[], None] | None,
+        *,
+        one_core: bool,
+    ) -> None:
         """The life of one thread."""
         failure: Exception | None = None
         try:
-            if self._initialize is not None:
-                self._initialize()
+            if initialize is not None:
+                initialize()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits in `start`
-            failure = _raisable(error, self._initialize)
+            failure = raisable(error, initialize)
         try:
-            loop.call_soon_threadsafe(_settle, ready, None, failure)
+            loop.call_soon_threadsafe(settle, ready, None, failure)
             if failure is None:
-                self._take_turns(loop)
+                self._take_turns(loop, one_core=one_core)
         except RuntimeError:
             return  # the loop has closed: nobody is left to hear of it
         finally:
             with self._lock:
                 self._ended_at = time.perf_counter()
 
-    def _take_turns(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run job after job until `stop`. Raises `RuntimeError` when the loop has closed."""
+    def _take_turns(self, loop: asyncio.AbstractEventLoop, *, one_core: bool) -> None:
+        """Run quantum after quantum until `stop`. Raises `RuntimeError` when the loop has closed."""
         asleep = threading.Lock()
         asleep.acquire()
-        job: _Job | None = None
+        job: Job | None = None
+        is_last = slept = False
         began = ended = 0.0
         while True:
             with self._lock:
+                if slept:
+                    self._woken = max(0, self._woken - 1)
                 notify = False
                 if job is not None:
-                    self._running.discard(job)
-                    self._finished += 1
-                    self._busy += ended - began
-                    self._done.append(job)
-                    notify, self._notified = not self._notified, True
-                job = self._next()
+                    notify = self._give_back(job, ended - began, is_last=is_last)
+                job = self._next(one_core=one_core)
                 closing = self._closing
-                if job is not None:
-                    self._running.add(job)
-                elif not closing:
-                    self._sleepers.append(asleep)
+                sleeper = self._sleeper()
+                if slept := job is None and not closing:
+                    sleepers = self._core_sleepers if one_core else self._sleepers
+                    sleepers.append(asleep)
             if notify:
                 loop.call_soon_threadsafe(self._deliver)
+            if sleeper is not None:
+                sleeper.release()
             if job is not None:
                 began = time.perf_counter()
                 self._scheduled.add(began - job.submitted)
-                job.run()
+                is_last = job.run()
                 ended = time.perf_counter()
             elif closing:
                 return
             else:
                 asleep.acquire()
 
-    def _next(self) -> _Job | None:
-        """The most urgent job; under the lock."""
-        while self._heap:
-            job = heapq.heappop(self._heap)[2]
-            if not job.waits:
-                self._withdrawn -= 1
+    def _give_back(self, job: Job, seconds: float, *, is_last: bool) -> bool:
+        """A quantum has ended; whether the loop is to be told of it; under the lock."""
+        self._running.discard(job)
+        self._whole -= not job.one_core
+        self._busy += seconds
+        entry, policy = job.entry, self._policy
+        assert entry is not None, "it was chosen"
+        policy.settle(entry)
+        whole = sum(job.shares.values()) if job.shares else 0.0
+        if whole > 0.0 and job.shares:
+            for claim, part in job.shares.items():
+                policy.charge(claim, seconds * part / whole)
+        else:
+            policy.charge(job.claim, seconds)
+        if not is_last:
+            now = time.monotonic()
+            job.claim = msgspec.structs.replace(job.claim, since=now)
+            job.submitted = time.perf_counter()
+            job.entry = policy.enter(URGENT if job.future.done() else job.claim, job)
+            self._queued += 1
+            return False
+        job.entry = None
+        self._finished += 1
+        self._done.append(job)
+        notify, self._notified = not self._notified, True
+        return notify
+
+    def _next(self, *, one_core: bool) -> Job | None:
+        """Whose turn it is, if it is for a thread of that kind; under the lock."""
+        while (entry := self._policy.first()) is not None:
+            job: Job = entry.item
+            if job.quanta is None and job.future.done():  # whoever waited was cancelled a moment ago
+                self._policy.leave(entry)
+                job.entry = None
+                self._queued -= 1
                 continue
-            job.waits = False
+            if job.one_core is not one_core or (one_core and self._whole):
+                return None
+            self._policy.choose()
             self._queued -= 1
-            if not job.future.done():  # else whoever waited was cancelled a moment ago
-                return job
+            self._running.add(job)
+            self._whole += not one_core
+            return job
         return None
+
+    def _sleeper(self) -> threading.Lock | None:
+        """A thread to be woken for whose turn it is; under the lock."""
+        if self._woken >= self._queued:
+            return None
+        entry = self._policy.first()
+        if entry is None:
+            return None
+        one_core = entry.item.one_core
+        sleepers = self._core_sleepers if one_core else self._sleepers
+        if not sleepers or (one_core and self._whole):
+            return None
+        self._woken += 1
+        return sleepers.pop()
 
     def _deliver(self) -> None:
         """Hand a burst of results to those who wait; on the loop."""
@@ -317,7 +401,7 @@ class Executor:
             self._notified = False
             done, self._done = self._done, []
         for job in done:
-            _settle(job.future, job.result, job.error)
+            settle(job.future, job.result, job.error)
 
     def _abandon(self) -> None:
         """Free those who wait for jobs that run still."""
@@ -325,74 +409,4 @@ class Executor:
             running = tuple(self._running)
         for job in running:
             why = f"executor {self.name} has stopped while the work still ran"
-            _settle(job.future, None, Unavailable(why, may_have_run=True))
-
-
-def _nothing() -> None:
-    """What a withdrawn job would do."""
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
-    """Give `future` its outcome, unless whoever waited has gone."""
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
-
-
-def _raisable(error: BaseException, function: Any) -> Exception:
-    """`error` as it may be raised where it is waited for."""
-    name = getattr(function, "__qualname__", function)
-    wrapped: Exception
-    if isinstance(error, StopIteration):
-        # A future refuses it: it would end the generator that waits.
-        wrapped = RuntimeError(f"{name} raised StopIteration")
-    elif isinstance(error, Exception):
-        return error
-    else:
-        # SystemExit and KeyboardInterrupt would end the loop, CancelledError would pass for a cancellation.
-        wrapped = Internal(f"{name} raised {type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
-
-
-class Executors:
-    """The executors of a node by device name."""
-
-    def __init__(self) -> None:
-        self._executors: dict[str, Executor] = {}
-
-    async def add(self, executor: Executor) -> None:
-        """Start `executor` and make it known. Raises `AlreadyExists`."""
-        if executor.name in self._executors:
-            raise AlreadyExists(f"there is an executor '{executor.name}' already")
-        self._executors[executor.name] = executor
-        try:
-            await executor.start()
-        except BaseException:
-            del self._executors[executor.name]
-            raise
-
-    def get(self, name: str) -> Executor:
-        """Raises `NotFound`."""
-        executor = self._executors.get(name)
-        if executor is None:
-            known = ", ".join(sorted(self._executors)) or "none"
-            raise NotFound(f"no device is named '{name}'", remedy=f"devices here: {known}")
-        return executor
-
-    async def remove(self, name: str, *, timeout: float = 10.0) -> bool:
-        """Stop and forget; False if a thread did not end in time."""
-        executor = self._executors.pop(name, None)
-        return True if executor is None else await executor.stop(timeout=timeout)
-
-    def status(self) -> tuple[ExecutorStatus, ...]:
-        """All executors."""
-        return tuple(executor.status() for executor in self._executors.values())
-
-    async def close(self) -> None:
-        """Stop all."""
-        for name in tuple(self._executors):
-            await self.remove(name)
+            settle(job.future, None, Unavailable(why, may_have_run=True))

@@ -19,7 +19,7 @@ from microkernel.backlog import Overflow
 from microkernel.capability import ADMIN, Rights
 from microkernel.errors import DeadlineExceeded, MicrokernelError, Unavailable, from_exception
 from microkernel.events import Subscription
-from microkernel.executor import Executors
+from microkernel.executors import Executors
 from microkernel.gate import Gate
 from microkernel.isolation.own_task import in_own_task
 from microkernel.isolation.spare import Spare

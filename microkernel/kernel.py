@@ -14,7 +14,7 @@ from microkernel.authentication import Tokens
 from microkernel.capability import Revoked, TokenFile
 from microkernel.config import KERNEL, Config, place, settings_of
 from microkernel.errors import Invalid
-from microkernel.executor import Executors
+from microkernel.executors import Executors
 from microkernel.instance import Instance
 from microkernel.introspection import Introspection
 from microkernel.lag import Lag, LoopBlocked

@@ -19,7 +19,7 @@ import msgspec
 from microkernel.config import Config, instances_of, isolation_of, settings_of
 from microkernel.dependencies import circles, missing, start_order
 from microkernel.errors import AlreadyExists, Invalid, MicrokernelError, PreconditionFailed, Unavailable, from_exception
-from microkernel.executor import Executors
+from microkernel.executors import Executors
 from microkernel.instance import Instance, Surroundings
 from microkernel.isolation.spare import Spare
 from microkernel.nursery import Nursery, contained

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from microkernel.clock import Clock
-    from microkernel.executor import Executor, Executors
+    from microkernel.executor import Executor
+    from microkernel.executors import Executors
     from microkernel.port import Port, Stream
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -13,12 +14,17 @@ SAMPLES = 1024
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """A cost over its last 1,024 samples, in seconds."""
+    """A cost over its last 1,024 samples, in seconds.
+
+    `histogram` counts them by powers of two: its n-th number is of those above 2^(n-1) and up to 2^n microseconds, the
+    first one of those up to 1.
+    """
 
     count: int
     median: float
     p99: float
     worst: float
+    histogram: tuple[int, ...] = ()
 
 
 class Samples:
@@ -46,6 +52,14 @@ def timing_of(samples: Sequence[float] | deque[float], count: int | None = None)
     if not ordered:
         return Timing(0, 0.0, 0.0, 0.0)
     last = len(ordered) - 1
+    places = [max(0, math.ceil(math.log2(seconds * 1e6))) if seconds > 1e-6 else 0 for seconds in ordered]
+    histogram = [0] * (places[-1] + 1)
+    for place in places:
+        histogram[place] += 1
     return Timing(
-        len(ordered) if count is None else count, ordered[last // 2], ordered[round(last * 0.99)], ordered[-1]
+        count=len(ordered) if count is None else count,
+        median=ordered[last // 2],
+        p99=ordered[round(last * 0.99)],
+        worst=ordered[-1],
+        histogram=tuple(histogram),
     )

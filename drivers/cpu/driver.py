@@ -1,6 +1,7 @@
 """The CPU of this machine as the device `cpu0`: what it can do, and its compute thread.
 
-One compute thread runs one quantum at a time; inside a quantum torch spreads over all cores it was given.
+One compute thread runs one quantum at a time; inside a quantum torch spreads over all cores it was given. Beside it are
+threads for work that takes one core, as many as there are cores.
 """
 
 from __future__ import annotations
@@ -53,14 +54,17 @@ class CpuDevice(DriverDevice):
         )
 
     def executor(self) -> Executor:
-        """One compute thread, whose torch operations use every core."""
+        """One compute thread, whose torch operations use every core, and for each core one whose operations use one."""
         cores = self.facts.cores
 
+        # OpenMP keeps its thread count per calling thread, so it is set on the thread that computes.
         def initialize() -> None:
-            # OpenMP keeps its thread count per calling thread, so it is set on the thread that computes.
             torch.set_num_threads(cores)
 
-        return Executor(self.facts.name, threads=1, initialize=initialize)
+        def initialize_core() -> None:
+            torch.set_num_threads(1)
+
+        return Executor(self.facts.name, threads=1, cores=cores, initialize=initialize, initialize_core=initialize_core)
 
     def free_memory(self) -> int:
         """Bytes that can be taken without swapping, inside of this process's limit."""

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from microkernel.errors import MicrokernelError, NotFound, PreconditionFailed, Unimplemented, from_exception
-from microkernel.executor import Executor, Executors
+from microkernel.executor import Executor
+from microkernel.executors import Executors
 from microkernel.gate import Gate
 from microkernel.inputs import Inputs
 from microkernel.instance import Resident, Surroundings

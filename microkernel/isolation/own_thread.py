@@ -16,13 +16,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 from microkernel.errors import MicrokernelError, NotFound, Unavailable
-from microkernel.executor import Executor, Executors
+from microkernel.executor import Executor
+from microkernel.executors import Executors
 from microkernel.instance import KILL_TIMEOUT
 from microkernel.isolation.guest import Guest, Order, Source
 from microkernel.isolation.link import Link, Serves
 from microkernel.isolation.mailbox import Mailbox
 from microkernel.isolation.packing import ByReference, Packing
-from microkernel.message import PRIORITY
 from microkernel.service import Service
 
 __all__ = ["OwnThread"]
@@ -150,14 +150,14 @@ class _Borrowed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
 
-    async def run(self, function: Callable[..., T], /, *arguments: Any, priority: int = PRIORITY) -> T:
+    async def run(self, function: Callable[..., T], /, *arguments: Any, **options: Any) -> T:
         """See `Executor.run`; the job is handed over by that other loop."""
-        work = self._executor.run(function, *arguments, priority=priority)
+        work = self._executor.run(function, *arguments, **options)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
-    async def finish(self, function: Callable[..., T], /, *arguments: Any, priority: int = PRIORITY) -> T:
+    async def finish(self, function: Callable[..., T], /, *arguments: Any, **options: Any) -> T:
         """See `Executor.finish`; shielded here too, as the other loop may not have begun with it yet."""
-        work = self._executor.finish(function, *arguments, priority=priority)
+        work = self._executor.finish(function, *arguments, **options)
         return await asyncio.shield(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop)))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 
 from microkernel.message import Message
+from microkernel.timing import Timing
 
-__all__ = ["Device", "DeviceState", "ShowDevice"]
+__all__ = ["Device", "DeviceState", "ShowDevice", "ThreadCosts"]
 
 
 class DeviceState(StrEnum):
@@ -16,6 +17,14 @@ class DeviceState(StrEnum):
     SUSPECT = "suspect"
     QUARANTINED = "quarantined"
     GONE = "gone"
+
+
+class ThreadCosts(Message, kw_only=True):
+    """What the device's threads cost: to create one, to schedule a quantum (from asking to its begin), to end one."""
+
+    create: Timing
+    schedule: Timing
+    end: Timing
 
 
 class Device(Message, kw_only=True):
@@ -37,6 +46,9 @@ class Device(Message, kw_only=True):
     running: int = 0
     quanta: int = 0
     busy_seconds: float = 0.0
+    core_threads: int = 0
+    policy: str = ""
+    costs: ThreadCosts | None = None
     why: str = ""
 
 

@@ -9,7 +9,7 @@ from microkernel.errors import NotFound, Unavailable
 from microkernel.message import Message
 from microkernel.plugins import discover_drivers, load_in_thread
 from microkernel.service import Service, every, handles
-from services.devices.messages import Device, DeviceState, ShowDevice
+from services.devices.messages import Device, DeviceState, ShowDevice, ThreadCosts
 
 __all__ = ["Devices"]
 
@@ -138,5 +138,8 @@ class Devices(Service):
             running=status.running,
             quanta=status.finished,
             busy_seconds=status.busy_seconds,
+            core_threads=status.core_threads,
+            policy=status.policy,
+            costs=ThreadCosts(create=status.t_c, schedule=status.t_s, end=status.t_f),
             why=found.why,
         )

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import strategies as st
 
 from microkernel.errors import AlreadyExists, Internal, Invalid, NotFound, Overloaded, Unavailable
-from microkernel.executor import Executor, Executors
+from microkernel.executor import Executor
+from microkernel.executors import Executors
+from microkernel.policy import Claim
 
 
 class Plug:
@@ -70,7 +72,7 @@ async def test_urgent_work_goes_first_and_equals_go_in_order():
     plug, running = await plugged(executor)
     tasks = []
     for name, priority in [("late", 9), ("middle 1", 5), ("urgent", 0), ("middle 2", 5)]:
-        tasks.append(asyncio.create_task(executor.run(order.append, name, priority=priority)))
+        tasks.append(asyncio.create_task(executor.run(order.append, name, claim=Claim(nice=priority))))
         await asyncio.sleep(0)
     plug.pulled.set()
     await asyncio.gather(running, *tasks)
@@ -129,7 +131,9 @@ async def test_cancelled_work_makes_room_in_the_queue_at_once_and_leaves_little_
     executor = await started(queue=1000)
     plug, running = await plugged(executor)
     for _ in range(5):
-        waiting = [asyncio.create_task(executor.run(lambda: None, priority=number % 10)) for number in range(1000)]
+        waiting = [
+            asyncio.create_task(executor.run(lambda: None, claim=Claim(nice=number % 10))) for number in range(1000)
+        ]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             await executor.run(lambda: None)
@@ -137,7 +141,7 @@ async def test_cancelled_work_makes_room_in_the_queue_at_once_and_leaves_little_
             task.cancel()
         await asyncio.wait(waiting)
         assert executor.status().queued == 0
-        assert len(executor._heap) <= 64
+        assert len(executor._policy._heap) <= 64
     plug.pulled.set()
     await running
     await executor.stop()
@@ -153,7 +157,7 @@ def test_whatever_is_cancelled_the_others_run_once_each_in_order(jobs, random):
         executor, order = await started(), []
         plug, running = await plugged(executor)
         tasks = [
-            asyncio.create_task(executor.run(order.append, number, priority=priority))
+            asyncio.create_task(executor.run(order.append, number, claim=Claim(nice=priority)))
             for number, (priority, _) in enumerate(jobs)
         ]
         await asyncio.sleep(0)

@@ -9,6 +9,7 @@ import pytest
 from microkernel import Service, handles
 from microkernel.errors import Internal, Overloaded, Unavailable
 from microkernel.executor import Executor
+from microkernel.policy import Claim
 from microkernel.testing.executors import SimulatedExecutor, SimulatedExecutors
 from microkernel.testing.simulation import explore, simulate
 
@@ -23,7 +24,7 @@ def test_the_most_urgent_job_runs_first_and_equals_in_order():
         await executor.start()
         order = []
         jobs = [(7, "late"), (5, "first"), (5, "second"), (0, "urgent")]
-        await asyncio.gather(*(executor.run(order.append, name, priority=priority) for priority, name in jobs))
+        await asyncio.gather(*(executor.run(order.append, name, claim=Claim(nice=priority)) for priority, name in jobs))
         assert order == ["urgent", "first", "second", "late"]
         assert executor.status().finished == 4
         assert await executor.stop()
