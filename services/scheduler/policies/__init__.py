@@ -1,0 +1,1 @@
+"""Whose turn is next: one policy a module."""
