@@ -51,6 +51,7 @@ EVENTS = (
     EventKind("devices.found", Device, "a driver has found a device"),
     EventKind("devices.broken", {"driver": str, "why": str}, "a driver cannot be used"),
     EventKind("devices.<name>.<state>", {"name": str, "state": str, "why": str}, "a device's health changes"),
+    EventKind("scheduler.policy", {"name": str, "before": str}, "the policy is another one"),
     EventKind("memory.pressure", Pressure, "the memory of a device is on another rung"),
     EventKind("memory.quotas", Quotas, "a quota has changed; the body has all of them"),
     EventKind("models.progress", PullProgress, "a pull goes on"),

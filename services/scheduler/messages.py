@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any, Literal
 
+from microkernel.errors import ErrorReport
 from microkernel.message import Message
+from microkernel.policy import ProcessClass
 
 __all__ = [
     "Exit",
+    "Explain",
     "Kill",
     "ListProcesses",
+    "Map",
+    "Mapped",
+    "Pause",
+    "PolicyStatus",
     "Process",
     "ProcessClass",
     "ProcessState",
     "Progress",
+    "Range",
     "Report",
+    "Resume",
+    "RunTask",
+    "SetNice",
+    "SetPolicy",
+    "SetWeight",
+    "Share",
     "Signal",
     "Spawn",
+    "Why",
 ]
-
-
-class ProcessClass(StrEnum):
-    """Interactive work goes before batch, batch before background."""
-
-    INTERACTIVE = "interactive"
-    BATCH = "batch"
-    BACKGROUND = "background"
 
 
 class ProcessState(StrEnum):
@@ -44,7 +52,8 @@ class ProcessState(StrEnum):
 class Spawn(Message, kw_only=True):
     """Enter a piece of work into the table. The service that sends it runs it and gets its signals.
 
-    Those come to `<service>.signal`. `pid` is only given by who had one before the scheduler was restarted.
+    Those come to `<service>.signal`. It should have ended `due` seconds from now. `pid` is only given by who had one
+    before the scheduler was restarted.
     """
 
     kind: str
@@ -54,11 +63,15 @@ class Spawn(Message, kw_only=True):
     process_class: ProcessClass = ProcessClass.INTERACTIVE
     parent: int | None = None
     nice: int = 0
+    due: float | None = None
     pid: int | None = None
 
 
 class Process(Message, kw_only=True):
-    """One line of `ps`. Times are in seconds: `age` since it began, `device_seconds` spent on its device."""
+    """One line of `ps`. Times are in seconds: `age` since it began, `device_seconds` spent on its device.
+
+    `due` is what is left until it should have ended; less than 0 when that has passed.
+    """
 
     pid: int
     service: str
@@ -69,6 +82,7 @@ class Process(Message, kw_only=True):
     process_class: ProcessClass
     parent: int | None
     nice: int
+    due: float | None = None
     state: ProcessState
     why: str
     age: float
@@ -113,9 +127,135 @@ class Kill(Message):
     why: str = "killed by its user"
 
 
+class SetNice(Message):
+    """Have a process go before others of its class, or behind them: -20 is first, 19 last.
+
+    A user may make a process nicer; only root may make one less nice.
+    """
+
+    pid: int
+    nice: int
+
+
+class Pause(Message):
+    """Let a process rest, between two quanta."""
+
+    pid: int
+
+
+class Resume(Message):
+    """Let a process that rests go on."""
+
+    pid: int
+
+
+class Why(Message):
+    """Ask why a process waits."""
+
+    pid: int
+
+
+class Explain(Message):
+    """What the scheduler sends to `<service>.why` of the service that runs `pid`; the answer ends a sentence."""
+
+    pid: int
+
+
+class SetPolicy(Message):
+    """Have the devices' time shared by another policy; what waits, waits there."""
+
+    name: str
+
+
+class SetWeight(Message):
+    """Let `owner` have so many times the share of one of whom nothing is said; None: nothing is said any more."""
+
+    owner: str
+    weight: float | None
+
+
+class Range(Message):
+    """The numbers from `start` up to `stop`: items that need not be sent."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+
+class Map(Message, kw_only=True):
+    """Call `function`, which is named `module:function`, with each of `items`, in `tasks` of equal size.
+
+    None: tasks of about 100 ms. `arguments` go to each call by name. With `whole`, the function is called once a task,
+    with all its items, and gives a value for them together. `reduce` is a function of two values, or `sum`, `max` or
+    `min`: values are folded from the left, task by task in their order, so the result has the same bits however many
+    workers there were and whatever failed. `workers` are "threads" of a device's cores, or "processes". Not `ordered`,
+    results come as tasks end.
+
+    With a `name`, what is done is kept on disk: the same map goes on where the node was killed. `owner` is whom it is
+    for where the call comes from no user.
+    """
+
+    function: str
+    items: list[Any] | Range
+    tasks: int | None = None
+    arguments: dict[str, Any] = {}
+    whole: bool = False
+    reduce: str | None = None
+    workers: Literal["threads", "processes"] = "threads"
+    ordered: bool = True
+    name: str | None = None
+    owner: str = "local"
+    process_class: ProcessClass = ProcessClass.BATCH
+    nice: int = 0
+    due: float | None = None
+
+
+class Mapped(Message, kw_only=True):
+    """The values of the items from `start` up to `stop`, with `whole` one for all. `failed` are those that raised, by
+    their number; their values are None.
+    """
+
+    start: int
+    stop: int
+    values: list[Any]
+    failed: dict[int, ErrorReport] = {}
+
+
+class RunTask(Message, kw_only=True):
+    """What a worker does: the fields of a map, and the items of one task."""
+
+    function: str
+    items: list[Any] | Range
+    arguments: dict[str, Any] = {}
+    whole: bool = False
+    reduce: str | None = None
+
+
+class Share(Message, kw_only=True):
+    """What an owner had of a device in a class, in seconds, since the policy was set."""
+
+    device: str
+    owner: str
+    process_class: ProcessClass
+    seconds: float
+
+
+class PolicyStatus(Message, kw_only=True):
+    """The policy that holds, those there are, the owners' weights, and what they had: known only where it is `fair`."""
+
+    name: str
+    policies: tuple[str, ...]
+    weights: dict[str, float]
+    shares: list[Share] = []
+
+
 class Signal(Message):
-    """What the scheduler sends to `<service>.signal` of the service that runs `pid`. `signal` is `kill`."""
+    """What the scheduler sends to `<service>.signal` of the service that runs `pid`.
+
+    `signal` is `kill`, `pause`, `resume` or `nice`; with that comes the new value.
+    """
 
     pid: int
     signal: str
     why: str
+    nice: int = 0

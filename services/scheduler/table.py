@@ -50,6 +50,7 @@ class ProcessTable:
             process_class=ask.process_class,
             parent=ask.parent,
             nice=ask.nice,
+            due=ask.due,
             state=ProcessState.READY,
             why="",
             age=0.0,
@@ -78,6 +79,17 @@ class ProcessTable:
             self._ended[progress.pid] = self._running.pop(progress.pid)
             while len(self._ended) > self._history:
                 self._ended.popitem(last=False)
+        return row.at(now)
+
+    def drop(self, pid: int) -> None:
+        """Forget a process that runs: it is over, and its parent tells of it."""
+        self._running.pop(pid, None)
+
+    def renice(self, pid: int, nice: int, now: float) -> Process:
+        """Note another nice value. Raises as `running`."""
+        self.running(pid, now)
+        row = self._running[pid]
+        row.process = msgspec.structs.replace(row.process, nice=nice)
         return row.at(now)
 
     def fail_service(self, service: str, why: str, now: float) -> list[Process]:
@@ -122,4 +134,6 @@ class _Row:
         self.ended: float | None = None
 
     def at(self, now: float) -> Process:
-        return msgspec.structs.replace(self.process, age=(now if self.ended is None else self.ended) - self.began)
+        age = (now if self.ended is None else self.ended) - self.began
+        due = self.process.due
+        return msgspec.structs.replace(self.process, age=age, due=None if due is None else due - age)

@@ -1,0 +1,238 @@
+"""The maps that run: each is a process, and so is each of its tasks while it is done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from microkernel.errors import (
+    Aborted,
+    AlreadyExists,
+    CallCancelled,
+    ErrorReport,
+    Invalid,
+    MicrokernelError,
+    NotFound,
+    PreconditionFailed,
+    Unavailable,
+)
+from microkernel.policy import Claim
+from microkernel.service import Service
+from services.scheduler.mapping.crews import Crew, Processes, Threads
+from services.scheduler.mapping.functions import check_allowed, find
+from services.scheduler.mapping.maps import MapRun, count_of
+from services.scheduler.messages import Map, Mapped, ProcessState, Progress, Range, Signal, Spawn
+from services.scheduler.table import ProcessTable
+from services.scheduler.worker import CORES, Worker
+
+__all__ = ["MapJobs"]
+
+TOLD = 3  # failed items that an error names
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class MapJobs:
+    """The maps of a node. They are entered into the process table of the scheduler, which runs them itself."""
+
+    def __init__(self, service: Service, table: ProcessTable, functions: tuple[str, ...]) -> None:
+        """`functions` are patterns of those that users other than root may name."""
+        self._service = service
+        self._table = table
+        self._functions = functions
+        self._running: dict[int, MapRun] = {}
+        self._asked: dict[int, Spawn] = {}
+        self._named: set[tuple[str, str]] = set()
+        self._seconds: dict[int, float] = {}
+
+    async def value(self, ask: Map, *, owner: str, is_root: bool) -> Any:
+        """All values in a list, or their reduction. Raises `Aborted` where items failed, once the others are done."""
+        self._check(ask, is_root=is_root)
+        failed: dict[int, ErrorReport] = {}
+        async with self._run(ask, owner) as run:
+            if ask.reduce is not None:
+                value, failed = await run.value()
+            else:
+                pieces: list[Mapped] = []
+                async with aclosing(run.results()) as results:
+                    async for piece in results:
+                        failed |= piece.failed
+                        pieces.append(piece)
+                value = [each for piece in sorted(pieces, key=lambda piece: piece.start) for each in piece.values]
+            if failed:
+                raise _failed(failed, run.items)
+            return value
+
+    async def results(self, ask: Map, *, owner: str, is_root: bool) -> AsyncGenerator[Mapped, None]:
+        """The values, task by task."""
+        self._check(ask, is_root=is_root)
+        if ask.reduce is not None:
+            raise Invalid("a reduction has one value: call scheduler.map", field="reduce")
+        async with self._run(ask, owner) as run, aclosing(run.results()) as results:
+            async for piece in results:
+                yield piece
+
+    async def signal(self, signal: Signal) -> None:
+        """Do what a signal asks of a map. Raises `NotFound`, `PreconditionFailed` for one of its tasks."""
+        run = self._find(signal.pid)
+        match signal.signal:
+            case "kill":
+                run.kill(CallCancelled(f"process {signal.pid}: {signal.why}"))
+            case "pause":
+                run.pause(paused=True)
+            case "resume":
+                run.pause(paused=False)
+            case "nice":
+                self._asked[signal.pid] = msgspec.structs.replace(self._asked[signal.pid], nice=signal.nice)
+        self.report()
+
+    def why(self, pid: int) -> str:
+        """What a map or a task of one waits for, or that it runs, as the rest of a sentence about it."""
+        run = self._running.get(pid)
+        if run is None:
+            return self._why_task(pid)
+        if run.paused:
+            return f"is paused, until it is resumed: {run.told()}"
+        if not run.running:
+            return f"waits for a worker: {run.told()}"
+        return f"runs: {run.told()}"
+
+    def report(self) -> None:
+        """Enter into the table how far each map is."""
+        now = self._service.clock.now()
+        for pid, run in self._running.items():
+            state = ProcessState.PAUSED if run.paused else ProcessState.RUNNING
+            progress = Progress(pid=pid, state=state, why=run.told(), device_seconds=self._seconds.get(pid, 0.0))
+            self._table.update(progress, now)
+
+    @asynccontextmanager
+    async def _run(self, ask: Map, owner: str) -> AsyncIterator[MapRun]:
+        """The map as a process, from its begin to its end."""
+        name = None if ask.name is None else (owner, ask.name)
+        if name in self._named:
+            raise AlreadyExists(f"a map named '{ask.name}' runs already", field="name")
+        crew = await self._crew(ask)
+        spawn = Spawn(
+            kind="map",
+            title=ask.function,
+            owner=owner,
+            process_class=ask.process_class,
+            nice=ask.nice,
+            due=ask.due,
+        )
+        now = self._service.clock.now
+        pid = self._table.spawn(spawn, self._service.name, now()).pid
+        self._asked[pid] = spawn
+        came = now()
+
+        def begin(what: str) -> Claim:
+            asked = self._asked[pid]
+            task = msgspec.structs.replace(asked, kind="task", title=what, parent=pid)
+            entered = self._table.spawn(task, self._service.name, now())
+            deadline = None if asked.due is None else came + asked.due
+            return Claim(
+                pid=entered.pid,
+                owner=asked.owner,
+                process_class=asked.process_class,
+                nice=asked.nice,
+                came=came,
+                since=now(),
+                deadline=deadline,
+            )
+
+        def end(claim: Claim) -> None:
+            self._table.drop(claim.pid)
+
+        run = MapRun(ask, crew, now, begin=begin, end=end, journal=self._journal(name))
+        self._running[pid] = run
+        self._named |= set() if name is None else {name}
+        state, why = ProcessState.KILLED, "its reader left"
+        try:
+            yield run
+            state, why = ProcessState.DONE, run.told()
+            run.finish()
+        except CallCancelled as error:
+            state, why = ProcessState.KILLED, error.message
+            raise
+        except MicrokernelError as error:
+            state, why = ProcessState.FAILED, error.message
+            raise
+        finally:
+            del self._running[pid], self._asked[pid]
+            self._named.discard(name or ("", ""))
+            seconds = self._seconds.pop(pid, 0.0)
+            ended = self._table.update(Progress(pid=pid, state=state, why=why, device_seconds=seconds), now())
+            if ended is not None:
+                self._service.publish("process.ended", ended)
+
+    async def _crew(self, ask: Map) -> Crew:
+        if ask.workers == "threads":
+            with suppress(NotFound, Unavailable):  # a node without that service has whatever executors it was given
+                await self._service.call("devices.list")  # answers once all have been found
+            for status in self._service.executors.status():
+                if status.core_threads:
+                    return Threads(self._service.executor(status.name))
+            raise PreconditionFailed("no device has threads for single cores", remedy='ask for workers="processes"')
+        await self._start_workers()
+        return Processes(self._service, CORES)
+
+    async def _start_workers(self) -> None:
+        services = await self._service.call("kernel.services")
+        if not any(service.name == Worker.name for service in services):
+            await self._service.call("kernel.add", path=str(Path(__file__).with_name("worker.py")))
+
+    def _check(self, ask: Map, *, is_root: bool) -> None:
+        """Raise `Invalid` or `Denied` for what cannot be mapped."""
+        for name in filter(None, (ask.function, ask.reduce)):
+            if not is_root:
+                check_allowed(name, self._functions)
+            if ask.workers == "threads":
+                find(name)
+        if isinstance(ask.items, Range) and ask.items.step == 0:
+            raise Invalid("a range has a step that is not 0", field="items")
+        if ask.tasks is not None and ask.tasks < 1:
+            raise Invalid(f"tasks is {ask.tasks}, and at least 1 is needed", field="tasks")
+        if ask.name is not None and not _NAME.fullmatch(ask.name):
+            raise Invalid(f"'{ask.name}' is no name for a map", field="name", remedy="letters, digits, '.', '-', '_'")
+        count_of(ask.items)
+
+    def _journal(self, name: tuple[str, str] | None) -> Path | None:
+        if name is None:
+            return None
+        return self._service.state_dir / "maps" / name[0].encode().hex() / f"{name[1]}.journal"
+
+    def _find(self, pid: int) -> MapRun:
+        run = self._running.get(pid)
+        if run is not None:
+            return run
+        process = self._table.running(pid, self._service.clock.now())
+        if process.parent in self._running:
+            raise PreconditionFailed(
+                f"process {pid} is a task of process {process.parent}", remedy=f"send it to process {process.parent}"
+            )
+        raise NotFound(f"there is no process {pid}", remedy="see `mk ps`")
+
+    def _why_task(self, pid: int) -> str:
+        """A task is with a worker: whether it has begun, its policy knows."""
+        for status in self._service.executors.status():
+            said = self._service.executor(status.name).look(
+                lambda policy: next((policy.why(each) for each in policy.entries() if each.claim.pid == pid), None)
+            )
+            if said is not None:
+                return f"waits for {status.name}, {said}"
+        return "runs"
+
+
+def _failed(failed: dict[int, ErrorReport], items: int) -> Aborted:
+    """What is raised where items failed."""
+    first = [f"item {number}: {failed[number].message}" for number in sorted(failed)[:TOLD]]
+    more = "" if len(failed) <= TOLD else f"; and {len(failed) - TOLD} more"
+    return Aborted(
+        f"{len(failed)} of {items} items failed: {'; '.join(first)}{more}",
+        remedy="scheduler.imap gives the values of the others",
+        causes=tuple(first),
+    )

@@ -1,0 +1,1 @@
+"""Maps: N items in M tasks over K workers, each result once."""

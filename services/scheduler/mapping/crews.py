@@ -1,0 +1,80 @@
+"""Who does the tasks of a map: threads of a device's cores, or processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from microkernel.errors import MicrokernelError, Unavailable
+from microkernel.executor import Executor
+from microkernel.message import convert
+from microkernel.policy import Claim
+from microkernel.service import Service
+from services.scheduler.mapping.functions import find
+from services.scheduler.mapping.work import Outcome, work
+from services.scheduler.messages import Range, RunTask
+
+__all__ = ["Crew", "Processes", "Threads", "WorkerLost"]
+
+
+class WorkerLost(MicrokernelError):
+    """A worker is gone, and the task with it; the message says how."""
+
+
+class Crew(Protocol):
+    """Some workers."""
+
+    @property
+    def size(self) -> int:
+        """How many tasks run at a time."""
+        ...
+
+    async def run(self, task: RunTask, claim: Claim) -> Outcome:
+        """Have one of them do a task. Raises `WorkerLost`, or `Overloaded` where all have enough to do."""
+        ...
+
+
+class Threads:
+    """The threads of a device that have one core each; they take turns with what else the device computes."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    @property
+    def size(self) -> int:
+        return max(1, self._executor.status().core_threads)
+
+    async def run(self, task: RunTask, claim: Claim) -> Outcome:
+        function = find(task.function)
+        reduce = None if task.reduce is None else find(task.reduce)
+        items: Sequence[Any]
+        if isinstance(task.items, Range):
+            items = range(task.items.start, task.items.stop, task.items.step)
+        else:
+            items = task.items
+
+        def begin() -> Any:
+            return work(function, items, task.arguments, whole=task.whole, reduce=reduce)
+
+        outcome: Outcome = await self._executor.run(begin, claim=claim, one_core=True)
+        return outcome
+
+
+class Processes:
+    """The processes of the service `worker`."""
+
+    def __init__(self, service: Service, size: int) -> None:
+        self._service = service
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    async def run(self, task: RunTask, claim: Claim) -> Outcome:  # noqa: ARG002 - the system's scheduler decides
+        try:
+            return convert(await self._service.call("worker.run", task), Outcome)
+        except Unavailable as error:
+            if error.may_have_run is False:
+                raise
+            raise WorkerLost(error.causes[0] if error.causes else error.message) from error

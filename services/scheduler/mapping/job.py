@@ -1,0 +1,196 @@
+"""A map as a state machine: tasks are assigned, done, lost or copied, and each counts once. A plain class; no loop.
+
+A task may run more than once: after its worker was lost, and as a second copy when it is slow. The attempt that is done
+first counts; the fence of its number keeps the others out. A task that has cost two workers is cut in half, and its
+halves again, until one item is left: that one is at fault, and fails by its name.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import count
+
+import msgspec
+
+from services.scheduler.mapping.partition import Partition
+
+__all__ = ["Attempt", "Job", "Task"]
+
+MOST_KILLED = 2  # workers that a task may cost
+SLOW = 2.0  # times what its items should take: then it is copied, where a worker has nothing else to do
+LEAST_AGE = 0.02  # seconds before which nothing is copied
+NEWEST = 0.2  # weight of the newest task in what an item is taken to take
+
+
+class Task:
+    """The items from `start` up to `stop`, of a task of the partition, `whole`, that may have had more."""
+
+    __slots__ = ("attempts", "done", "killed", "start", "stop", "whole")
+
+    def __init__(self, start: int, stop: int, *, killed: int = 0, whole: tuple[int, int] | None = None) -> None:
+        self.start = start
+        self.stop = stop
+        self.whole = whole or (start, stop)
+        self.killed = killed
+        self.done = False
+        self.attempts: list[Attempt] = []  # that run now
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it was cut out of a larger one."""
+        return self.whole != (self.start, self.stop)
+
+
+class Attempt(msgspec.Struct, frozen=True, eq=False):
+    """One run of a task: `number` is its fence, and no two of a job have the same."""
+
+    number: int
+    task: Task
+    began: float
+
+
+class Job:
+    """The tasks of one map. Times are seconds on the caller's clock."""
+
+    def __init__(
+        self,
+        items: int,
+        partition: Partition,
+        workers: int,
+        *,
+        window: int,
+        divisible: bool = True,
+        done: Iterable[tuple[int, int]] = (),
+        copies: bool = True,
+    ) -> None:
+        """`items` in all, of which those in `done` (pairs of start and stop) are done already.
+
+        No item is assigned that is `window` or more behind the first whose result was not taken. Tasks that are not
+        `divisible` are never cut in half.
+        """
+        self.items = items
+        self.done_items = 0
+        self.taken = 0  # results up to this item are out of the way
+        self.lost_workers = self.copied = 0
+        self._partition = partition
+        self._workers = workers
+        self._window = window
+        self._divisible = divisible
+        self._copies = copies
+        self._gaps = deque(_gaps(items, done))
+        self._left = sum(stop - start for start, stop in self._gaps)
+        self.done_items = items - self._left
+        self._again: deque[Task] = deque()
+        self._running: dict[int, Attempt] = {}
+        self._numbers = count(1)
+        self._each = 0.0  # seconds of an item
+
+    @property
+    def finished(self) -> bool:
+        """Whether every item is done."""
+        return self.done_items == self.items
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is a task that nobody has begun."""
+        return bool(self._again) or (bool(self._gaps) and self._gaps[0][0] < self.taken + self._window)
+
+    @property
+    def running(self) -> tuple[Attempt, ...]:
+        """All attempts that run."""
+        return tuple(self._running.values())
+
+    def assign(self, now: float) -> Attempt | None:
+        """What a worker that has nothing to do is to do next; None where there is nothing, now."""
+        if self._again:
+            return self._begin(self._again.popleft(), now)
+        if self._gaps and self._gaps[0][0] < self.taken + self._window:
+            start, stop = self._gaps.popleft()
+            size = min(self._partition.next(start, self._left, self._workers), stop - start)
+            self._left -= size
+            if start + size < stop:
+                self._gaps.appendleft((start + size, stop))
+            return self._begin(Task(start, start + size), now)
+        return self._copy(now) if self._copies and not self._gaps else None
+
+    def commit(self, attempt: Attempt, now: float) -> bool:
+        """The attempt is done; whether its result counts. Other attempts of the task may be cancelled then."""
+        task = attempt.task
+        if self._running.pop(attempt.number, None) is None or task.done:
+            return False
+        task.attempts.remove(attempt)
+        task.done = True
+        self.done_items += len(task)
+        seconds = now - attempt.began
+        self._partition.note(len(task), seconds)
+        each = seconds / len(task)
+        self._each = each if self._each == 0.0 else self._each + NEWEST * (each - self._each)
+        return True
+
+    def cancel(self, attempt: Attempt) -> None:
+        """It runs no longer, for no fault of its own: its task is assigned again, if nobody else has it or had it."""
+        if self._running.pop(attempt.number, None) is None:
+            return
+        task = attempt.task
+        task.attempts.remove(attempt)
+        if not task.done and not task.attempts:
+            self._again.append(task)
+
+    def lose(self, attempt: Attempt) -> Task | None:
+        """Its worker is gone, with it. A task that is at fault is returned: it counts as done, and has failed."""
+        task = attempt.task
+        if self._running.pop(attempt.number, None) is None:
+            return None
+        task.attempts.remove(attempt)
+        self.lost_workers += 1
+        task.killed += 1
+        if task.done or task.attempts:
+            return None
+        if task.killed < MOST_KILLED:
+            self._again.append(task)
+            return None
+        if len(task) == 1 or not self._divisible:
+            task.done = True
+            self.done_items += len(task)
+            return task
+        middle = (task.start + task.stop) // 2
+        for start, stop in ((task.start, middle), (middle, task.stop)):
+            self._again.append(Task(start, stop, killed=MOST_KILLED - 1, whole=task.whole))
+        return None
+
+    def _begin(self, task: Task, now: float) -> Attempt:
+        attempt = Attempt(next(self._numbers), task, now)
+        task.attempts.append(attempt)
+        self._running[attempt.number] = attempt
+        return attempt
+
+    def _copy(self, now: float) -> Attempt | None:
+        """A second attempt of the task that has run longest, if it is slow: whichever ends first, counts."""
+        slow = [
+            attempt
+            for attempt in self._running.values()
+            if len(attempt.task.attempts) == 1
+            and not attempt.task.done
+            and now - attempt.began > max(LEAST_AGE, SLOW * self._each * len(attempt.task))
+        ]
+        if not slow or self._each == 0.0:
+            return None
+        self.copied += 1
+        return self._begin(min(slow, key=lambda attempt: attempt.began).task, now)
+
+
+def _gaps(items: int, done: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of `items` beside `done`."""
+    gaps = []
+    place = 0
+    for start, stop in sorted(done):
+        if start > place:
+            gaps.append((place, start))
+        place = max(place, stop)
+    if place < items:
+        gaps.append((place, items))
+    return gaps

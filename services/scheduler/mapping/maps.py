@@ -1,0 +1,293 @@
+"""Runs a map: assigns its tasks, takes their results, and gives them out in order (hot: once a task)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from microkernel.errors import ErrorReport, Internal, MicrokernelError, Overloaded, Unavailable
+from microkernel.policy import Claim
+from services.scheduler.mapping.crews import Crew, WorkerLost
+from services.scheduler.mapping.fold import Fold, InOrder
+from services.scheduler.mapping.functions import find
+from services.scheduler.mapping.job import Attempt, Job, Task
+from services.scheduler.mapping.journal import Journal, Record
+from services.scheduler.mapping.partition import Equal, Guided, Partition
+from services.scheduler.mapping.work import Outcome
+from services.scheduler.messages import Map, Mapped, Range, RunTask
+
+__all__ = ["MapRun", "count_of"]
+
+AHEAD = 2  # tasks that each worker has: one runs, and the next one is there when it ends
+WINDOW = 64  # tasks' worth of items that may be done ahead of the first that is not, for each worker
+FOLDED = 256  # tasks of a reduction where nobody said how many: its bits are to depend on the items alone
+LOOK = 0.02  # seconds after which idle workers look for a slow task to copy
+AGAIN = 0.05  # seconds until a task is given again that nobody took
+
+
+class MapRun:
+    """One map, while it runs. `progress` counts items."""
+
+    def __init__(
+        self,
+        ask: Map,
+        crew: Crew,
+        now: Callable[[], float],
+        *,
+        begin: Callable[[str], Claim],
+        end: Callable[[Claim], None],
+        journal: Path | None = None,
+    ) -> None:
+        """`begin` is told what each task is, and says when its turn is; `end` is told when it is over.
+
+        With `journal`, what is done is kept there.
+        """
+        self.items = count_of(ask.items)
+        self.paused = False
+        self.why_lost: str = ""
+        self._ask = ask
+        self._crew = crew
+        self._now = now
+        self._begin = begin
+        self._end = end
+        self._error: MicrokernelError | None = None
+        self._path = journal
+        self._journal: Journal | None = None
+        self._job: Job | None = None
+        self._flying: dict[asyncio.Task[Outcome], Attempt] = {}
+        self._wake = asyncio.Event()
+        self._parts: dict[tuple[int, int], tuple[InOrder, list[Outcome]]] = {}
+
+    @property
+    def done(self) -> int:
+        """How many items are done."""
+        return 0 if self._job is None else self._job.done_items
+
+    @property
+    def running(self) -> list[Attempt]:
+        """The tasks that are being done."""
+        return list(self._flying.values())
+
+    def pause(self, *, paused: bool) -> None:
+        """Begin no more tasks, or go on; those that run end."""
+        self.paused = paused
+        self._wake.set()
+
+    def kill(self, error: MicrokernelError) -> None:
+        """End it with `error`, for whoever waits for its results."""
+        self._error = error
+        self._wake.set()
+
+    def told(self) -> str:
+        """How far it is, for people."""
+        job = self._job
+        if job is None:
+            return ""
+        more = f", {job.lost_workers} workers lost" if job.lost_workers else ""
+        more += f", {job.copied} tasks copied" if job.copied else ""
+        return f"{job.done_items} of {job.items} items done{more}"
+
+    async def value(self) -> tuple[Any, dict[int, ErrorReport]]:
+        """The reduction of all values, and which items failed."""
+        assert self._ask.reduce is not None
+        fold = Fold(find(self._ask.reduce))
+        failed: dict[int, ErrorReport] = {}
+        async for start, stop, outcome in self._pieces():
+            failed |= {start + place: report for place, report in outcome.failed.items()}
+            await asyncio.to_thread(fold.put, start, stop, outcome.folded, outcome.count)
+        return fold.value, failed
+
+    async def results(self) -> AsyncGenerator[Mapped, None]:
+        """The values, task by task: in the order of the items, or as tasks end."""
+        order = InOrder()
+        async for start, stop, outcome in self._pieces():
+            failed = {start + place: report for place, report in outcome.failed.items()}
+            piece = Mapped(start=start, stop=stop, values=outcome.values, failed=failed)
+            if not self._ask.ordered:
+                yield piece
+                self._taken(stop=None)
+                continue
+            for each in order.put(start, stop, piece):
+                yield each
+                self._taken(stop=each.stop)
+
+    def finish(self) -> None:
+        """Its results were handed over: what was kept for a restart is not needed any more."""
+        if self._journal is not None:
+            self._journal.forget()
+            self._journal = None
+
+    async def _pieces(self) -> AsyncGenerator[tuple[int, int, Outcome], None]:
+        """What each task gave, as they end; a task that was cut in half gives one piece for both."""
+        kept = await asyncio.to_thread(self._open)
+        job = self._job
+        assert job is not None
+        try:
+            for record in kept:
+                yield record.start, record.stop, record.outcome
+            while not job.finished or self._flying:
+                if job.finished:
+                    self._cancel_copies()
+                self._fill(job)
+                for start, stop, outcome in await self._ended(job):
+                    yield start, stop, outcome
+        finally:
+            flying = list(self._flying)
+            for each in flying:
+                each.cancel()
+            if flying:
+                await asyncio.wait(flying)
+            self._flying.clear()
+            if self._journal is not None:
+                await asyncio.to_thread(self._journal.close)
+
+    def _open(self) -> list[Record]:
+        """Make the job, with what its journal has of it; on a thread."""
+        ask, kept = self._ask, list[Record]()
+        tasks = ask.tasks if ask.tasks is not None or ask.reduce is None else min(FOLDED, self.items)
+        if self._path is not None:
+            self._journal = Journal(self._path, _digest(ask), {"tasks": tasks})
+            tasks = self._journal.partition["tasks"]
+            kept = list(self._journal.records())
+        partition: Partition = (
+            Guided() if tasks is None or self.items == 0 else Equal(self.items, min(tasks, self.items))
+        )
+        size = 1 if tasks is None else -(-self.items // tasks) if self.items else 1
+        ordered = ask.ordered and ask.reduce is None
+        self._job = Job(
+            self.items,
+            partition,
+            self._crew.size,
+            window=max(4096, WINDOW * size * self._crew.size) if ordered else self.items + 1,
+            divisible=not ask.whole,
+            done=[(record.start, record.stop) for record in kept],
+        )
+        return kept
+
+    def _fill(self, job: Job) -> None:
+        """Give every worker something to do."""
+        while not self.paused and len(self._flying) < AHEAD * self._crew.size:
+            idle = len(self._flying) < self._crew.size
+            attempt = job.assign(self._now()) if idle or job.has_more else None
+            if attempt is None:
+                return
+            self._flying[asyncio.create_task(self._do(attempt.task))] = attempt
+
+    async def _do(self, task: Task) -> Outcome:
+        claim = self._begin(f"items {task.start} to {task.stop - 1}" if len(task) > 1 else f"item {task.start}")
+        try:
+            return await self._crew.run(self._task(task), claim)
+        finally:
+            self._end(claim)
+
+    def _task(self, task: Task) -> RunTask:
+        ask = self._ask
+        if isinstance(ask.items, Range):
+            span = range(ask.items.start, ask.items.stop, ask.items.step)[task.start : task.stop]
+            items: list[Any] | Range = Range(span.start, span.stop, span.step)
+        else:
+            items = ask.items[task.start : task.stop]
+        reduce = None if task.is_part else ask.reduce  # parts of a task are folded together, as it would have been
+        return RunTask(function=ask.function, items=items, arguments=ask.arguments, whole=ask.whole, reduce=reduce)
+
+    async def _ended(self, job: Job) -> list[tuple[int, int, Outcome]]:
+        """What counts of that which has ended, once something has, and is on disk where it is kept."""
+        await self._look(job)
+        if self._error is not None:
+            raise self._error
+        pieces: list[tuple[int, int, Outcome]] = []
+        for future in [each for each in self._flying if each.done()]:
+            attempt = self._flying.pop(future)
+            outcome = self._outcome(job, attempt, future)
+            if outcome is None:
+                continue
+            if attempt.task.is_part and self._ask.reduce is not None:
+                pieces += await asyncio.to_thread(self._join, attempt.task, outcome)
+            else:
+                pieces.append((attempt.task.start, attempt.task.stop, outcome))
+        if pieces and self._journal is not None:
+            await asyncio.to_thread(self._journal.commit, [Record(*piece) for piece in pieces])
+        return pieces
+
+    async def _look(self, job: Job) -> None:
+        """Return when a task has ended, or it is time to see whether one is slow, or something was said."""
+        self._wake.clear()
+        if not self._flying:
+            if not job.finished:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), AGAIN)
+            return
+        await asyncio.wait(self._flying, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+
+    def _outcome(self, job: Job, attempt: Attempt, future: asyncio.Task[Outcome]) -> Outcome | None:
+        """What an attempt gave, if it counts."""
+        task = attempt.task
+        try:
+            outcome = future.result()
+        except (Overloaded, asyncio.CancelledError):
+            job.cancel(attempt)
+            return None
+        except Unavailable:  # it never began: its worker is being replaced
+            job.cancel(attempt)
+            return None
+        except WorkerLost as error:
+            self.why_lost = error.message
+            if job.lose(attempt) is None:
+                return None
+            what = f"item {task.start}" if len(task) == 1 else f"the task of items {task.start} to {task.stop - 1}"
+            report = Internal(f"{what} cost {task.killed} workers: {error.message}", service="scheduler").report()
+            return Outcome(values=[None] * len(task), failed=dict.fromkeys(range(len(task)), report))
+        if not job.commit(attempt, self._now()):
+            return None
+        self._cancel_copies(task)
+        return outcome
+
+    def _cancel_copies(self, task: Task | None = None) -> None:
+        """Nobody waits for what others have done already."""
+        for future, attempt in self._flying.items():
+            if attempt.task.done and (task is None or attempt.task is task):
+                future.cancel()
+
+    def _join(self, task: Task, outcome: Outcome) -> list[tuple[int, int, Outcome]]:
+        """The whole task, once all of its parts are there: folded as it would have been in one piece; on a thread."""
+        start, stop = task.whole
+        order, parts = self._parts.setdefault(task.whole, (InOrder(start), []))
+        parts += order.put(task.start, task.stop, outcome)
+        if order.next < stop:
+            return []
+        del self._parts[task.whole]
+        assert self._ask.reduce is not None
+        reduce, folded, count = find(self._ask.reduce), None, 0
+        failed: dict[int, ErrorReport] = {}
+        place = 0
+        for part in parts:
+            failed |= {place + each: report for each, report in part.failed.items()}
+            for each, value in enumerate(part.values):
+                if each in part.failed:
+                    continue
+                folded = value if count == 0 else reduce(folded, value)
+                count += 1
+            place += len(part.values)
+        return [(start, stop, Outcome(folded=folded, count=count, failed=failed))]
+
+    def _taken(self, *, stop: int | None) -> None:
+        """Results up to an item were handed over."""
+        if self._job is not None and stop is not None:
+            self._job.taken = max(self._job.taken, stop)
+
+
+def count_of(items: list[Any] | Range) -> int:
+    """How many items there are."""
+    return len(range(items.start, items.stop, items.step)) if isinstance(items, Range) else len(items)
+
+
+def _digest(ask: Map) -> bytes:
+    """What is computed: the same for the same map, whoever does it and how."""
+    what = [ask.function, ask.items, ask.arguments, ask.whole, ask.reduce, ask.tasks]
+    return hashlib.blake2b(msgspec.msgpack.encode(what), digest_size=16).digest()

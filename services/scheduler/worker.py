@@ -1,0 +1,55 @@
+"""Runs tasks in processes of their own: what a task does to its process, it does to nobody else.
+
+It is started when the first map asks for processes, one for each core, and is a service like any other: a process that
+dies is replaced, and the call that it had ends with the cause.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from microkernel.balance import Balance
+from microkernel.executor import Executor
+from microkernel.isolation.guest import OwnExecutors
+from microkernel.service import Isolation, Service, handles
+from services.scheduler.mapping.functions import find
+from services.scheduler.mapping.work import Outcome, work
+from services.scheduler.messages import Range, RunTask
+
+__all__ = ["Worker"]
+
+NICE = 10  # of a process of its own: the node, and what it computes for people, goes first
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Worker(Service):
+    """One process that runs one task at a time."""
+
+    name = "worker"
+    isolation = Isolation.PROCESS
+    instances = CORES
+    balance = Balance.LEAST_BUSY
+
+    async def start(self) -> None:
+        if isinstance(self.executors, OwnExecutors):
+            os.nice(NICE)
+        self._executor = Executor("worker")
+        await self._executor.start()
+
+    async def stop(self) -> None:
+        await self._executor.stop(timeout=0.2)
+
+    @handles(concurrency=1, queue=64, deadline=None)
+    async def run(self, message: RunTask) -> Outcome:
+        """Call a function with each item of a task."""
+        function = find(message.function)
+        reduce = None if message.reduce is None else find(message.reduce)
+        items: Any = message.items
+        if isinstance(items, Range):
+            items = range(items.start, items.stop, items.step)
+        return await self._executor.run(_run, function, items, message.arguments, message.whole, reduce)
+
+
+def _run(function: Any, items: Any, arguments: dict[str, Any], whole: bool, reduce: Any) -> Any:
+    return work(function, items, arguments, whole=whole, reduce=reduce)

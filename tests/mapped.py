@@ -1,0 +1,65 @@
+"""Functions that tests map."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def power(item: int, *, exponent: int) -> int:
+    return item**exponent
+
+
+def odd_fails(item: int) -> int:
+    if item % 2:
+        raise ValueError(f"{item} is odd")
+    return item
+
+
+def add(one: float, other: float) -> float:
+    return one + other
+
+
+def tenth(item: int) -> float:
+    return item * 0.1
+
+
+def total(items) -> int:
+    return sum(items)
+
+
+def kills(item: int, *, poison: int) -> int:
+    if item == poison:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def noted(item: int, *, folder: str, seconds: float = 0.0) -> int:
+    """Leaves a file for each time that it runs."""
+    (Path(folder) / f"{item}.{os.getpid()}.{time.monotonic_ns()}").touch()
+    time.sleep(seconds)
+    return item
+
+
+def until(item: int, *, path: str) -> int:
+    """Waits until there is a file."""
+    while not Path(path).exists():
+        time.sleep(0.005)
+    return item
+
+
+def multiply(item: int) -> float:
+    matrix = torch.full((64, 64), float(item))
+    return float((matrix @ matrix).sum())
+
+
+def threads_of_torch(item: int) -> int:
+    return torch.get_num_threads()

@@ -1,0 +1,196 @@
+"""A map's tasks in random lives: assigned, done, lost, copied; each item counts once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.scheduler.mapping.fold import Fold, InOrder
+from services.scheduler.mapping.job import Job
+from services.scheduler.mapping.partition import TARGET, Equal, Guided
+
+
+def job_of(items: int, tasks: int | None = None, *, workers: int = 3, **options) -> Job:
+    partition = Guided() if tasks is None else Equal(items, tasks)
+    return Job(items, partition, workers, **{"window": items + 1} | options)
+
+
+@given(items=st.integers(1, 5000), tasks=st.integers(1, 5000))
+def test_tasks_of_equal_size_differ_by_one_at_most_and_cover_all_items_once(items, tasks):
+    tasks = min(tasks, items)
+    job, sizes, place = job_of(items, tasks), [], 0
+    while (attempt := job.assign(0.0)) is not None:
+        assert attempt.task.start == place
+        place = attempt.task.stop
+        sizes.append(len(attempt.task))
+    assert (place, len(sizes)) == (items, tasks)
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@given(each=st.floats(1e-7, 0.5), items=st.integers(1, 200_000), workers=st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_guided_tasks_come_to_take_a_tenth_of_a_second_and_end_small(each, items, workers):
+    job, sizes, now = job_of(items, workers=workers), [], 0.0
+    while (attempt := job.assign(now)) is not None:
+        sizes.append(len(attempt.task))
+        now += each * len(attempt.task)
+        assert job.commit(attempt, now)
+    assert sum(sizes) == items
+    assert job.finished
+    assert max(sizes) * each <= max(TARGET * 1.01, each)
+    assert sizes[-1] <= max(1, items // workers)
+
+
+def test_no_task_begins_too_far_ahead_of_what_was_taken():
+    job = job_of(100, 100, window=10)
+    begun = list(iter(lambda: job.assign(0.0), None))
+    assert len(begun) == 10
+    job.taken = 5
+    assert len(list(iter(lambda: job.assign(0.0), None))) == 5
+
+
+def test_what_a_journal_has_is_not_done_again():
+    job = job_of(100, 10, done=[(0, 10), (30, 40), (95, 100)])
+    assert job.done_items == 25
+    spans = []
+    while (attempt := job.assign(0.0)) is not None:
+        spans.append((attempt.task.start, attempt.task.stop))
+        job.commit(attempt, 0.0)
+    assert spans == [(10, 20), (20, 30), (40, 50), (50, 60), (60, 70), (70, 80), (80, 90), (90, 95)]
+    assert job.finished
+
+
+def test_a_task_whose_worker_was_lost_is_done_by_another():
+    job = job_of(2, 1)
+    first = job.assign(0.0)
+    assert job.lose(first) is None
+    second = job.assign(0.0)
+    assert (second.task.start, second.task.stop) == (0, 2)
+    assert not job.commit(first, 1.0), "the fence keeps out what comes too late"
+    assert job.commit(second, 1.0)
+    assert job.finished
+
+
+def test_the_item_that_costs_workers_is_found_and_fails_alone():
+    job, poison, failed, lost = job_of(100, 4), 37, [], 0
+    while not job.finished:
+        attempt = job.assign(0.0)
+        if poison in range(attempt.task.start, attempt.task.stop):
+            lost += 1
+            at_fault = job.lose(attempt)
+            failed += [] if at_fault is None else [(at_fault.start, at_fault.stop)]
+        else:
+            job.commit(attempt, 0.0)
+    assert failed == [(37, 38)]
+    assert lost <= 2 + 6, "twice the whole, and once for each halving"
+
+
+def test_a_task_that_cannot_be_cut_fails_as_a_whole_after_two_workers():
+    job = job_of(10, 1, divisible=False)
+    assert job.lose(job.assign(0.0)) is None
+    at_fault = job.lose(job.assign(0.0))
+    assert (at_fault.start, at_fault.stop) == (0, 10)
+    assert job.finished
+
+
+def test_a_slow_task_is_copied_once_nothing_else_is_left_and_the_first_to_end_counts():
+    job = job_of(4, 4, workers=2)
+    slow = job.assign(0.0)
+    for _ in range(3):
+        job.commit(job.assign(0.0), 0.1)
+    assert job.assign(0.1) is None, "not slow yet"
+    copy = job.assign(1.0)
+    assert copy.task is slow.task
+    assert job.assign(1.0) is None, "one copy is enough"
+    assert job.commit(copy, 1.1)
+    assert not job.commit(slow, 1.2)
+    assert (job.finished, job.copied) == (True, 1)
+
+
+def test_a_copy_that_is_lost_does_not_bring_the_task_back_while_the_first_runs():
+    job = job_of(4, 4, workers=2)
+    slow = job.assign(0.0)
+    for _ in range(3):
+        job.commit(job.assign(0.0), 0.1)
+    copy = job.assign(1.0)
+    job.lose(copy)
+    assert not job.has_more
+    assert job.commit(slow, 2.0)
+    assert job.finished
+
+
+@given(
+    items=st.integers(1, 300),
+    tasks=st.none() | st.integers(1, 50),
+    workers=st.integers(1, 6),
+    seed=st.integers(0, 2**32),
+    poison=st.none() | st.integers(0, 299),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_happens_to_workers_each_item_is_counted_once(items, tasks, workers, seed, poison):
+    chance = random.Random(seed)
+    job = job_of(items, None if tasks is None else min(tasks, items), workers=workers)
+    counted, running, now, kills = [0] * items, [], 0.0, 0
+    while not job.finished:
+        now += chance.random()
+        while len(running) < workers and (attempt := job.assign(now)) is not None:
+            running.append(attempt)
+        attempt = running.pop(chance.randrange(len(running)))
+        task, fate = attempt.task, chance.random()
+        if poison is not None and poison in range(task.start, task.stop):
+            fate = 0.0
+        if fate < 0.1 and (kills < 40 or fate == 0.0):
+            kills += 1
+            at_fault = job.lose(attempt)
+            if at_fault is not None:
+                for item in range(at_fault.start, at_fault.stop):
+                    counted[item] += 1
+        elif fate < 0.2:
+            job.cancel(attempt)
+        elif job.commit(attempt, now):
+            for item in range(task.start, task.stop):
+                counted[item] += 1
+    assert counted == [1] * items
+    for attempt in running:
+        assert not job.commit(attempt, now + 1.0)
+
+
+@given(st.permutations(list(range(12))))
+def test_pieces_come_out_in_order_whatever_came_first(places):
+    order, out = InOrder(), []
+    for place in places:
+        out += order.put(2 * place, 2 * place + 2, place)
+    assert out == sorted(places)
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=40), st.randoms(use_true_random=False))
+def test_a_reduction_has_the_same_bits_whichever_task_ends_first(values, chance):
+    def folded(order: list[int]) -> float:
+        fold = Fold(lambda one, other: one + other)
+        for place in order:
+            fold.put(place, place + 1, values[place], 1)
+        return fold.value
+
+    order = list(range(len(values)))
+    expected = folded(order)
+    chance.shuffle(order)
+    assert folded(order) == expected
+
+
+def test_tasks_whose_items_all_failed_add_nothing():
+    fold = Fold(lambda one, other: one + other)
+    fold.put(0, 1, None, 0)
+    fold.put(1, 2, 5, 1)
+    fold.put(2, 3, None, 0)
+    assert (fold.value, fold.count) == (5, 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_no_items_are_done_at_once(workers):
+    job = job_of(0, None, workers=workers)
+    assert job.finished
+    assert job.assign(0.0) is None

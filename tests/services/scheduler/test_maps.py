@@ -1,0 +1,307 @@
+"""Maps through the kernel, on real threads and in real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import asynccontextmanager
+
+import psutil
+import pytest
+
+from microkernel.capability import Rights
+from microkernel.errors import Aborted, AlreadyExists, CallCancelled, Denied, Invalid, NotFound, PreconditionFailed
+from microkernel.testing import TestKernel
+from services.devices.service import Devices
+from services.scheduler.service import Scheduler
+
+
+@asynccontextmanager
+async def node(**settings):
+    async with TestKernel(Devices, Scheduler, settings={"scheduler": settings}) as system:
+        await system.call("devices.list")
+        yield system
+
+
+async def pieces_of(system, **fields):
+    return [piece async for piece in system.stream("scheduler.imap", **fields)]
+
+
+@pytest.mark.parametrize("workers", ["threads", "processes"])
+@pytest.mark.parametrize("tasks", [None, 1, 7, 100])
+async def test_values_come_in_the_order_of_the_items(workers, tasks):
+    async with node() as system:
+        values = await system.call(
+            "scheduler.map", function="mapped:square", items=list(range(100)), tasks=tasks, workers=workers
+        )
+        assert values == [item * item for item in range(100)]
+
+
+async def test_a_thousand_tasks_give_each_result_once_and_in_order():
+    async with node() as system:
+        pieces = await pieces_of(
+            system, function="mapped:square", items={"start": 0, "stop": 1000, "step": 1}, tasks=1000
+        )
+        assert [(piece.start, piece.stop) for piece in pieces] == [(item, item + 1) for item in range(1000)]
+        assert [piece.values for piece in pieces] == [[item * item] for item in range(1000)]
+
+
+async def test_results_are_taken_as_tasks_end_where_order_does_not_matter(tmp_path):
+    async with node() as system:
+        stream = system.stream(
+            "scheduler.imap",
+            function="mapped:until",
+            items=[0, 1],
+            tasks=2,
+            ordered=False,
+            arguments={"path": str(tmp_path / "go")},
+        )
+        (tmp_path / "go").touch()
+        assert sorted([piece.start async for piece in stream]) == [0, 1]
+
+
+async def test_ten_million_numbers_are_summed_in_ten_tasks_that_get_them_whole():
+    async with node() as system:
+        total = await system.call(
+            "scheduler.map",
+            function="mapped:total",
+            items={"start": 0, "stop": 10_000_000, "step": 1},
+            tasks=10,
+            whole=True,
+            reduce="sum",
+        )
+        assert total == sum(range(10_000_000))
+
+
+@pytest.mark.parametrize("workers", ["threads", "processes"])
+async def test_a_reduction_has_the_same_bits_whoever_does_it(workers):
+    expected = 0.0
+    for task in range(7):
+        part = None
+        for item in range(task * 100, task * 100 + 100):
+            part = item * 0.1 if part is None else part + item * 0.1
+        expected = part if task == 0 else expected + part
+    async with node() as system:
+        for reduce in ("sum", "mapped:add"):
+            value = await system.call(
+                "scheduler.map",
+                function="mapped:tenth",
+                items=list(range(700)),
+                tasks=7,
+                reduce=reduce,
+                workers=workers,
+            )
+            assert value == expected
+
+
+async def test_arguments_go_to_every_call():
+    async with node() as system:
+        values = await system.call("scheduler.map", function="mapped:power", items=[1, 2, 3], arguments={"exponent": 3})
+        assert values == [1, 8, 27]
+
+
+async def test_items_that_fail_are_named_and_the_others_are_done():
+    async with node() as system:
+        with pytest.raises(Aborted, match="5 of 10 items failed: item 1: .*ValueError: 1 is odd") as caught:
+            await system.call("scheduler.map", function="mapped:odd_fails", items=list(range(10)))
+        assert "and 2 more" in caught.value.message
+        pieces = await pieces_of(system, function="mapped:odd_fails", items=list(range(10)), tasks=2)
+        assert [value for piece in pieces for value in piece.values] == [0, None, 2, None, 4, None, 6, None, 8, None]
+        failed = {number for piece in pieces for number in piece.failed}
+        assert failed == {1, 3, 5, 7, 9}
+
+
+async def test_the_item_that_kills_its_process_fails_alone_and_by_name():
+    async with node() as system:
+        pieces = await pieces_of(
+            system,
+            function="mapped:kills",
+            items=list(range(20)),
+            tasks=2,
+            arguments={"poison": 13},
+            workers="processes",
+        )
+        values = [value for piece in pieces for value in piece.values]
+        assert values == [None if item == 13 else item for item in range(20)]
+        (failed,) = [piece.failed for piece in pieces if piece.failed]
+        assert list(failed) == [13]
+        assert "item 13 cost 2 workers: process" in failed[13].message
+        assert "SIGKILL" in failed[13].message
+
+
+async def test_workers_that_are_killed_cost_no_result_and_no_result_comes_twice(tmp_path):
+    async with node() as system:
+        stream = system.stream(
+            "scheduler.imap",
+            function="mapped:noted",
+            items=list(range(60)),
+            tasks=60,
+            arguments={"folder": str(tmp_path), "seconds": 0.03},
+            workers="processes",
+        )
+        killed, pieces = 0, []
+        async for piece in stream:
+            pieces.append(piece)
+            pids = {int(path.name.split(".")[1]) for path in tmp_path.iterdir()}
+            alive = [pid for pid in pids if psutil.pid_exists(pid)]
+            if killed < 3 and len(pieces) % 10 == 5 and alive:
+                os.kill(alive[-1], signal.SIGKILL)
+                killed += 1
+        assert [value for piece in pieces for value in piece.values] == list(range(60))
+        assert not any(piece.failed for piece in pieces)
+        assert killed == 3
+
+
+async def test_a_map_and_its_tasks_are_processes_with_their_parent(tmp_path):
+    async with node() as system:
+        task = asyncio.create_task(
+            system.call(
+                "scheduler.map",
+                function="mapped:until",
+                items=[1, 2],
+                tasks=2,
+                nice=3,
+                arguments={"path": str(tmp_path / "go")},
+            )
+        )
+        while len(processes := await system.call("scheduler.list")) < 3:
+            await asyncio.sleep(0.01)
+        job, *tasks = processes
+        assert (job.kind, job.title, job.nice, job.process_class) == ("map", "mapped:until", 3, "batch")
+        assert [(each.kind, each.parent, each.nice) for each in tasks] == [("task", job.pid, 3)] * 2
+        assert "0 of 2 items done" in await system.call("scheduler.why", pid=job.pid)
+        with pytest.raises(PreconditionFailed, match=f"is a task of process {job.pid}"):
+            await system.call("scheduler.kill", pid=tasks[0].pid)
+        (tmp_path / "go").touch()
+        assert await task == [1, 2]
+        assert await system.call("scheduler.list") == []
+        (ended,) = await system.call("scheduler.list", ended=True)
+        assert (ended.pid, ended.state) == (job.pid, "done")
+
+
+async def test_a_map_that_is_killed_ends_with_the_reason():
+    async with node() as system:
+        task = asyncio.create_task(
+            system.call("scheduler.map", function="mapped:square", items={"start": 0, "stop": 10**9, "step": 1})
+        )
+        while not (processes := await system.call("scheduler.list")):
+            await asyncio.sleep(0.01)
+        await system.call("scheduler.kill", pid=processes[0].pid, why="too long")
+        with pytest.raises(CallCancelled, match="too long"):
+            await task
+        assert await system.call("scheduler.list") == []
+
+
+async def test_a_map_that_rests_begins_no_task_until_it_goes_on(tmp_path):
+    async with node() as system:
+        stream = system.stream(
+            "scheduler.imap",
+            function="mapped:noted",
+            items=list(range(30)),
+            tasks=30,
+            arguments={"folder": str(tmp_path), "seconds": 0.01},
+        )
+        pieces = [await anext(stream)]
+        pid = (await system.call("scheduler.list"))[0].pid
+        await system.call("scheduler.pause", pid=pid)
+        assert "paused" in await system.call("scheduler.why", pid=pid)
+        await asyncio.sleep(0.2)
+        before = len(list(tmp_path.iterdir()))
+        await asyncio.sleep(0.1)
+        assert len(list(tmp_path.iterdir())) == before < 30
+        await system.call("scheduler.resume", pid=pid)
+        pieces += [piece async for piece in stream]
+        assert [piece.start for piece in pieces] == list(range(30))
+
+
+async def test_a_reader_that_takes_nothing_has_little_done_ahead(tmp_path):
+    async with node() as system:
+        stream = system.stream(
+            "scheduler.imap",
+            function="mapped:noted",
+            items=list(range(5000)),
+            tasks=5000,
+            arguments={"folder": str(tmp_path)},
+        )
+        await anext(stream)
+        await asyncio.sleep(0.3)
+        assert len(list(tmp_path.iterdir())) < 500
+        await stream.aclose()
+
+
+async def test_a_reader_that_leaves_ends_the_map():
+    async with node() as system:
+        stream = system.stream("scheduler.imap", function="mapped:square", items={"start": 0, "stop": 10**9, "step": 1})
+        await anext(stream)
+        await stream.aclose()
+        async with asyncio.timeout(10):
+            while await system.call("scheduler.list"):
+                await asyncio.sleep(0.01)
+
+
+async def test_a_named_map_does_not_do_again_what_was_done(tmp_path):
+    fields = {
+        "function": "mapped:noted",
+        "items": list(range(40)),
+        "tasks": 40,
+        "arguments": {"folder": str(tmp_path), "seconds": 0.01},
+        "name": "nightly",
+    }
+    async with node() as system:
+        stream = system.stream("scheduler.imap", **fields)
+        taken = [(await anext(stream)).start for _ in range(15)]
+        assert taken == list(range(15))
+        with pytest.raises(AlreadyExists, match="nightly"):
+            await system.call("scheduler.map", **fields)
+        await stream.aclose()
+        while await system.call("scheduler.list"):
+            await asyncio.sleep(0.01)
+        with pytest.raises(PreconditionFailed, match="another job"):
+            await system.call("scheduler.map", **fields | {"items": [1]})
+        assert await system.call("scheduler.map", **fields) == list(range(40))
+        runs = [int(path.name.split(".")[0]) for path in tmp_path.iterdir()]
+        assert set(runs) == set(range(40))
+        assert len(runs) <= 40 + 2 * 2, "but for those that were under way"
+
+
+async def test_torch_in_threads_of_one_core_uses_one():
+    async with node() as system:
+        assert await system.call("scheduler.map", function="mapped:threads_of_torch", items=[1, 2], tasks=2) == [1, 1]
+        values = await system.call("scheduler.map", function="mapped:multiply", items=[1, 2])
+        assert values == [64.0**3, 4 * 64.0**3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "match"),
+    [
+        ({"function": "mapped:nothing"}, NotFound, "no function 'nothing'"),
+        ({"function": "no_such_module:f"}, NotFound, "cannot be imported"),
+        ({"function": "os.system"}, Invalid, "is not module:function"),
+        ({"function": "mapped:square", "tasks": 0}, Invalid, "at least 1"),
+        ({"function": "mapped:square", "items": {"start": 0, "stop": 1, "step": 0}}, Invalid, "not 0"),
+        ({"function": "mapped:square", "name": "../up"}, Invalid, "no name"),
+        ({"function": "mapped:square", "reduce": "mapped:nothing"}, NotFound, "nothing"),
+    ],
+)
+async def test_what_cannot_be_mapped_is_refused_before_anything_runs(fields, error, match):
+    async with node() as system:
+        with pytest.raises(error, match=match):
+            await system.call("scheduler.map", **{"items": [1]} | fields)
+        assert await system.call("scheduler.list", ended=True) == []
+
+
+async def test_users_run_the_functions_that_the_node_allows_and_no_others():
+    async with node(functions=["mapped:s*"]) as system:
+        client = system.kernel.port.narrow(caller="session s1", rights=Rights(), user="ana")
+        assert await client.call("scheduler.map", function="mapped:square", items=[3]) == [9]
+        for function in ("mapped:kills", "os:system"):
+            with pytest.raises(Denied, match="only root"):
+                await client.call("scheduler.map", function=function, items=["true"])
+
+
+@pytest.mark.parametrize("reduce", [None, "sum"])
+async def test_no_items_give_no_values(reduce):
+    async with node() as system:
+        value = await system.call("scheduler.map", function="mapped:square", items=[], reduce=reduce)
+        assert value == ([] if reduce is None else None)
