@@ -13,6 +13,7 @@ import msgspec
 
 from microkernel.errors import CallCancelled, MicrokernelError, NotFound, Overloaded, Unavailable
 from microkernel.message import Message, convert, current_call
+from microkernel.policy import Claim, ProcessClass
 from microkernel.service import Service
 from services.inference.context_files import SavedAnswer
 from services.inference.engine.context import Context
@@ -41,13 +42,18 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     continues: bool
     grammar: Grammar | None = None
     logprobs: bool = False
+    process_class: ProcessClass = ProcessClass.INTERACTIVE
+    nice: int = 0
+    due: float | None = None  # seconds from now
 
 
 class Answers:
     """What runs, by the number of its request."""
 
-    def __init__(self, service: Service, numbers: itertools.count[int]) -> None:
+    def __init__(self, service: Service, numbers: itertools.count[int], charge: Callable[[str, int], None]) -> None:
+        """`charge` is told of the tokens that were computed for an owner, about twice a second and at the end."""
         self._service = service
+        self._charge = charge
         self._numbers = numbers
         self._running: dict[int, _Answer] = {}
 
@@ -60,7 +66,8 @@ class Answers:
             for request, generation in zip(numbered, generations, strict=True):
                 first = numbered[0].id
                 following = None if request.id == first else first
-                asked.loaded.runner.submit(msgspec.structs.replace(request, fork_of=following), generation)
+                request = msgspec.structs.replace(request, fork_of=following, claim=generation.claim)  # noqa: PLW2901
+                asked.loaded.runner.submit(request, generation)
 
         return self._read(asked, wanted, generations, requests[0].owner, begin)
 
@@ -117,6 +124,23 @@ class Answers:
         await answer.asked.loaded.runner.ask(lambda engine: engine.pause(number, paused=False))
         await self._report([answer])
 
+    async def renice(self, pid: int, nice: int) -> None:
+        """Let process `pid` be that nice from now on. Raises `NotFound`."""
+        answer = self.find(pid)
+        number = answer.generation.number
+        claim = msgspec.structs.replace(answer.generation.claim, nice=nice)
+        answer.generation.claim = claim
+        await answer.asked.loaded.runner.ask(lambda engine: engine.renice(number, claim))
+
+    async def why(self, pid: int) -> str:
+        """What process `pid` waits for, or that it runs, as the rest of a sentence about it. Raises `NotFound`."""
+        answer = self.find(pid)
+        generation = answer.generation
+        said = await answer.asked.loaded.runner.ask(lambda engine: engine.why(generation.number))
+        if said != "runs":
+            return said
+        return f"runs: it has {generation.tokens} tokens of its answer"
+
     async def save(self, pid: int) -> SavedAnswer:
         """Process `pid` as it is now; it goes on. Raises `NotFound`."""
         answer = self.find(pid)
@@ -138,6 +162,7 @@ class Answers:
         """Tell the scheduler what each answer has used so far, and cut readers that take nothing."""
         for answer in self._running.values():
             self._cut_if_slow(answer)
+            self._count(answer)
         await self._report(self._running.values())
 
     async def enter_again(self) -> None:
@@ -171,8 +196,17 @@ class Answers:
         why: dict[int, tuple[ProcessState, str]] = {}
         try:
             for generation in generations:
-                spawn = Spawn(kind=wanted.kind, title=wanted.title, owner=owner, device=asked.loaded.device)
+                spawn = Spawn(
+                    kind=wanted.kind,
+                    title=wanted.title,
+                    owner=owner,
+                    device=asked.loaded.device,
+                    process_class=wanted.process_class,
+                    nice=wanted.nice,
+                    due=wanted.due,
+                )
                 answer = _Answer(await self._enter(spawn), generation, asked, spawn, wanted)
+                generation.claim = _claim(answer, generation.began)
                 answers.append(answer)
                 self._running[generation.number] = answer
             await begin()
@@ -206,6 +240,7 @@ class Answers:
             for answer in answers:
                 number = answer.generation.number
                 asked.loaded.runner.cancel(answer.generation)
+                self._count(answer)
                 del self._running[number]
                 state, said = why.get(number, (ProcessState.KILLED, "its reader left"))
                 if answer.pid:
@@ -223,6 +258,13 @@ class Answers:
             return convert(await self._service.call("scheduler.spawn", spawn), Process).pid
         except (NotFound, Unavailable):
             return 0
+
+    def _count(self, answer: _Answer) -> None:
+        """Charge its owner for what was computed since the last time."""
+        generation = answer.generation
+        computed = generation.computed
+        self._charge(answer.entered.owner, computed - generation.charged)
+        generation.charged = computed
 
     def _cut_if_slow(self, answer: _Answer) -> None:
         generation = answer.generation
@@ -275,6 +317,20 @@ class _Answer(msgspec.Struct, frozen=True, gc=False):
     def spawn(self, pid: int) -> Spawn:
         """The message that enters it again as process `pid`."""
         return msgspec.structs.replace(self.entered, pid=pid)
+
+
+def _claim(answer: _Answer, now: float) -> Claim:
+    """What the answer says to the policy when its turn is."""
+    entered = answer.entered
+    return Claim(
+        pid=answer.pid,
+        owner=entered.owner,
+        process_class=entered.process_class,
+        nice=entered.nice,
+        came=now,
+        since=now,
+        deadline=None if entered.due is None else now + entered.due,
+    )
 
 
 def _progress(pid: int, generation: Generation, state: ProcessState, why: str = "") -> Progress:

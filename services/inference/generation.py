@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from microkernel.errors import Internal, MicrokernelError
+from microkernel.policy import Claim
 from services.inference.engine.output import Output
 from services.inference.messages import TokenLogprob
 from services.inference.text.detokenizer import IncrementalText
@@ -35,6 +36,7 @@ class Generation:
         logprobs: LogprobsOfText | None = None,
     ) -> None:
         self.number = number
+        self.claim = Claim()  # of its process
         self.prompt_tokens = prompt_tokens
         self.tokens = 0
         self.cached_tokens = 0
@@ -45,6 +47,7 @@ class Generation:
         self.finish_reason: str | None = None
         self.held_since: float | None = None
         self.paused = False
+        self.charged = 0  # tokens that its owner was charged for
         self.hold: Callable[[Generation], None] | None = None
         self._text = text
         self._stops = stops
@@ -60,6 +63,11 @@ class Generation:
     def unread(self) -> int:
         """Tokens that the reader has not taken."""
         return self._unread
+
+    @property
+    def computed(self) -> int:
+        """Tokens that were computed for it: its answer, and of its prompt what was not cached, once that is known."""
+        return self.tokens + (self.prompt_tokens - self.cached_tokens if self.tokens else 0)
 
     @property
     def ended(self) -> bool:

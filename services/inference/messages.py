@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from microkernel.message import Message
+from microkernel.policy import ProcessClass
 
 __all__ = [
     "MOST_ANSWERS",
@@ -97,7 +98,8 @@ class Chat(OutputParams, kw_only=True):
     the name of an adapter is its model with it.
 
     `n` answers are given to the same prompt, each with a seed of its own: the given one, the next, and so on. `owner`
-    is whom the work is for, where the call itself comes from no user.
+    is whom the work is for, where the call itself comes from no user. `process_class` and `nice` say how urgent it is,
+    and `due` in how many seconds it should have ended: when its turn is, the scheduler's policy makes of that.
     """
 
     messages: list[ChatMessage]
@@ -106,6 +108,9 @@ class Chat(OutputParams, kw_only=True):
     stop: list[str] = []
     n: int = 1
     owner: str = "local"
+    process_class: ProcessClass = ProcessClass.INTERACTIVE
+    nice: int = 0
+    due: float | None = None
 
 
 class Complete(OutputParams, kw_only=True):
@@ -117,6 +122,9 @@ class Complete(OutputParams, kw_only=True):
     stop: list[str] = []
     n: int = 1
     owner: str = "local"
+    process_class: ProcessClass = ProcessClass.INTERACTIVE
+    nice: int = 0
+    due: float | None = None
 
 
 class Usage(Message, kw_only=True):

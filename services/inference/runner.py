@@ -13,8 +13,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
+
 from microkernel.errors import Internal, MicrokernelError, Unavailable, from_exception, from_report
 from microkernel.executor import Executor
+from microkernel.job import Shares
+from microkernel.policy import Claim, Policy
+from services.inference.admission import Wait
 from services.inference.engine.context import Context
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.output import Output
@@ -39,6 +44,9 @@ class Runner:
         self._asked: list[_Question] = []  # on the device now
         self._wake = asyncio.Event()
         self._closed = False
+        self._policy: Policy | None = None  # of the executor, as the engine has it
+        self._used: dict[str, float] = {}  # seconds of the device, by owner, of those who have answers here
+        self.wait = Wait()
         self.steps = 0
 
     @property
@@ -72,7 +80,10 @@ class Runner:
         self._generations[number] = generation
         generation.hold = self._hold
         try:
-            await self.ask(lambda engine: engine.restore(context, number, adapter=adapter, grammar=grammar))
+            claim = generation.claim
+            await self.ask(
+                lambda engine: engine.restore(context, number, adapter=adapter, grammar=grammar, claim=claim)
+            )
         except BaseException:
             self.cancel(generation)
             raise
@@ -138,7 +149,24 @@ class Runner:
         commands, self._commands = self._commands, []
         questions, self._questions = self._questions, []
         self._asked += questions
-        return _Step(asyncio.create_task(self._executor.run(self._on_device, commands)), questions)
+        shares: Shares = {}
+        work = self._executor.run(self._on_device, commands, shares, claim=self._claim(), shares=shares)
+        return _Step(asyncio.create_task(work), questions)
+
+    def _claim(self) -> Claim:
+        """The step's: that of the most urgent whom it may serve, and of these of the owner who had least."""
+        now = self._now()
+        waiting = [each for each in self._generations.values() if not each.paused and each.held_since is None]
+        if not waiting:
+            return Claim(came=now, since=now)  # only asked or ended: nobody is to wait for that
+
+        def urgency(generation: Generation) -> tuple[int, float, float]:
+            claim = generation.claim
+            return claim.process_class.rank, self._used.get(claim.owner, 0.0), claim.came
+
+        claim = min(waiting, key=urgency).claim
+        deadlines = [each.claim.deadline for each in waiting if each.claim.deadline is not None]
+        return msgspec.structs.replace(claim, since=now, deadline=min(deadlines, default=None))
 
     def _give(self, step: _Step, outputs: list[Output], seconds: float) -> None:
         """What a quantum has brought, to those who wait for it."""
@@ -153,6 +181,8 @@ class Runner:
             if generation is None:
                 continue  # cancelled while the step ran
             generation.device_seconds += share
+            owner = generation.claim.owner
+            self._used[owner] = self._used.get(owner, 0.0) + share
             if generation.joined is None:
                 generation.joined = now - seconds
             try:
@@ -162,16 +192,27 @@ class Runner:
             if generation.ended:
                 self._retire(generation, output)
 
-    def _on_device(self, commands: list[Callable[[], object]]) -> tuple[list[Output], bool, float]:
-        """On the compute thread."""
+    def _on_device(self, commands: list[Callable[[], object]], shares: Shares) -> tuple[list[Output], bool, float]:
+        """On the compute thread; fills `shares`."""
         began = time.perf_counter()
+        policy = self._executor.policy
+        if policy is not self._policy:
+            self._policy = policy
+            self._engine.schedule_by(policy.fresh())
         for command in commands:
             command()
-        outputs = [] if self._engine.idle else self._engine.step()
+        outputs: list[Output] = []
+        if not self._engine.idle:
+            outputs = self._engine.step()
+            shares.update(self._engine.claims)
         return outputs, self._engine.idle, time.perf_counter() - began
 
     def _retire(self, generation: Generation, output: Output) -> None:
         del self._generations[generation.number]
+        if generation.joined is not None:
+            self.wait.note(self._now() - generation.joined)
+        if not self._generations:
+            self._used.clear()
         if output.finish_reason is None and output.error is None:
             # It met a stop string, of which the engine knows nothing.
             self._ask(lambda: self._engine.cancel(generation.number))

@@ -14,6 +14,7 @@ from microkernel.errors import CallCancelled, Invalid, PreconditionFailed
 from microkernel.events import Event
 from microkernel.message import convert
 from microkernel.service import Service, every, handles, on, streams
+from services.inference.admission import Admission
 from services.inference.answers import Answers, Wanted, caller
 from services.inference.context_files import ContextFiles
 from services.inference.engine.context import Context
@@ -39,7 +40,7 @@ from services.inference.messages import (
 )
 from services.inference.settings import InferenceSettings
 from services.memory.messages import Pressure, Quotas
-from services.scheduler.messages import Signal
+from services.scheduler.messages import Explain, Signal
 
 __all__ = ["Inference"]
 
@@ -57,8 +58,9 @@ class Inference(Service):
 
     async def start(self) -> None:
         self._numbers = itertools.count(1)
-        self._answers = Answers(self, self._numbers)
+        self._answers = Answers(self, self._numbers, self._charge)
         self._models = LoadedModels(self, self.settings, self._numbers)
+        self._admission = Admission(self.settings.rates)
         self._contexts = ContextFiles(self.state_dir / "contexts" / "named", self.settings.contexts_bytes)
 
     async def ready(self) -> None:
@@ -169,15 +171,22 @@ class Inference(Service):
 
     @handles
     async def signal(self, message: Signal) -> None:
-        """The scheduler ends, pauses or resumes a process that is one of our answers."""
+        """The scheduler ends, pauses, resumes or renices a process that is one of our answers."""
         if message.signal == "kill":
             self._answers.end(message.pid, CallCancelled(f"process {message.pid}: {message.why}"))
         elif message.signal == "pause":
             await self._answers.pause(message.pid, swap=False)
         elif message.signal == "resume":
             await self._answers.resume(message.pid)
+        elif message.signal == "nice":
+            await self._answers.renice(message.pid, message.nice)
         else:
             raise Invalid(f"inference does not know the signal '{message.signal}'", field="signal")
+
+    @handles(idempotent=True)
+    async def why(self, message: Explain) -> str:
+        """What an answer waits for, as the rest of a sentence about its process."""
+        return await self._answers.why(message.pid)
 
     @every(0.5)
     async def report(self) -> None:
@@ -209,11 +218,19 @@ class Inference(Service):
         """Nothing is computed on a lost device any more: its models end, and are loaded elsewhere when asked."""
         self._models.leave(event.body["name"])
 
+    def _charge(self, owner: str, tokens: int) -> None:
+        """An answer has ended, or one more of its pieces was taken: so many tokens were computed for its owner."""
+        self._admission.charge(owner, tokens, self.clock.now())
+
     async def _requests(self, asked: Asked, prompt: list[int], message: Chat | Complete) -> list[Request]:
         """A request for each answer, without a number."""
         if not 1 <= message.n <= MOST_ANSWERS:
             raise Invalid(f"n is {message.n}, allowed is 1 to {MOST_ANSWERS}", field="n")
         owner = caller() or message.owner
+        runner = asked.loaded.runner
+        places = asked.loaded.size.slots
+        runner.wait.check(self.settings.longest_wait, running=runner.running, waiting=runner.waiting, places=places)
+        self._admission.ask(owner, self.clock.now(), requests=message.n)
         first = asked.loaded.request(
             0,
             prompt,
@@ -238,7 +255,18 @@ def _wanted(message: Chat | Complete, *, kind: str, title: str, continues: bool)
         continues=continues or message.grammar is not None,  # a grammar sees every byte, so a first space is kept
         grammar=message.grammar,
         logprobs=message.logprobs is not None,
+        process_class=message.process_class,
+        nice=_nice(message.nice),
+        due=message.due,
     )
+
+
+def _nice(nice: int) -> int:
+    """A user may be nice to others, not less than that. Raises `Invalid`."""
+    least = -20 if caller() in {None, "root"} else 0
+    if not least <= nice <= 19:
+        raise Invalid(f"nice is {nice}, allowed is {least} to 19", field="nice")
+    return nice
 
 
 def _keeper() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from microkernel.message import Message
+from services.inference.admission import OwnerRate
 from services.inference.engine.forward import PageDtype
 from services.inference.messages import SamplingParams
 from services.models.messages import DEFAULT_MODEL
@@ -24,7 +25,8 @@ class InferenceSettings(Message, kw_only=True):
     those that each user has named; with 0, none are. Where a device has memory of its own, `host_bytes` of the
     machine's keep what its pages have no room for, for each model. `adapters` are loaded beside the default model at
     the start: names, each with its ref. `adapters_limit` is how many may be loaded, `adapter_rank` the largest rank
-    that one may have.
+    that one may have. `rates` are what owners may have in a minute, by owner, `*` for each who is not named; a request
+    that would wait longer than `longest_wait` seconds for its place is told to come back.
     """
 
     model: str = DEFAULT_MODEL
@@ -44,6 +46,8 @@ class InferenceSettings(Message, kw_only=True):
     adapters: dict[str, str] = {}
     adapters_limit: int = 32
     adapter_rank: int = 128
+    rates: dict[str, OwnerRate] = {}
+    longest_wait: float = 300.0
     temperature: float = 0.2  # with top_p 0.9 what SmolLM2's authors recommend: small models wander when it is high
     top_p: float = 0.9
 

@@ -23,6 +23,7 @@ from microkernel.errors import (
     NotFound,
     PreconditionFailed,
 )
+from microkernel.policy import Claim, Policy
 from services.inference.cache.cache import Cache
 from services.inference.cache.host import HostTier, Lowers
 from services.inference.cache.keys import PAGE
@@ -209,13 +210,18 @@ class Engine:
         *,
         adapter: int | None = None,
         grammar: CompiledGrammar | None = None,
+        claim: Claim | None = None,
     ) -> None:
         """Go on with a context, as request `id`: its next token is the one that it would have had.
 
-        `adapter` is the number that its adapter has here, and `grammar` what it was constrained by. Raises
-        `PreconditionFailed` for one of another model or adapter, or of other kernels.
+        `adapter` is the number that its adapter has here, and `grammar` what it was constrained by; `claim`, if there
+        is one, takes the place of its own. Raises `PreconditionFailed` for one of another model or adapter, or of other
+        kernels.
         """
-        request = msgspec.structs.replace(context.request, id=id, fork_of=None, adapter=adapter, grammar=grammar)
+        claim = claim or context.request.claim
+        request = msgspec.structs.replace(
+            context.request, id=id, fork_of=None, adapter=adapter, grammar=grammar, claim=claim
+        )
         self._adapters.check(request)
         fits = context.space == self._adapters.space(request)
         if not fits or any(len(page) != self.page_bytes for page in context.pages):
@@ -286,6 +292,29 @@ class Engine:
         if sequence is not None:
             self._batch.swap_out(sequence)
         return sequence is not None
+
+    def schedule_by(self, policy: Policy) -> None:
+        """Have those who wait get their places by `policy`, which nobody else uses."""
+        self._batch.schedule_by(policy)
+
+    @property
+    def claims(self) -> dict[Claim, float]:
+        """Who had a part in the last step, and how many tokens each."""
+        return self._step.claims
+
+    def renice(self, id: int, claim: Claim) -> bool:  # noqa: A002 - the request's own field
+        """Give a request another claim; False if unknown."""
+        sequence = self._batch.find(id)
+        if sequence is not None:
+            self._batch.renice(sequence, claim)
+        return sequence is not None
+
+    def why(self, id: int) -> str:  # noqa: A002 - as above
+        """What a request waits for, or that it runs, as the rest of a sentence about it. Raises `NotFound`."""
+        sequence = self._batch.find(id)
+        if sequence is None:
+            raise NotFound(f"request {id} is not running")
+        return self._batch.why(sequence)
 
     def set_quota(self, owner: str, pages: int | None) -> None:
         """Let `owner` have so many pages, running and cached; None: as many as there are."""

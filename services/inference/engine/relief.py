@@ -128,7 +128,8 @@ class Relief:
 
     def move_cold(self) -> int:
         """Have sequences that rest give their pages up; long ones are on disk. Returns how many did."""
-        paused = [sequence for sequence in self._batch.paused if sequence.table is not None]
+        rest = (*self._batch.paused, *self._batch.interrupted)
+        paused = [sequence for sequence in rest if sequence.table is not None]
         for sequence in paused:
             self._batch.swap_out(sequence)
         held = [sequence for sequence in self._batch.running if sequence.held]

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from microkernel.policy import Claim, Entry
 from services.inference.cache.saved import Loading
 from services.inference.cache.table import Table
 from services.inference.engine.constraints import Constraint
@@ -25,7 +26,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     `grammar`, its text fits that, or is cut short by `max_tokens`. `logit_bias` are pairs of a token and what is added
     to its logit. `logprobs` asks how likely each token was, and that many of the likeliest (`logprobs.MOST` at most).
     `fork_of` is the id of a request with the same prompt and owner that was added just before: its prompt is read once
-    for both.
+    for both. `claim` says to the scheduler's policy when its turn is.
     """
 
     id: int
@@ -40,6 +41,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: CompiledGrammar | None = None
     logprobs: int | None = None
+    claim: Claim = Claim()
 
     def constraint(self) -> Constraint | None:
         """What it demands of its tokens, for an answer that begins; None if that is nothing."""
@@ -61,13 +63,27 @@ class Sequence:
     """
 
     __slots__ = (
-        *("__weakref__", "_seen", "_view", "brought", "followers", "found", "guess", "held", "leader"),
+        *(
+            "__weakref__",
+            "_seen",
+            "_view",
+            "brought",
+            "claim",
+            "entry",
+            "followers",
+            "found",
+            "guess",
+            "held",
+            "leader",
+        ),
         *("limit", "loading", "request", "sampler", "saved", "table", "tokens"),
     )
 
     def __init__(self, request: Request, sampler: SamplerState, limit: int) -> None:
         self.request = request
         self.sampler = sampler
+        self.claim = request.claim
+        self.entry: Entry | None = None  # in the line of those who wait
         self.limit = limit  # tokens that it may come to have, prompt and answer
         self.tokens: list[int] = list(request.prompt)
         self.table: Table | None = None
@@ -81,6 +97,11 @@ class Sequence:
         self.found = -1  # how many of its tokens were cached when it first ran; -1 before
         self._view: Any = None
         self._seen = -1
+
+    @property
+    def rank(self) -> int:
+        """How urgent its class is, 0 the most."""
+        return self.claim.process_class.rank
 
     @property
     def length(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Several
 import msgspec
 
 from microkernel.errors import DataLoss, MicrokernelError, copy_of
+from microkernel.policy import Claim
 from services.inference.cache.cache import Cache
 from services.inference.engine.batch import Batch, Share
 from services.inference.engine.choice import Answer, choose
@@ -50,9 +51,11 @@ class Step:
         self._pace = pace
         self._proposer = proposer
         self.guessed = self.guessed_right = 0  # tokens so far
+        self.claims: dict[Claim, float] = {}  # of the last step, by how many tokens each had
 
     def run(self) -> list[Output]:
         """A token for every sequence that decodes, then prompts as far as the budget goes."""
+        self.claims = {}
         self._contexts.take(self._batch.running, wait=0.0)
         shares = self._batch.plan()
         outputs = [broken(sequence.request.id, error) for sequence, error in self._batch.refuse()]
@@ -69,8 +72,11 @@ class Step:
         answers = self._answering(shares, parts)
         choose(logits, answers)
         outputs += [output for answer in answers for output in self._take(answer)]
+        seconds = time.perf_counter() - began
         if not any(share.guessed for share in shares):  # they neither decode nor are they read
-            self._pace.note(*_rows(parts), time.perf_counter() - began)
+            self._pace.note(*_rows(parts), seconds)
+        self.claims = {share.sequence.claim: float(len(part.tokens)) for share, part in zip(shares, parts, strict=True)}
+        self._batch.charge(self.claims, seconds)
         return outputs
 
     def _guess(self, shares: Several[Share]) -> None:
