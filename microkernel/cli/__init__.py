@@ -24,18 +24,27 @@ from microkernel.cli import (
     doctor,
     kill,
     log,
+    maps,
     memory,
     models,
+    nice,
+    pause,
+    policy,
     ps,
     services,
     token,
+    top,
     watch,
+    why,
 )
 from microkernel.cli.output import error_line
 
 __all__ = ["main", "make_parser"]
 
-COMMANDS = (boot, chat, ps, kill, services, call, describe, models, devices, memory, log, watch, token, doctor)
+COMMANDS = (
+    *(boot, chat, ps, top, kill, nice, pause, why, policy, maps, services, call, describe, models, devices, memory),
+    *(log, watch, token, doctor),
+)
 
 SHORT_HELP = """\
 mk: the operating system for language models

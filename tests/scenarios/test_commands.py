@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -488,6 +488,50 @@ def test_devices_memory_and_processes_are_tables_and_json(node: Node):
     killed = node.mk("kill", "77")
     assert (killed.returncode, killed.stdout) == (1, "")
     assert "77" in killed.stderr
+
+
+def test_a_map_prints_values_by_line_and_a_reduction_alone(node: Node):
+    assert node.mk("map", "math:sqrt", "[1, 4, 9]").stdout == "1.0\n2.0\n3.0\n"
+    assert node.mk("map", "math:sqrt", "0:5", "--reduce", "max", "--tasks", "2").stdout == "2.0\n"
+    assert node.mk("map", "math:sqrt", "-", "--processes", text="16\n25\n").stdout == "4.0\n5.0\n"
+    failed = node.mk("map", "math:sqrt", "[4, -1]")
+    assert (failed.returncode, failed.stdout) == (1, "2.0\nnull\n")
+    assert "item 1: " in failed.stderr
+    assert "math domain error" in failed.stderr
+
+
+def test_the_policy_is_shown_and_switched(node: Node):
+    assert node.mk("policy").stdout.startswith("fair; others: ")
+    assert node.mk("policy", "priority").stdout.startswith("priority; others: ")
+    status = json.loads(node.mk("--json", "policy", "fair", "--weight", "ana=3").stdout)
+    assert (status["name"], status["weights"]) == ("fair", {"ana": 3.0})
+    wrong = node.mk("policy", "--weight", "ana=no")
+    assert wrong.returncode == 2
+    for command in ("nice 999999 5", "pause 999999", "resume 999999", "why 999999"):
+        refused = node.mk(*command.split())
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert "no process 999999" in refused.stderr
+
+
+def test_top_is_printed_once_into_a_pipe_and_lives_on_a_terminal(node: Node):
+    once = node.mk("top")
+    assert "policy fair" in once.stdout
+    assert "cpu0" in once.stdout
+    terminal, end = pty.openpty()
+    arguments = [sys.executable, "-m", "microkernel", "--root", str(node.root), "top"]
+    process = subprocess.Popen(
+        arguments, stdin=end, stdout=end, stderr=end, env=environment(node.folder) | {"TERM": "xterm"}
+    )
+    os.close(end)
+    seen = b""
+    while b"q quit" not in seen:
+        seen += os.read(terminal, 65536)
+    os.write(terminal, b"q")
+    with suppress(OSError):  # the terminal closes with its last process
+        while os.read(terminal, 65536):
+            pass
+    assert process.wait(30) == 0
+    os.close(terminal)
 
 
 def test_the_log_can_be_read_and_followed(node: Node):
