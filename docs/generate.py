@@ -247,6 +247,8 @@ def _section(name: str, kind: type[Message]) -> list[str]:
     for field in msgspec.structs.fields(kind):
         if _is_struct(field.type):
             parts += _section(f"{name}.{field.encode_name}", field.type)
+        elif (each := _struct_by_name(field.type)) is not None:
+            parts += _section(f"{name}.{field.encode_name}.<name>", each)
     return parts
 
 
@@ -254,7 +256,11 @@ def _keys(kind: type[Message], without: Iterable[str] = ()) -> str:
     rows = [
         (
             f"`{field.encode_name}`",
-            *(("section", "") if _is_struct(field.type) else (_link(field.type), _default(field))),
+            *(
+                ("section", "")
+                if _is_struct(field.type) or _struct_by_name(field.type)
+                else (_link(field.type), _default(field))
+            ),
         )
         for field in msgspec.structs.fields(kind)
         if field.name not in without
@@ -264,6 +270,12 @@ def _keys(kind: type[Message], without: Iterable[str] = ()) -> str:
 
 def _is_struct(kind: Any) -> bool:
     return inspect.isclass(kind) and issubclass(kind, msgspec.Struct)
+
+
+def _struct_by_name(kind: Any) -> type[Message] | None:
+    """The type of the values, where a field holds structs by names."""
+    arguments = getattr(kind, "__args__", ())
+    return arguments[1] if get_origin(kind) is dict and _is_struct(arguments[1]) else None
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
