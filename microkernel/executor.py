@@ -146,6 +146,11 @@ class Executor:
         return await asyncio.shield(self._enter(function, arguments, claim).future)
 
     @property
+    def core_threads(self) -> int:
+        """How many threads have one core each."""
+        return self._core_threads
+
+    @property
     def policy(self) -> Policy:
         """Whose turn is next. It is the threads': to be asked with `look`."""
         return self._policy

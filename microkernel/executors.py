@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from microkernel.errors import AlreadyExists, NotFound
 from microkernel.executor import Executor, ExecutorStatus
 
@@ -13,6 +15,9 @@ class Executors:
 
     def __init__(self) -> None:
         self._executors: dict[str, Executor] = {}
+
+    def __iter__(self) -> Iterator[Executor]:
+        return iter(tuple(self._executors.values()))
 
     async def add(self, executor: Executor) -> None:
         """Start `executor` and make it known. Raises `AlreadyExists`."""

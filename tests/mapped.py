@@ -42,6 +42,12 @@ def kills(item: int, *, poison: int) -> int:
     return item
 
 
+def all_kill(item: int, *, from_item: int) -> int:
+    if item >= from_item:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
 def noted(item: int, *, folder: str, seconds: float = 0.0) -> int:
     """Leaves a file for each time that it runs."""
     (Path(folder) / f"{item}.{os.getpid()}.{time.monotonic_ns()}").touch()

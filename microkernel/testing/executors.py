@@ -88,6 +88,11 @@ class SimulatedExecutor(Executor):
         return await asyncio.shield(self._put(function, arguments, claim).future)
 
     @property
+    def core_threads(self) -> int:
+        """As the real one's."""
+        return self._wanted_cores if self._open else 0
+
+    @property
     def policy(self) -> Policy:
         """As the real one's."""
         return self._chosen_by

@@ -28,7 +28,7 @@ from services.scheduler.mapping.functions import check_allowed, find
 from services.scheduler.mapping.maps import MapRun, count_of
 from services.scheduler.messages import Map, Mapped, ProcessState, Progress, Range, Signal, Spawn
 from services.scheduler.table import ProcessTable
-from services.scheduler.worker import CORES, Worker
+from services.scheduler.worker import Worker
 
 __all__ = ["MapJobs"]
 
@@ -173,17 +173,19 @@ class MapJobs:
         if ask.workers == "threads":
             with suppress(NotFound, Unavailable):  # a node without that service has whatever executors it was given
                 await self._service.call("devices.list")  # answers once all have been found
-            for status in self._service.executors.status():
-                if status.core_threads:
-                    return Threads(self._service.executor(status.name))
+            for executor in self._service.executors:
+                if executor.core_threads:
+                    return Threads(executor)
             raise PreconditionFailed("no device has threads for single cores", remedy='ask for workers="processes"')
-        await self._start_workers()
-        return Processes(self._service, CORES)
+        return Processes(self._service, await self._start_workers())
 
-    async def _start_workers(self) -> None:
+    async def _start_workers(self) -> int:
+        """See that there are processes; returns how many."""
         services = await self._service.call("kernel.services")
         if not any(service.name == Worker.name for service in services):
             await self._service.call("kernel.add", path=str(Path(__file__).with_name("worker.py")))
+        (worker,) = await self._service.call("kernel.describe", name=Worker.name)
+        return int(worker.instances)
 
     def _check(self, ask: Map, *, is_root: bool) -> None:
         """Raise `Invalid` or `Denied` for what cannot be mapped."""
@@ -218,12 +220,12 @@ class MapJobs:
 
     def _why_task(self, pid: int) -> str:
         """A task is with a worker: whether it has begun, its policy knows."""
-        for status in self._service.executors.status():
-            said = self._service.executor(status.name).look(
+        for executor in self._service.executors:
+            said = executor.look(
                 lambda policy: next((policy.why(each) for each in policy.entries() if each.claim.pid == pid), None)
             )
             if said is not None:
-                return f"waits for {status.name}, {said}"
+                return f"waits for {executor.name}, {said}"
         return "runs"
 
 

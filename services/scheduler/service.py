@@ -239,7 +239,7 @@ class Scheduler(Service):
             await self.call(f"{process.service}.signal", signal, deadline=SIGNAL_DEADLINE)
 
     def _devices(self) -> list[str]:
-        return [status.name for status in self.executors.status()]
+        return [executor.name for executor in self.executors]
 
     def _install(self, device: str) -> None:
         try:

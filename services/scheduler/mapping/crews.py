@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from microkernel.errors import MicrokernelError, Unavailable
@@ -39,14 +39,16 @@ class Threads:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self._size = max(1, executor.core_threads)
+        self._found: dict[str, Callable[..., Any]] = {}  # of one map, whose functions stay what they were
 
     @property
     def size(self) -> int:
-        return max(1, self._executor.status().core_threads)
+        return self._size
 
     async def run(self, task: RunTask, claim: Claim) -> Outcome:
-        function = find(task.function)
-        reduce = None if task.reduce is None else find(task.reduce)
+        function = self._find(task.function)
+        reduce = None if task.reduce is None else self._find(task.reduce)
         items: Sequence[Any]
         if isinstance(task.items, Range):
             items = range(task.items.start, task.items.stop, task.items.step)
@@ -59,6 +61,12 @@ class Threads:
         outcome: Outcome = await self._executor.run(begin, claim=claim, one_core=True)
         return outcome
 
+    def _find(self, name: str) -> Callable[..., Any]:
+        found = self._found.get(name)
+        if found is None:
+            found = self._found[name] = find(name)
+        return found
+
 
 class Processes:
     """The processes of the service `worker`."""
@@ -66,6 +74,7 @@ class Processes:
     def __init__(self, service: Service, size: int) -> None:
         self._service = service
         self._size = size
+        self._reviving = False
 
     @property
     def size(self) -> int:
@@ -76,5 +85,16 @@ class Processes:
             return convert(await self._service.call("worker.run", task), Outcome)
         except Unavailable as error:
             if error.may_have_run is False:
+                await self._revive()
                 raise
             raise WorkerLost(error.causes[0] if error.causes else error.message) from error
+
+    async def _revive(self) -> None:
+        """A task that kills its process again and again has the service given up: for a map that is no reason to be."""
+        for service in await self._service.call("kernel.services"):
+            if service.name == "worker" and service.state == "quarantined" and not self._reviving:
+                self._reviving = True
+                try:
+                    await self._service.call("kernel.restart", name="worker")
+                finally:
+                    self._reviving = False

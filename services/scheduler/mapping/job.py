@@ -20,6 +20,7 @@ __all__ = ["Attempt", "Job", "Task"]
 MOST_KILLED = 2  # workers that a task may cost
 SLOW = 2.0  # times what its items should take: then it is copied, where a worker has nothing else to do
 LEAST_AGE = 0.02  # seconds before which nothing is copied
+TASKS_AHEAD = 4  # of each worker, that may be done before the first result is taken
 NEWEST = 0.2  # weight of the newest task in what an item is taken to take
 
 
@@ -69,7 +70,8 @@ class Job:
     ) -> None:
         """`items` in all, of which those in `done` (pairs of start and stop) are done already.
 
-        No item is assigned that is `window` or more behind the first whose result was not taken. Tasks that are not
+        No item is assigned that is `window` or more behind the first whose result was not taken, and more than what
+        four tasks for each worker have. Tasks that are not
         `divisible` are never cut in half.
         """
         self.items = items
@@ -88,6 +90,7 @@ class Job:
         self._running: dict[int, Attempt] = {}
         self._numbers = count(1)
         self._each = 0.0  # seconds of an item
+        self._size = 0  # items of the newest task
 
     @property
     def finished(self) -> bool:
@@ -95,9 +98,14 @@ class Job:
         return self.done_items == self.items
 
     @property
+    def task_seconds(self) -> float:
+        """How long a task takes, about; 0 where nobody knows yet."""
+        return self._each * self._size
+
+    @property
     def has_more(self) -> bool:
         """Whether there is a task that nobody has begun."""
-        return bool(self._again) or (bool(self._gaps) and self._gaps[0][0] < self.taken + self._window)
+        return bool(self._again) or self._is_open
 
     @property
     def running(self) -> tuple[Attempt, ...]:
@@ -108,24 +116,27 @@ class Job:
         """What a worker that has nothing to do is to do next; None where there is nothing, now."""
         if self._again:
             return self._begin(self._again.popleft(), now)
-        if self._gaps and self._gaps[0][0] < self.taken + self._window:
+        if self._is_open:
             start, stop = self._gaps.popleft()
             size = min(self._partition.next(start, self._left, self._workers), stop - start)
             self._left -= size
+            self._size = size
             if start + size < stop:
                 self._gaps.appendleft((start + size, stop))
             return self._begin(Task(start, start + size), now)
         return self._copy(now) if self._copies and not self._gaps else None
 
-    def commit(self, attempt: Attempt, now: float) -> bool:
-        """The attempt is done; whether its result counts. Other attempts of the task may be cancelled then."""
+    def commit(self, attempt: Attempt, seconds: float) -> bool:
+        """The attempt is done, and was worked at for so long; whether its result counts.
+
+        Other attempts of the task may be cancelled then.
+        """
         task = attempt.task
         if self._running.pop(attempt.number, None) is None or task.done:
             return False
         task.attempts.remove(attempt)
         task.done = True
         self.done_items += len(task)
-        seconds = now - attempt.began
         self._partition.note(len(task), seconds)
         each = seconds / len(task)
         self._each = each if self._each == 0.0 else self._each + NEWEST * (each - self._each)
@@ -162,6 +173,12 @@ class Job:
             self._again.append(Task(start, stop, killed=MOST_KILLED - 1, whole=task.whole))
         return None
 
+    @property
+    def _is_open(self) -> bool:
+        """Whether there is a task to begin that is not too far ahead."""
+        window = max(self._window, TASKS_AHEAD * self._workers * self._size)
+        return bool(self._gaps) and self._gaps[0][0] < self.taken + window
+
     def _begin(self, task: Task, now: float) -> Attempt:
         attempt = Attempt(next(self._numbers), task, now)
         task.attempts.append(attempt)
@@ -175,6 +192,7 @@ class Job:
             for attempt in self._running.values()
             if len(attempt.task.attempts) == 1
             and not attempt.task.done
+            and not attempt.task.killed  # it may cost the other worker, too
             and now - attempt.began > max(LEAST_AGE, SLOW * self._each * len(attempt.task))
         ]
         if not slow or self._each == 0.0:

@@ -25,6 +25,7 @@ from services.scheduler.messages import Map, Mapped, Range, RunTask
 __all__ = ["MapRun", "count_of"]
 
 AHEAD = 2  # tasks that each worker has: one runs, and the next one is there when it ends
+SHORT, SHORT_AHEAD = 0.001, 16  # seconds of a task below which it has more, as they end faster than they are given
 WINDOW = 64  # tasks' worth of items that may be done ahead of the first that is not, for each worker
 FOLDED = 256  # tasks of a reduction where nobody said how many: its bits are to depend on the items alone
 LOOK = 0.02  # seconds after which idle workers look for a slow task to copy
@@ -172,7 +173,8 @@ class MapRun:
 
     def _fill(self, job: Job) -> None:
         """Give every worker something to do."""
-        while not self.paused and len(self._flying) < AHEAD * self._crew.size:
+        ahead = SHORT_AHEAD if 0.0 < job.task_seconds < SHORT else AHEAD
+        while not self.paused and len(self._flying) < ahead * self._crew.size:
             idle = len(self._flying) < self._crew.size
             attempt = job.assign(self._now()) if idle or job.has_more else None
             if attempt is None:
@@ -243,7 +245,7 @@ class MapRun:
             what = f"item {task.start}" if len(task) == 1 else f"the task of items {task.start} to {task.stop - 1}"
             report = Internal(f"{what} cost {task.killed} workers: {error.message}", service="scheduler").report()
             return Outcome(values=[None] * len(task), failed=dict.fromkeys(range(len(task)), report))
-        if not job.commit(attempt, self._now()):
+        if not job.commit(attempt, outcome.seconds):
             return None
         self._cancel_copies(task)
         return outcome

@@ -65,13 +65,14 @@ class _Account:
 class _Flow:
     """An owner in a class."""
 
-    __slots__ = ("account", "owner", "queue", "version")
+    __slots__ = ("account", "owner", "place", "queue", "version")
 
     def __init__(self, owner: str, weight: float) -> None:
         self.owner = owner
         self.account = _Account(weight)
         self.queue = _Nicest()
-        self.version = 0  # of its place in the heap; older ones count for nothing
+        self.place: float | None = None  # in the heap
+        self.version = 0  # of that place; older ones count for nothing
 
 
 class _Level:
@@ -85,31 +86,42 @@ class _Level:
         self.now = 0.0  # where the clock of the owner stood that was chosen last
         self._heap: list[tuple[float, int, int, _Flow]] = []
         self._numbers = count()
+        self._full = KEPT
 
     def flow(self, owner: str, weight: float) -> _Flow:
         """The one of `owner`, made when it comes for the first time."""
         flow = self.flows.pop(owner, None)
         if flow is None:
             flow = _Flow(owner, weight)
-            if len(self.flows) >= KEPT:
+            if len(self.flows) >= self._full:
                 self._forget()
         flow.account.weight = weight
         self.flows[owner] = flow  # at the end: the most recent
         return flow
 
     def place(self, flow: _Flow) -> None:
-        """Put it where its clock stands now."""
-        flow.version += 1
-        heapq.heappush(self._heap, (flow.account.stands, next(self._numbers), flow.version, flow))
+        """See that it is in the heap, and not behind where its clock stands: what is before that is put right later."""
+        stands = flow.account.stands
+        if flow.place is None or stands < flow.place:
+            flow.version += 1
+            flow.place = stands
+            heapq.heappush(self._heap, (stands, next(self._numbers), flow.version, flow))
 
     def first(self) -> _Flow | None:
         """The owner that is furthest behind, of those that have work."""
         heap = self._heap
         while heap:
-            _, _, version, flow = heap[0]
-            if version == flow.version and len(flow.queue):
+            place, _, version, flow = heap[0]
+            if version != flow.version:
+                heapq.heappop(heap)
+            elif not len(flow.queue):
+                heapq.heappop(heap)
+                flow.place = None
+            elif (stands := flow.account.stands) > place:
+                flow.place = stands
+                heapq.heapreplace(heap, (stands, next(self._numbers), version, flow))
+            else:
                 return flow
-            heapq.heappop(heap)
         return None
 
     def _forget(self) -> None:
@@ -117,6 +129,7 @@ class _Level:
         idle = [owner for owner, flow in self.flows.items() if not len(flow.queue) and flow.account.pending == 0.0]
         for owner in idle[: KEPT // 2]:
             del self.flows[owner]
+        self._full = max(KEPT, 2 * len(self.flows))  # where all have work, it is not looked again at each new one
 
 
 class Fair(Policy):
@@ -143,9 +156,10 @@ class Fair(Policy):
             level.account.wake(self._now - OWED[claim.process_class] / level.account.weight)
         if not len(flow.queue):
             flow.account.wake(level.now)
-            level.place(flow)
         level.waiting += 1
-        return flow.queue.enter(claim, item)
+        entry = flow.queue.enter(claim, item)
+        level.place(flow)
+        return entry
 
     def leave(self, entry: Entry) -> None:
         if entry.waits:
@@ -166,8 +180,6 @@ class Fair(Policy):
         entry.expected = flow.account.expected
         flow.account.pending += entry.expected
         level.account.pending += entry.expected
-        if len(flow.queue):
-            level.place(flow)
         return entry
 
     def first(self) -> Entry | None:
@@ -185,8 +197,6 @@ class Fair(Policy):
         flow = level.flow(claim.owner, self._weights.get(claim.owner, 1.0))
         level.account.take(seconds)
         flow.account.take(seconds)
-        if len(flow.queue):
-            level.place(flow)
 
     def settle(self, entry: Entry) -> None:
         expected, entry.expected = entry.expected, 0.0

@@ -130,6 +130,20 @@ async def test_the_item_that_kills_its_process_fails_alone_and_by_name():
         assert "SIGKILL" in failed[13].message
 
 
+async def test_more_killings_than_a_service_survives_end_no_map():
+    async with node() as system:
+        pieces = await pieces_of(
+            system,
+            function="mapped:all_kill",
+            items=list(range(12)),
+            tasks=12,
+            arguments={"from_item": 4},
+            workers="processes",
+        )
+        assert [value for piece in pieces for value in piece.values] == [0, 1, 2, 3, *[None] * 8]
+        assert sorted(number for piece in pieces for number in piece.failed) == list(range(4, 12))
+
+
 async def test_workers_that_are_killed_cost_no_result_and_no_result_comes_twice(tmp_path):
     async with node() as system:
         stream = system.stream(

@@ -38,7 +38,7 @@ def test_guided_tasks_come_to_take_a_tenth_of_a_second_and_end_small(each, items
     while (attempt := job.assign(now)) is not None:
         sizes.append(len(attempt.task))
         now += each * len(attempt.task)
-        assert job.commit(attempt, now)
+        assert job.commit(attempt, each * len(attempt.task))
     assert sum(sizes) == items
     assert job.finished
     assert max(sizes) * each <= max(TARGET * 1.01, each)
@@ -46,11 +46,16 @@ def test_guided_tasks_come_to_take_a_tenth_of_a_second_and_end_small(each, items
 
 
 def test_no_task_begins_too_far_ahead_of_what_was_taken():
-    job = job_of(100, 100, window=10)
+    job = job_of(100, 100, window=20)
     begun = list(iter(lambda: job.assign(0.0), None))
-    assert len(begun) == 10
+    assert len(begun) == 20
     job.taken = 5
     assert len(list(iter(lambda: job.assign(0.0), None))) == 5
+
+
+def test_large_tasks_are_as_far_ahead_as_four_for_each_worker():
+    job = job_of(100_000, 100, window=10)
+    assert len(list(iter(lambda: job.assign(0.0), None))) == 12
 
 
 def test_what_a_journal_has_is_not_done_again():
@@ -109,6 +114,15 @@ def test_a_slow_task_is_copied_once_nothing_else_is_left_and_the_first_to_end_co
     assert job.commit(copy, 1.1)
     assert not job.commit(slow, 1.2)
     assert (job.finished, job.copied) == (True, 1)
+
+
+def test_a_task_that_has_cost_a_worker_is_not_given_to_a_second_one_as_well():
+    job = job_of(4, 4, workers=2)
+    job.lose(job.assign(0.0))
+    assert job.assign(0.0).task.killed == 1
+    for _ in range(3):
+        job.commit(job.assign(0.0), 0.1)
+    assert job.assign(10.0) is None
 
 
 def test_a_copy_that_is_lost_does_not_bring_the_task_back_while_the_first_runs():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microkernel.policy import Arrival, Claim, Policy, ProcessClass
+from services.scheduler.policies import fair
 from services.scheduler.policies.deadline import Deadline
 from services.scheduler.policies.fair import CLASS_WEIGHTS, OWED, Fair
 from services.scheduler.policies.fifo import Fifo
@@ -194,6 +195,23 @@ def test_a_queue_from_which_thousands_left_is_swept(policy):
         queue.leave(entry)
     assert len(queue) == 1
     assert queue.choose() is entries[-1]
+
+
+def test_thousands_of_owners_with_work_cost_no_look_at_all_of_them_for_each_new_one(monkeypatch):
+    looked = 0
+    forget = fair._Level._forget
+
+    def counting(level):
+        nonlocal looked
+        looked += len(level.flows)
+        forget(level)
+
+    monkeypatch.setattr(fair._Level, "_forget", counting)
+    policy = Fair()
+    for number in range(20_000):
+        policy.enter(Claim(pid=number, owner=f"owner {number}"), number)
+    assert looked < 3 * 20_000
+    assert len({policy.choose().claim.owner for _ in range(20_000)}) == 20_000
 
 
 @given(works=works, switches=st.lists(st.tuples(st.floats(0.0, 40.0), st.integers(0, 3)), max_size=8))
