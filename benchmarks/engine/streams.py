@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from benchmarks.engine.columns import columns
 from benchmarks.engine.contenders import llama, llama_as_q4_0, ours, rounds_of
 from benchmarks.engine.line import Group, Line, Taken
-from benchmarks.engine.plot import Curve as Drawn
-from benchmarks.engine.plot import Panel, draw
 from benchmarks.engine.stage import Stage
 from benchmarks.engine.tasks import Curve, p50_gap, p99_gap, rate_together
 from benchmarks.first_token.contender import Contender
 from benchmarks.first_token.measures import Task
 from benchmarks.measure import Measure
+from benchmarks.plot import Curve as Drawn
+from benchmarks.plot import Panel, draw
 from benchmarks.spread import Spread
 from benchmarks.table import Row
 

@@ -14,8 +14,6 @@ from benchmarks.engine.fair import RunningTuned, Tuned
 from benchmarks.engine.findings import findings, render
 from benchmarks.engine.line import Goal, Group, Line, Question, Taken
 from benchmarks.engine.lines import GROUPS, NAMES, wanted
-from benchmarks.engine.plot import Curve as Drawn
-from benchmarks.engine.plot import Panel, draw
 from benchmarks.engine.stage import Stage
 from benchmarks.engine.stall import TIMES, with_and_without
 from benchmarks.engine.tasks import (
@@ -30,6 +28,8 @@ from benchmarks.engine.tasks import (
 )
 from benchmarks.first_token.contender import Answer, Broken, Prompt
 from benchmarks.measure import Measure
+from benchmarks.plot import Curve as Drawn
+from benchmarks.plot import Panel, draw
 from benchmarks.table import rows_of
 
 RATE = Measure("decode", "tokens/s", less_is_better=False)
