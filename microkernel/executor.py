@@ -161,9 +161,6 @@ class Executor:
             policy.take_over(self._policy)
             for entry in policy.entries():
                 entry.item.entry = entry
-            for job in self._running:
-                if job.entry is not None:
-                    job.entry.expected = 0.0  # the other policy's guess
             self._policy = policy
 
     def look(self, question: Callable[[Policy], T]) -> T:
@@ -348,7 +345,8 @@ class Executor:
         self._busy += seconds
         entry, policy = job.entry, self._policy
         assert entry is not None, "it was chosen"
-        policy.settle(entry)
+        assert job.chosen_by is not None, "that was by a policy"
+        job.chosen_by.settle(entry)  # which may not be the one that holds now
         whole = sum(job.shares.values()) if job.shares else 0.0
         if whole > 0.0 and job.shares:
             for claim, part in job.shares.items():
@@ -380,6 +378,7 @@ class Executor:
             if job.one_core is not one_core or (one_core and self._whole):
                 return None
             self._policy.choose()
+            job.chosen_by = self._policy
             self._queued -= 1
             self._running.add(job)
             self._whole += not one_core

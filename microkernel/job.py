@@ -12,7 +12,7 @@ from types import GeneratorType
 from typing import Any
 
 from microkernel.errors import Internal
-from microkernel.policy import Claim, Entry
+from microkernel.policy import Claim, Entry, Policy
 
 __all__ = ["Job", "Shares", "raisable", "settle"]
 
@@ -23,8 +23,8 @@ class Job:
     """`shares`, where there are some, say after each quantum who had which part of it; else `claim` had all."""
 
     __slots__ = (
-        "arguments", "claim", "entry", "error", "function", "future", "one_core", "quanta", "result", "shares",
-        "submitted",
+        "arguments", "chosen_by", "claim", "entry", "error", "function", "future", "one_core", "quanta", "result",
+        "shares", "submitted",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,7 @@ class Job:
         self.shares = shares
         self.submitted = time.perf_counter()
         self.entry: Entry | None = None  # in a policy, while it waits for a thread
+        self.chosen_by: Policy | None = None  # while it runs
         self.quanta: Generator[Any, None, Any] | None = None  # of work that has begun and has several
         self.result: Any = None
         self.error: Exception | None = None

@@ -37,12 +37,13 @@ class _Nicest(Ordered):
 class _Account:
     """What one of several has been given: `clock` in seconds over its weight, `expected` for each turn that it has."""
 
-    __slots__ = ("clock", "expected", "pending", "used", "weight")
+    __slots__ = ("clock", "expected", "pending", "turns", "used", "weight")
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
         self.clock = 0.0
         self.pending = 0.0
+        self.turns = 0  # that have not ended
         self.expected = 0.0
         self.used = 0.0
 
@@ -50,6 +51,16 @@ class _Account:
     def stands(self) -> float:
         """Where its clock stands, with the turns that have not ended."""
         return self.clock + self.pending / self.weight
+
+    def begin(self, expected: float) -> None:
+        """It has one more turn, which takes so long as far as is known."""
+        self.turns += 1
+        self.pending += expected
+
+    def end(self, expected: float) -> None:
+        """A turn has ended that was taken for so long."""
+        self.turns = max(0, self.turns - 1)
+        self.pending = max(0.0, self.pending - expected)
 
     def take(self, seconds: float) -> None:
         """It has had the device for so long."""
@@ -83,7 +94,8 @@ class _Level:
         self.account = _Account(weight)
         self.flows: dict[str, _Flow] = {}
         self.waiting = 0
-        self.now = 0.0  # where the clock of the owner stood that was chosen last
+        self.now = 0.0  # how far the clocks of all have come that have work
+        self.at_work: dict[str, _Flow] = {}  # owners that have turns now
         self._heap: list[tuple[float, int, int, _Flow]] = []
         self._numbers = count()
         self._full = KEPT
@@ -126,7 +138,7 @@ class _Level:
 
     def _forget(self) -> None:
         """The clocks of the half that had work longest ago, of those without."""
-        idle = [owner for owner, flow in self.flows.items() if not len(flow.queue) and flow.account.pending == 0.0]
+        idle = [owner for owner, flow in self.flows.items() if not len(flow.queue) and not flow.account.turns]
         for owner in idle[: KEPT // 2]:
             del self.flows[owner]
         self._full = max(KEPT, 2 * len(self.flows))  # where all have work, it is not looked again at each new one
@@ -175,11 +187,15 @@ class Fair(Policy):
         entry = flow.queue.choose()
         assert entry is not None, "an owner in the heap has work"
         level.waiting -= 1
-        self._now = max(self._now, level.account.stands)
-        level.now = max(level.now, flow.account.stands)
+        # Who has turns now may be behind whom is chosen: it only has nothing more to do at this moment.
+        at_work = [each.account.clock for each in self._levels.values() if each.account.turns]
+        self._now = max(self._now, min([level.account.stands, *at_work]))
+        owners = [each.account.clock for each in level.at_work.values()]
+        level.now = max(level.now, min([flow.account.stands, *owners]))
         entry.expected = flow.account.expected
-        flow.account.pending += entry.expected
-        level.account.pending += entry.expected
+        level.account.begin(entry.expected)
+        flow.account.begin(entry.expected)
+        level.at_work[flow.owner] = flow
         return entry
 
     def first(self) -> Entry | None:
@@ -200,15 +216,16 @@ class Fair(Policy):
 
     def settle(self, entry: Entry) -> None:
         expected, entry.expected = entry.expected, 0.0
-        if expected == 0.0:
-            return
         level = self._levels[entry.claim.process_class]
-        level.account.pending = max(0.0, level.account.pending - expected)
+        level.account.end(expected)
         flow = level.flows.get(entry.claim.owner)
-        if flow is not None:
-            flow.account.pending = max(0.0, flow.account.pending - expected)
-            if len(flow.queue):
-                level.place(flow)
+        if flow is None:
+            return
+        flow.account.end(expected)
+        if not flow.account.turns:
+            level.at_work.pop(flow.owner, None)
+        if len(flow.queue):
+            level.place(flow)
 
     def used(self) -> dict[tuple[ProcessClass, str], float]:
         """Seconds of the device that each owner had in each class."""

@@ -110,6 +110,15 @@ def test_of_two_saturated_owners_with_weights_three_and_one_the_first_has_three_
     assert simulation.used["ana"] / sum(simulation.used.values()) == pytest.approx(0.75, abs=0.01)
 
 
+def test_an_owner_whose_works_all_run_loses_nothing_when_somebody_else_is_chosen_meanwhile():
+    crowd = [
+        *(saturated("ana", pid, 0.005, 100.0) for pid in (1, 2)),
+        *(saturated("bo", pid, 0.05, 100.0) for pid in (3, 4)),
+    ]
+    simulation = Simulation(Fair({"ana": 5.0, "bo": 0.2}), crowd, threads=2).run(until=50.0)
+    assert simulation.used["bo"] / sum(simulation.used.values()) == pytest.approx(0.2 / 5.2, rel=0.05)
+
+
 def test_an_owner_that_had_nothing_to_do_has_saved_up_nothing():
     late = Work(pid=2, owner="bo", came=50.0, quanta=[0.01] * 10_000)
     simulation = Simulation(Fair(), [saturated("ana", 1, 0.01, 100.0), late]).run(until=60.0)
