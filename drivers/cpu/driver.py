@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,9 @@ _INSTRUCTION_SETS = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
     "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
+
+
+SPREAD = 1 << 17  # elements from which on torch is sure to spread an operation; it does not below 32,768
 
 
 class CpuDriver(Driver):
@@ -57,14 +61,13 @@ class CpuDevice(DriverDevice):
         """One compute thread, whose torch operations use every core, and for each core one whose operations use one."""
         cores = self.facts.cores
 
-        # OpenMP keeps its thread count per calling thread, so it is set on the thread that computes.
-        def initialize() -> None:
-            torch.set_num_threads(cores)
-
-        def initialize_core() -> None:
-            torch.set_num_threads(1)
-
-        return Executor(self.facts.name, threads=1, cores=cores, initialize=initialize, initialize_core=initialize_core)
+        return Executor(
+            self.facts.name,
+            threads=1,
+            cores=cores,
+            initialize=partial(_use_cores, cores),
+            initialize_core=partial(_use_cores, 1),
+        )
 
     def free_memory(self) -> int:
         """Bytes that can be taken without swapping, inside of this process's limit."""
@@ -73,6 +76,15 @@ class CpuDevice(DriverDevice):
     def fault(self) -> str | None:
         """A CPU that runs this line is healthy."""
         return None
+
+
+def _use_cores(count: int) -> None:
+    """Have torch's operations on the calling thread use so many: OpenMP keeps its count for each thread.
+
+    Before its first operation that is spread, a thread takes what was set last on any thread: so it does one at once.
+    """
+    torch.set_num_threads(count)
+    torch.zeros(SPREAD).add_(1)
 
 
 def available_cores() -> int:

@@ -2,7 +2,8 @@
 
 A task may run more than once: after its worker was lost, and as a second copy when it is slow. The attempt that is done
 first counts; the fence of its number keeps the others out. A task that has cost two workers is cut in half, and its
-halves again, until one item is left: that one is at fault, and fails by its name.
+halves again, until one item is left: that one is done while nothing else is, so that nobody else's end is laid to it,
+and fails by its name if its worker is lost then, too.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class Job:
         self._left = sum(stop - start for start, stop in self._gaps)
         self.done_items = items - self._left
         self._again: deque[Task] = deque()
+        self._suspects: deque[Task] = deque()  # that may be at fault, and are done alone
+        self._alone: Attempt | None = None
         self._running: dict[int, Attempt] = {}
         self._numbers = count(1)
         self._each = 0.0  # seconds of an item
@@ -105,7 +108,7 @@ class Job:
     @property
     def has_more(self) -> bool:
         """Whether there is a task that nobody has begun."""
-        return bool(self._again) or self._is_open
+        return self._alone is None and (bool(self._again) or self._is_open or self._may_try_suspect)
 
     @property
     def running(self) -> tuple[Attempt, ...]:
@@ -114,6 +117,8 @@ class Job:
 
     def assign(self, now: float) -> Attempt | None:
         """What a worker that has nothing to do is to do next; None where there is nothing, now."""
+        if self._alone is not None:
+            return None
         if self._again:
             return self._begin(self._again.popleft(), now)
         if self._is_open:
@@ -124,6 +129,9 @@ class Job:
             if start + size < stop:
                 self._gaps.appendleft((start + size, stop))
             return self._begin(Task(start, start + size), now)
+        if self._may_try_suspect:
+            self._alone = self._begin(self._suspects.popleft(), now)
+            return self._alone
         return self._copy(now) if self._copies and not self._gaps else None
 
     def commit(self, attempt: Attempt, seconds: float) -> bool:
@@ -132,6 +140,7 @@ class Job:
         Other attempts of the task may be cancelled then.
         """
         task = attempt.task
+        self._no_longer_alone(attempt)
         if self._running.pop(attempt.number, None) is None or task.done:
             return False
         task.attempts.remove(attempt)
@@ -144,16 +153,18 @@ class Job:
 
     def cancel(self, attempt: Attempt) -> None:
         """It runs no longer, for no fault of its own: its task is assigned again, if nobody else has it or had it."""
+        was_alone = self._no_longer_alone(attempt)
         if self._running.pop(attempt.number, None) is None:
             return
         task = attempt.task
         task.attempts.remove(attempt)
         if not task.done and not task.attempts:
-            self._again.append(task)
+            (self._suspects if was_alone else self._again).append(task)
 
     def lose(self, attempt: Attempt) -> Task | None:
         """Its worker is gone, with it. A task that is at fault is returned: it counts as done, and has failed."""
         task = attempt.task
+        was_alone = self._no_longer_alone(attempt)
         if self._running.pop(attempt.number, None) is None:
             return None
         task.attempts.remove(attempt)
@@ -161,17 +172,32 @@ class Job:
         task.killed += 1
         if task.done or task.attempts:
             return None
-        if task.killed < MOST_KILLED:
-            self._again.append(task)
-            return None
         if len(task) == 1 or not self._divisible:
+            if not was_alone or task.killed < MOST_KILLED:
+                self._suspects.append(task)
+                return None
             task.done = True
             self.done_items += len(task)
             return task
+        if task.killed < MOST_KILLED:
+            self._again.append(task)
+            return None
         middle = (task.start + task.stop) // 2
         for start, stop in ((task.start, middle), (middle, task.stop)):
             self._again.append(Task(start, stop, killed=MOST_KILLED - 1, whole=task.whole))
         return None
+
+    @property
+    def _may_try_suspect(self) -> bool:
+        """Whether one that may be at fault can be done now: nothing else is."""
+        return bool(self._suspects) and not self._running
+
+    def _no_longer_alone(self, attempt: Attempt) -> bool:
+        """Whether this one was done alone; others may be begun again."""
+        was_alone = attempt is self._alone
+        if was_alone:
+            self._alone = None
+        return was_alone
 
     @property
     def _is_open(self) -> bool:

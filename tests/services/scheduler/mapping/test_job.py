@@ -91,7 +91,26 @@ def test_the_item_that_costs_workers_is_found_and_fails_alone():
         else:
             job.commit(attempt, 0.0)
     assert failed == [(37, 38)]
-    assert lost <= 2 + 6, "twice the whole, and once for each halving"
+    assert lost <= 2 + 6 + 1, "twice the whole, once for each halving, and once alone"
+
+
+def test_nobody_is_blamed_for_what_ended_while_others_ran_too():
+    job = job_of(2, 2, workers=2)
+    guilty, innocent = job.assign(0.0), job.assign(0.0)
+    for _ in range(3):
+        assert job.lose(guilty) is None
+        assert job.lose(innocent) is None
+        guilty = job.assign(0.0)
+        assert job.assign(0.0) is None, "a suspect is done alone"
+        if guilty.task.start == 1:
+            assert job.commit(guilty, 0.1)
+            break
+        at_fault = job.lose(guilty)
+        assert (at_fault.start, at_fault.stop) == (0, 1)
+        innocent = job.assign(0.0)
+        assert job.commit(innocent, 0.1)
+        break
+    assert job.finished
 
 
 def test_a_task_that_cannot_be_cut_fails_as_a_whole_after_two_workers():
@@ -117,7 +136,7 @@ def test_a_slow_task_is_copied_once_nothing_else_is_left_and_the_first_to_end_co
 
 
 def test_a_task_that_has_cost_a_worker_is_not_given_to_a_second_one_as_well():
-    job = job_of(4, 4, workers=2)
+    job = job_of(8, 4, workers=2)
     job.lose(job.assign(0.0))
     assert job.assign(0.0).task.killed == 1
     for _ in range(3):
