@@ -1,23 +1,21 @@
 """Who may ask now: rates of requests and tokens by owner, and no longer a wait than is worth it. Plain classes.
 
-Rates are those of the generic cell rate algorithm (ITU-T I.371): an account is the moment at which all that was taken
-would have come at the even rate. What an answer takes is known only as it is made, so tokens are taken as they come,
-and an owner who has had too many waits until the rate has caught up.
+What an answer takes is known only as it is made, so tokens are taken as they come, and an owner who has had too many
+waits until the rate has caught up.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 
 from microkernel.errors import Invalid, Overloaded
 from microkernel.message import Message
+from microkernel.rates import Accounts
 
 __all__ = ["EVERYBODY", "Admission", "OwnerRate", "Wait"]
 
 EVERYBODY = "*"
-ACCOUNTS = 4096  # owners whose accounts are kept; the one that asked longest ago is forgotten
 MINUTE = 60.0
 NEWEST = 0.1  # weight of the newest answer in how long one keeps its place
 
@@ -44,18 +42,16 @@ class Admission:
                         f"the rate of '{owner}' is {each} in a minute, and more than 0 is needed", field="rates"
                     )
         self._rates = dict(rates)
-        self._due: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._requests, self._tokens = Accounts(), Accounts()
 
     def ask(self, owner: str, now: float, *, requests: int = 1) -> None:
         """Take so many requests. Raises `Overloaded` with the time to come back, and takes nothing then."""
         rate = self._rate(owner)
         if rate is None:
             return
-        wait = 0.0
-        if rate.requests is not None:
-            wait = self._wait(owner, "requests", rate.requests, requests, now)
-        if rate.tokens is not None:
-            wait = max(wait, self._wait(owner, "tokens", rate.tokens, 0, now))
+        seconds = 0.0 if rate.requests is None else requests * MINUTE / rate.requests
+        wait = self._requests.wait(owner, seconds, now, burst=max(MINUTE, seconds))
+        wait = max(wait, self._tokens.wait(owner, 0.0, now, burst=MINUTE))
         if wait > 0.0:
             limits = [
                 f"{each:g} {what}" for each, what in ((rate.requests, "requests"), (rate.tokens, "tokens")) if each
@@ -64,30 +60,16 @@ class Admission:
                 f"'{owner}' may have {' and '.join(limits)} in a minute, and has had them", retry_after=wait
             )
         if rate.requests is not None:
-            self._take(owner, "requests", rate.requests, requests, now)
+            self._requests.take(owner, seconds, now)
 
     def charge(self, owner: str, tokens: int, now: float) -> None:
         """Tokens were computed for an owner."""
         rate = self._rate(owner)
         if rate is not None and rate.tokens is not None:
-            self._take(owner, "tokens", rate.tokens, tokens, now)
+            self._tokens.take(owner, tokens * MINUTE / rate.tokens, now)
 
     def _rate(self, owner: str) -> OwnerRate | None:
         return self._rates.get(owner, self._rates.get(EVERYBODY))
-
-    def _wait(self, owner: str, what: str, rate: float, count: int, now: float) -> float:
-        """Seconds until so many could be taken; 0 for now."""
-        even = MINUTE / rate
-        level = max(self._due.get((owner, what), now), now) + count * even
-        wait = level - now - max(MINUTE, count * even)
-        return wait if wait > 1e-9 else 0.0  # rounding
-
-    def _take(self, owner: str, what: str, rate: float, count: int, now: float) -> None:
-        account = (owner, what)
-        self._due[account] = max(self._due.get(account, now), now) + count * MINUTE / rate
-        self._due.move_to_end(account)
-        while len(self._due) > ACCOUNTS:
-            self._due.popitem(last=False)
 
 
 class Wait:
