@@ -21,6 +21,7 @@ __all__ = [
     "Nothing",
     "Call",
     "calling_service",
+    "calling_user",
     "current_call",
     "convert",
     "fault_of",
@@ -90,6 +91,12 @@ def calling_service() -> str:
     if call is None or " " in call.caller:
         raise Denied("only services of this node may ask for this")
     return call.caller
+
+
+def calling_user() -> str | None:
+    """The user on whose behalf the running handler was called; None for this node itself."""
+    call = _current.get()
+    return None if call is None else call.user
 
 
 def convert(value: Any, kind: type[T], *, what: str = "message") -> T:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 import msgspec
 
 from microkernel.errors import CallCancelled, MicrokernelError, NotFound, Overloaded, Unavailable
-from microkernel.message import Message, convert, current_call
+from microkernel.message import Message, calling_user, convert
 from microkernel.policy import Claim, ProcessClass
 from microkernel.service import Service
 from services.inference.context_files import SavedAnswer
@@ -27,7 +27,7 @@ from services.inference.text.logprobs import LogprobsOfText
 from services.inference.text.stops import StopMatcher
 from services.scheduler.messages import Exit, Process, ProcessState, Progress, Report, Spawn
 
-__all__ = ["Answers", "Wanted", "caller"]
+__all__ = ["Answers", "Wanted"]
 
 SLOW_READER = 30.0  # seconds that a reader may take nothing while its sequence keeps a place in the batch
 SLOW_READER_WHEN_WANTED = 5.0  # the same while others wait for a place
@@ -289,15 +289,9 @@ class Answers:
             self._service.log.warning("could not tell %s: %s", to, error)
 
 
-def caller() -> str | None:
-    """The user of the running call; None for this node itself."""
-    call = current_call()
-    return None if call is None else call.user
-
-
 def _may_touch(owner: str) -> bool:
     """Whether the user of the running call may do something with a process of `owner`: as the scheduler sees it."""
-    return caller() in {None, "root", owner}
+    return calling_user() in {None, "root", owner}
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):

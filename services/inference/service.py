@@ -12,10 +12,10 @@ import msgspec
 
 from microkernel.errors import CallCancelled, Invalid, PreconditionFailed
 from microkernel.events import Event
-from microkernel.message import convert
+from microkernel.message import calling_user, convert
 from microkernel.service import Service, every, handles, on, streams
 from services.inference.admission import Admission
-from services.inference.answers import Answers, Wanted, caller
+from services.inference.answers import Answers, Wanted
 from services.inference.context_files import ContextFiles
 from services.inference.engine.context import Context
 from services.inference.engine.engine import Request
@@ -226,7 +226,7 @@ class Inference(Service):
         """A request for each answer, without a number."""
         if not 1 <= message.n <= MOST_ANSWERS:
             raise Invalid(f"n is {message.n}, allowed is 1 to {MOST_ANSWERS}", field="n")
-        owner = caller() or message.owner
+        owner = calling_user() or message.owner
         runner = asked.loaded.runner
         places = asked.loaded.size.slots
         runner.wait.check(self.settings.longest_wait, running=runner.running, waiting=runner.waiting, places=places)
@@ -263,7 +263,7 @@ def _wanted(message: Chat | Complete, *, kind: str, title: str, continues: bool)
 
 def _nice(nice: int) -> int:
     """A user may be nice to others, not less than that. Raises `Invalid`."""
-    least = -20 if caller() in {None, "root"} else 0
+    least = -20 if calling_user() in {None, "root"} else 0
     if not least <= nice <= 19:
         raise Invalid(f"nice is {nice}, allowed is {least} to 19", field="nice")
     return nice
@@ -271,7 +271,7 @@ def _nice(nice: int) -> int:
 
 def _keeper() -> str:
     """Whose contexts the running call is about."""
-    return caller() or "local"
+    return calling_user() or "local"
 
 
 def _title(content: str | list[Any] | None) -> str:

@@ -11,7 +11,7 @@ import msgspec
 from microkernel.capability import ROOT
 from microkernel.errors import DataLoss, Denied, Invalid
 from microkernel.events import Event
-from microkernel.message import Message, calling_service, convert, current_call
+from microkernel.message import Message, calling_service, calling_user, convert
 from microkernel.service import Service, every, handles, on
 from services.devices.messages import Device
 from services.memory.accounts import Accounts
@@ -120,8 +120,7 @@ class Memory(Service):
     async def set_quota(self, message: SetQuota) -> list[Quota]:
         """Change a quota live, also for what runs; it holds until it is taken back, and over restarts."""
         await self._open_accounts()
-        call = current_call()
-        user = None if call is None else call.user
+        user = calling_user()
         if user not in {None, ROOT} and message.owner in {user, EVERYBODY}:
             raise Denied(f"'{user}' may not change what holds for '{user}'", remedy="ask who runs the node")
         self._quotas.set(message.owner, message.quota)

@@ -10,7 +10,7 @@ from typing import Any
 
 from microkernel.errors import Denied, Invalid, MicrokernelError, NotFound
 from microkernel.events import Event
-from microkernel.message import Message, calling_service, current_call
+from microkernel.message import Message, calling_service, calling_user
 from microkernel.policy import Policy, ProcessClass
 from microkernel.service import Service, every, handles, on, streams
 from services.scheduler.map_jobs import MapJobs
@@ -168,7 +168,7 @@ class Scheduler(Service):
             name=self._policy,
             policies=self._policies.names(),
             weights=dict(self._weights),
-            shares=[share for share in shares if _is_root() or share.owner == _user()],
+            shares=[share for share in shares if _is_root() or share.owner == calling_user()],
         )
 
     @handles
@@ -196,13 +196,13 @@ class Scheduler(Service):
     @handles(name="map", deadline=None)
     async def map_items(self, message: Map) -> Any:
         """Call a function with each item: all values in order, or their reduction."""
-        owner = _user() or message.owner
+        owner = calling_user() or message.owner
         return await self._maps.value(message, owner=owner, is_root=_is_root())
 
     @streams(credit=16)
     async def imap(self, message: Map) -> AsyncIterator[Mapped]:
         """Call a function with each item: the values of each task, as its reader takes them."""
-        owner = _user() or message.owner
+        owner = calling_user() or message.owner
         async with aclosing(self._maps.results(message, owner=owner, is_root=_is_root())) as results:
             async for piece in results:
                 yield piece
@@ -264,16 +264,11 @@ def _weight(weight: float) -> float:
     return weight
 
 
-def _user() -> str | None:
-    call = current_call()
-    return None if call is None else call.user
-
-
 def _is_root() -> bool:
     """Whether the running call comes from root or this node itself."""
-    return _user() in {None, "root"}
+    return calling_user() in {None, "root"}
 
 
 def _may_touch(process: Process) -> bool:
     """Whether the user of the running call may see and end `process`: its owner may, and root, and this node itself."""
-    return _is_root() or _user() == process.owner
+    return _is_root() or calling_user() == process.owner
