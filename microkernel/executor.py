@@ -84,7 +84,6 @@ class Executor:
         self._core_threads = 0
         self._lock = threading.Lock()  # over all that the threads and the loop share, from here to `_ended_at`
         self._policy: Policy = Arrival()
-        self._queued = 0
         self._sleepers: list[threading.Lock] = []  # the last to fall asleep is woken first: its caches are warm
         self._core_sleepers: list[threading.Lock] = []
         self._woken = 0  # threads that have not looked for work yet
@@ -129,8 +128,8 @@ class Executor:
         part of a quantum. Raises `Overloaded` when the queue is full, `Unavailable` after `stop`, and `Invalid` where
         there are no threads of that kind.
         """
-        if self._queued >= self._limit:  # only this loop adds, so that it cannot be more by the next line
-            raise Overloaded(f"executor {self.name} has {self._queued} jobs waiting, its limit", retry_after=0.1)
+        if (waiting := len(self._policy)) >= self._limit:
+            raise Overloaded(f"executor {self.name} has {waiting} jobs waiting, its limit", retry_after=0.1)
         job = self._enter(function, arguments, claim, one_core=one_core, shares=shares)
         try:
             return await job.future  # type: ignore[no-any-return] # what `function` returned
@@ -207,7 +206,7 @@ class Executor:
             threads=len(self._threads) - self._core_threads,
             core_threads=self._core_threads,
             policy=self._policy.name,
-            queued=self._queued,
+            queued=len(self._policy),
             running=len(self._running),
             finished=self._finished,
             busy_seconds=self._busy,
@@ -245,11 +244,10 @@ class Executor:
         if one_core and not self._core_threads:
             raise Invalid(f"executor {self.name} has no threads for work that takes one core")
         if claim is None:
-            now = time.monotonic()
+            now = self._now()
             claim = Claim(came=now, since=now)
         job = Job(function, arguments, loop.create_future(), claim, one_core=one_core, shares=shares)
         with self._lock:
-            self._queued += 1
             job.entry = self._policy.enter(claim, job)
             sleeper = self._sleeper()
         if sleeper is not None:
@@ -266,7 +264,6 @@ class Executor:
                 job.entry = self._policy.enter(URGENT, job)
                 return
             job.entry = None
-            self._queued -= 1
         job.empty()  # not under the lock: what it lets go of may end with code of its own
 
     def _clear(self) -> list[Job]:
@@ -276,7 +273,6 @@ class Executor:
             if job.quanta is None and job.entry is not None:
                 self._policy.leave(job.entry)
                 job.entry = None
-                self._queued -= 1
         return waiting
 
     def _work(
@@ -354,11 +350,9 @@ class Executor:
         else:
             policy.charge(job.claim, seconds)
         if not is_last:
-            now = time.monotonic()
-            job.claim = msgspec.structs.replace(job.claim, since=now)
+            job.claim = msgspec.structs.replace(job.claim, since=self._now())
             job.submitted = time.perf_counter()
             job.entry = policy.enter(URGENT if job.future.done() else job.claim, job)
-            self._queued += 1
             return False
         job.entry = None
         self._finished += 1
@@ -373,13 +367,11 @@ class Executor:
             if job.quanta is None and job.future.done():  # whoever waited was cancelled a moment ago
                 self._policy.leave(entry)
                 job.entry = None
-                self._queued -= 1
                 continue
             if job.one_core is not one_core or (one_core and self._whole):
                 return None
             self._policy.choose()
             job.chosen_by = self._policy
-            self._queued -= 1
             self._running.add(job)
             self._whole += not one_core
             return job
@@ -387,7 +379,7 @@ class Executor:
 
     def _sleeper(self) -> threading.Lock | None:
         """A thread to be woken for whose turn it is; under the lock."""
-        if self._woken >= self._queued:
+        if self._woken >= len(self._policy):
             return None
         entry = self._policy.first()
         if entry is None:
@@ -398,6 +390,10 @@ class Executor:
             return None
         self._woken += 1
         return sleepers.pop()
+
+    def _now(self) -> float:
+        """Seconds on the clock of claims."""
+        return time.monotonic()
 
     def _deliver(self) -> None:
         """Hand a burst of results to those who wait; on the loop."""

@@ -141,3 +141,30 @@ def test_a_service_computes_on_a_simulated_device_without_knowing():
             assert await system.call("adder.add", [4, 5]) == 9
 
     assert explore(scenario, range(10)) == 10
+
+
+def test_works_of_several_quanta_take_turns_and_a_stop_ends_them_between_two():
+    async def scenario(simulation):
+        executor, order = executor_of(simulation, cores=1), []
+        await executor.start()
+
+        def quanta(name: str, count: int):
+            try:
+                for _ in range(count):
+                    order.append(name)
+                    yield
+                return name
+            finally:
+                order.append(f"{name} has ended")
+
+        assert await asyncio.gather(*(executor.run(quanta, name, 2) for name in "ab")) == ["a", "b"]
+        assert order == ["a", "b", "a", "b", "a has ended", "b has ended"]
+        endless = asyncio.create_task(executor.run(quanta, "c", 10**9, one_core=True))
+        await asyncio.sleep(0.2)
+        assert await executor.stop()
+        with pytest.raises(Unavailable, match="has stopped") as caught:
+            await endless
+        assert caught.value.may_have_run is True
+        assert order[-1] == "c has ended"
+
+    simulate(scenario, seed=0, shuffle=False)
