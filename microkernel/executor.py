@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import msgspec
@@ -114,7 +114,7 @@ class Executor:
 
     async def run(
         self,
-        function: Callable[..., T],
+        function: Callable[..., Generator[Any, None, T]] | Callable[..., T],
         /,
         *arguments: Any,
         claim: Claim | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -21,6 +22,7 @@ from microkernel.errors import (
     PreconditionFailed,
     Unavailable,
 )
+from microkernel.executor import Executor
 from microkernel.policy import Claim
 from microkernel.service import Service
 from services.scheduler.mapping.crews import Crew, Processes, Threads
@@ -47,11 +49,11 @@ class MapJobs:
         self._running: dict[int, MapRun] = {}
         self._asked: dict[int, Spawn] = {}
         self._named: set[tuple[str, str]] = set()
-        self._seconds: dict[int, float] = {}
+        self._workers: tuple[int, int] | None = None  # the incarnation of the service, and its instances
 
     async def value(self, ask: Map, *, owner: str, is_root: bool) -> Any:
         """All values in a list, or their reduction. Raises `Aborted` where items failed, once the others are done."""
-        self._check(ask, is_root=is_root)
+        await asyncio.to_thread(self._check, ask, is_root=is_root)  # it may import
         failed: dict[int, ErrorReport] = {}
         async with self._run(ask, owner) as run:
             if ask.reduce is not None:
@@ -69,7 +71,7 @@ class MapJobs:
 
     async def results(self, ask: Map, *, owner: str, is_root: bool) -> AsyncGenerator[Mapped, None]:
         """The values, task by task."""
-        self._check(ask, is_root=is_root)
+        await asyncio.to_thread(self._check, ask, is_root=is_root)  # it may import
         if ask.reduce is not None:
             raise Invalid("a reduction has one value: call scheduler.map", field="reduce")
         async with self._run(ask, owner) as run, aclosing(run.results()) as results:
@@ -106,7 +108,7 @@ class MapJobs:
         now = self._service.clock.now()
         for pid, run in self._running.items():
             state = ProcessState.PAUSED if run.paused else ProcessState.RUNNING
-            progress = Progress(pid=pid, state=state, why=run.told(), device_seconds=self._seconds.get(pid, 0.0))
+            progress = Progress(pid=pid, state=state, why=run.told(), device_seconds=run.seconds)
             self._table.update(progress, now)
 
     @asynccontextmanager
@@ -164,28 +166,36 @@ class MapJobs:
         finally:
             del self._running[pid], self._asked[pid]
             self._named.discard(name or ("", ""))
-            seconds = self._seconds.pop(pid, 0.0)
-            ended = self._table.update(Progress(pid=pid, state=state, why=why, device_seconds=seconds), now())
+            ended = self._table.update(Progress(pid=pid, state=state, why=why, device_seconds=run.seconds), now())
             if ended is not None:
                 self._service.publish("process.ended", ended)
 
     async def _crew(self, ask: Map) -> Crew:
         if ask.workers == "threads":
-            with suppress(NotFound, Unavailable):  # a node without that service has whatever executors it was given
-                await self._service.call("devices.list")  # answers once all have been found
-            for executor in self._service.executors:
-                if executor.core_threads:
-                    return Threads(executor)
-            raise PreconditionFailed("no device has threads for single cores", remedy='ask for workers="processes"')
+            executor = self._with_cores()
+            if executor is None:
+                with suppress(NotFound, Unavailable):  # a node without that service has the executors it was given
+                    await self._service.call("devices.list")  # answers once all have been found
+                executor = self._with_cores()
+            if executor is None:
+                raise PreconditionFailed("no device has threads for single cores", remedy='ask for workers="processes"')
+            return Threads(executor)
         return Processes(self._service, await self._start_workers())
 
     async def _start_workers(self) -> int:
         """See that there are processes; returns how many."""
         services = await self._service.call("kernel.services")
-        if not any(service.name == Worker.name for service in services):
-            await self._service.call("kernel.add", path=str(Path(__file__).with_name("worker.py")))
-        (worker,) = await self._service.call("kernel.describe", name=Worker.name)
-        return int(worker.instances)
+        found = next((service for service in services if service.name == Worker.name), None)
+        if found is None:
+            (found,) = await self._service.call("kernel.add", path=str(Path(__file__).with_name("worker.py")))
+        if self._workers is None or self._workers[0] != found.incarnation:
+            (worker,) = await self._service.call("kernel.describe", name=Worker.name)
+            self._workers = found.incarnation, int(worker.instances)
+        return self._workers[1]
+
+    def _with_cores(self) -> Executor | None:
+        """The first device that has threads for single cores."""
+        return next((executor for executor in self._service.executors if executor.core_threads), None)
 
     def _check(self, ask: Map, *, is_root: bool) -> None:
         """Raise `Invalid` or `Denied` for what cannot be mapped."""

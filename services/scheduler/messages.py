@@ -181,6 +181,11 @@ class Range(Message):
     stop: int
     step: int = 1
 
+    @property
+    def numbers(self) -> range:
+        """All of them."""
+        return range(self.start, self.stop, self.step)
+
 
 class Map(Message, kw_only=True):
     """Call `function`, which is named `module:function`, with each of `items`, in `tasks` of equal size.

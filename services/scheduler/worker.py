@@ -7,15 +7,13 @@ dies is replaced, and the call that it had ends with the cause.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from microkernel.balance import Balance
 from microkernel.executor import Executor
 from microkernel.isolation.guest import OwnExecutors
 from microkernel.service import Isolation, Service, handles
-from services.scheduler.mapping.functions import find
-from services.scheduler.mapping.work import Outcome, work
-from services.scheduler.messages import Range, RunTask
+from services.scheduler.mapping.work import Outcome, do
+from services.scheduler.messages import RunTask
 
 __all__ = ["Worker"]
 
@@ -43,13 +41,4 @@ class Worker(Service):
     @handles(concurrency=1, queue=64, deadline=None)
     async def run(self, message: RunTask) -> Outcome:
         """Call a function with each item of a task."""
-        function = find(message.function)
-        reduce = None if message.reduce is None else find(message.reduce)
-        items: Any = message.items
-        if isinstance(items, Range):
-            items = range(items.start, items.stop, items.step)
-        return await self._executor.run(_run, function, items, message.arguments, message.whole, reduce)
-
-
-def _run(function: Any, items: Any, arguments: dict[str, Any], whole: bool, reduce: Any) -> Any:
-    return work(function, items, arguments, whole=whole, reduce=reduce)
+        return await self._executor.run(do, message)

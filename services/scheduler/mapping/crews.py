@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from microkernel.errors import MicrokernelError, Unavailable
 from microkernel.executor import Executor
 from microkernel.message import convert
 from microkernel.policy import Claim
 from microkernel.service import Service
-from services.scheduler.mapping.functions import find
-from services.scheduler.mapping.work import Outcome, work
-from services.scheduler.messages import Range, RunTask
+from services.scheduler.mapping.work import Outcome, do
+from services.scheduler.messages import RunTask
 
 __all__ = ["Crew", "Processes", "Threads", "WorkerLost"]
 
@@ -40,32 +38,13 @@ class Threads:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._size = max(1, executor.core_threads)
-        self._found: dict[str, Callable[..., Any]] = {}  # of one map, whose functions stay what they were
 
     @property
     def size(self) -> int:
         return self._size
 
     async def run(self, task: RunTask, claim: Claim) -> Outcome:
-        function = self._find(task.function)
-        reduce = None if task.reduce is None else self._find(task.reduce)
-        items: Sequence[Any]
-        if isinstance(task.items, Range):
-            items = range(task.items.start, task.items.stop, task.items.step)
-        else:
-            items = task.items
-
-        def begin() -> Any:
-            return work(function, items, task.arguments, whole=task.whole, reduce=reduce)
-
-        outcome: Outcome = await self._executor.run(begin, claim=claim, one_core=True)
-        return outcome
-
-    def _find(self, name: str) -> Callable[..., Any]:
-        found = self._found.get(name)
-        if found is None:
-            found = self._found[name] = find(name)
-        return found
+        return await self._executor.run(do, task, claim=claim, one_core=True)
 
 
 class Processes:

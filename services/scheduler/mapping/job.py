@@ -110,11 +110,6 @@ class Job:
         """Whether there is a task that nobody has begun."""
         return self._alone is None and (bool(self._again) or self._is_open or self._may_try_suspect)
 
-    @property
-    def running(self) -> tuple[Attempt, ...]:
-        """All attempts that run."""
-        return tuple(self._running.values())
-
     def assign(self, now: float) -> Attempt | None:
         """What a worker that has nothing to do is to do next; None where there is nothing, now."""
         if self._alone is not None:

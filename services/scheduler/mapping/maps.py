@@ -51,7 +51,7 @@ class MapRun:
         """
         self.items = count_of(ask.items)
         self.paused = False
-        self.why_lost: str = ""
+        self.seconds = 0.0  # that workers were at its tasks
         self._ask = ask
         self._crew = crew
         self._now = now
@@ -191,7 +191,7 @@ class MapRun:
     def _task(self, task: Task) -> RunTask:
         ask = self._ask
         if isinstance(ask.items, Range):
-            span = range(ask.items.start, ask.items.stop, ask.items.step)[task.start : task.stop]
+            span = ask.items.numbers[task.start : task.stop]
             items: list[Any] | Range = Range(span.start, span.stop, span.step)
         else:
             items = ask.items[task.start : task.stop]
@@ -239,12 +239,12 @@ class MapRun:
             job.cancel(attempt)
             return None
         except WorkerLost as error:
-            self.why_lost = error.message
             if job.lose(attempt) is None:
                 return None
             what = f"item {task.start}" if len(task) == 1 else f"the task of items {task.start} to {task.stop - 1}"
             report = Internal(f"{what} cost {task.killed} workers: {error.message}", service="scheduler").report()
             return Outcome(values=[None] * len(task), failed=dict.fromkeys(range(len(task)), report))
+        self.seconds += outcome.seconds
         if not job.commit(attempt, outcome.seconds):
             return None
         self._cancel_copies(task)
@@ -286,7 +286,7 @@ class MapRun:
 
 def count_of(items: list[Any] | Range) -> int:
     """How many items there are."""
-    return len(range(items.start, items.stop, items.step)) if isinstance(items, Range) else len(items)
+    return len(items.numbers if isinstance(items, Range) else items)
 
 
 def _digest(ask: Map) -> bytes:

@@ -8,8 +8,10 @@ from typing import Any
 
 from microkernel.errors import ErrorReport, from_exception
 from microkernel.message import Message
+from services.scheduler.mapping.functions import find
+from services.scheduler.messages import Range, RunTask
 
-__all__ = ["Outcome", "work"]
+__all__ = ["Outcome", "do", "work"]
 
 QUANTUM = 0.005  # seconds after which others may have the turn, between two items
 
@@ -25,6 +27,14 @@ class Outcome(Message, kw_only=True):
     count: int = 0  # of those that are in `folded`
     failed: dict[int, ErrorReport] = {}
     seconds: float = 0.0
+
+
+def do(task: RunTask) -> Generator[None, None, Outcome]:
+    """Look up what a task names, here where it runs, and run it. Raises as `find`."""
+    function = find(task.function)
+    reduce = None if task.reduce is None else find(task.reduce)
+    items = task.items.numbers if isinstance(task.items, Range) else task.items
+    return (yield from work(function, items, task.arguments, whole=task.whole, reduce=reduce))
 
 
 def work(

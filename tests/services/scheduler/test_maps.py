@@ -193,6 +193,7 @@ async def test_a_map_and_its_tasks_are_processes_with_their_parent(tmp_path):
         assert await system.call("scheduler.list") == []
         (ended,) = await system.call("scheduler.list", ended=True)
         assert (ended.pid, ended.state) == (job.pid, "done")
+        assert ended.device_seconds > 0.0
 
 
 async def test_a_map_that_is_killed_ends_with_the_reason():
