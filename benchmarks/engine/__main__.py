@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.command_line import INTERRUPTED, command_of, count, sigterm_interrupts, tell, write_json
 from benchmarks.default_model import stored_model
 from benchmarks.engine import streams
 from benchmarks.engine.findings import Finding, findings, render
@@ -22,7 +21,6 @@ from benchmarks.first_token.contender import Broken
 from benchmarks.machine import Machine, this_machine
 from microkernel.root import default_root
 
-INTERRUPTED = 130
 THREADS = 2
 NOTE = """\
 A ratio says how many times better ours is: below 1 it loses. Ratios are taken within a round; shown are their median
@@ -57,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = this_machine()
     for each in machine.lines():
         print(each)
-    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left behind
-    try:
+    with sigterm_interrupts():
         model = args.model or stored_model()
         print(f"{model.name}, {args.threads} threads for each", flush=True)
         with tempfile.TemporaryDirectory(prefix="engine-") as scratch:
@@ -69,25 +66,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 quick=args.quick,
                 scratch=Path(scratch),
                 cache=default_root() / "benchmarks",
-                tell=_tell,
+                tell=tell,
             )
             groups = wanted(args.only)
             results = _run_all(stage, groups)
-    finally:
-        signal.signal(signal.SIGTERM, usual)
     _print(groups, results)
     if args.plot:
         _plot(results, args.plot, f"{model.stem}, {args.threads} threads of {machine.cpu}")
     if args.json:
         found = Result(
-            command=shlex.join([sys.executable, "-m", "benchmarks.engine", *(arguments or sys.argv[1:])]),
+            command=command_of("engine", arguments),
             model=model.name,
             threads=args.threads,
             quick=args.quick,
             machine=machine,
             groups=results,
         )
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        write_json(args.json, found)
     if stage.interrupted:
         return INTERRUPTED
     return 1 if any(each.taken is None or each.taken.ours in each.taken.skipped for each in results) else 0
@@ -97,7 +92,7 @@ def _run_all(stage: Stage, groups: Sequence[Group]) -> list[GroupResult]:
     """Group by group; interrupted, what there is so far."""
     results: list[GroupResult] = []
     for group in groups:
-        _tell(f"{group.about}: {', '.join(line.name for line in group.lines)}")
+        tell(f"{group.about}: {', '.join(line.name for line in group.lines)}")
         results.append(_run(stage, group))
         if stage.interrupted:
             break
@@ -113,7 +108,7 @@ def _run(stage: Stage, group: Group) -> GroupResult:
         stage.interrupted, broken = True, "interrupted"
     except (Broken, OSError) as error:  # a file may not be written, too
         broken = str(error)
-        _tell(f"broken: {error}")
+        tell(f"broken: {error}")
     if taken is not None:
         for line in group.lines:
             found += findings(line, taken.rows(line), taken.ours)
@@ -166,8 +161,8 @@ def _plot(results: Sequence[GroupResult], target: Path, title: str) -> None:
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
     parser.add_argument("--model", type=Path, metavar="GGUF", help="a file (default: the default model, pulled once)")
-    parser.add_argument("--rounds", type=_count, help="how often everything is measured (default: 5; quick: 1)")
-    parser.add_argument("--threads", type=_count, default=THREADS, help="of each contender (default: 2)")
+    parser.add_argument("--rounds", type=count, help="how often everything is measured (default: 5; quick: 1)")
+    parser.add_argument("--threads", type=count, default=THREADS, help="of each contender (default: 2)")
     parser.add_argument("--quick", action="store_true", help="few tokens and one round: to see that it works")
     parser.add_argument(
         "--only",
@@ -190,16 +185,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"there is no file {args.model}")
     args.rounds = args.rounds or (1 if args.quick else 5)
     return args
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of at least 1")
-    return int(text)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

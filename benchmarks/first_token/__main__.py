@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.command_line import INTERRUPTED, count, tell, write_json
 from benchmarks.default_model import stored_model
 from benchmarks.first_token.contender import Broken, Contender
 from benchmarks.first_token.llama_cpp_peer import llama_cpp, requantise
@@ -25,7 +26,6 @@ from benchmarks.machine import Machine, this_machine
 from benchmarks.measure import Round
 from benchmarks.table import Row, render, rows_of
 
-INTERRUPTED = 130
 NOTE = """\
 A ratio says how many times better microkernel is: below 1 it loses. Ratios are taken within a round; win and loss are
 said where the middle half of the rounds agrees. See docs/reference/benchmarks.md for what each line means, and for what
@@ -70,7 +70,7 @@ def main() -> int:
             prompts,
             lambda: tasks(prompts, quick=args.quick),
             first_start=not args.quick,
-            tell=_tell,
+            tell=tell,
         )
         found = _run(rounds, args.rounds)
         ours, *others = (each.name for each in present)
@@ -94,7 +94,7 @@ def main() -> int:
             rounds=found,
             rows=rows,
         )
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+        write_json(args.json, result)
     return 1 if ours in rounds.left else 0
 
 
@@ -106,14 +106,14 @@ def _run(rounds: Rounds, count: int) -> list[Round]:
         for number in range(count):
             found.append(rounds.run(number))  # noqa: PERF401 - complete rounds stay when a later one is interrupted
     except KeyboardInterrupt:
-        _tell(f"interrupted in round {len(found) + 1}")
+        tell(f"interrupted in round {len(found) + 1}")
     return found
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_token", description=__doc__)
     parser.add_argument("--model", type=Path, metavar="GGUF", help="a file (default: the default model, pulled once)")
-    parser.add_argument("--rounds", type=_count, help="how often everything is measured (default: 7; quick: 2)")
+    parser.add_argument("--rounds", type=count, help="how often everything is measured (default: 7; quick: 2)")
     parser.add_argument("--quick", action="store_true", help="shorter answers and fewer samples: to see that it works")
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="only peers with this in their name"
@@ -126,12 +126,6 @@ def _arguments() -> argparse.Namespace:
             parser.error(f"there is no file {args.model}")
     args.rounds = args.rounds or (2 if args.quick else 7)
     return args
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of rounds")
-    return int(text)
 
 
 def _contenders(model: Path, cores: int, scratch: Path) -> list[Contender]:
@@ -158,10 +152,6 @@ def _wanted(contender: Contender, only: Sequence[str]) -> bool:
 def _print_lines(lines: Sequence[str]) -> None:
     for line in lines:
         print(line)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

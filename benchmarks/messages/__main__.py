@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.command_line import INTERRUPTED, command_of, count, sigterm_interrupts, tell, write_json
 from benchmarks.machine import Machine, this_machine
 from benchmarks.measure import Round
 from benchmarks.messages.goals import Outcome, outcomes, render_outcomes
@@ -21,7 +21,6 @@ from benchmarks.messages.rounds import Rounds
 from benchmarks.table import Row, render, rows_of
 from benchmarks.versions import package_versions
 
-INTERRUPTED = 130
 PACKAGES = ("microkernel", "aiohttp", "msgspec", "uvloop")
 NOTE = """\
 A ratio says how many times better microkernel is: below 1 it loses. Ratios are taken within a round; win and loss are
@@ -61,21 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     packages = {package for line in lines for each in line.contenders for package in each.packages.values()}
     versions = package_versions(*PACKAGES, *sorted(packages))
     print("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
-    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left behind
-    try:
+    with sigterm_interrupts():
         results, complete = _run_all(lines, args.rounds, quick=args.quick)
-    finally:
-        signal.signal(signal.SIGTERM, usual)
     _print(results)
     if args.json:
         found = Result(
-            command=shlex.join([sys.executable, "-m", "benchmarks.messages", *(arguments or sys.argv[1:])]),
+            command=command_of("messages", arguments),
             quick=args.quick,
             machine=machine,
             versions=versions,
             lines=results,
         )
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        write_json(args.json, found)
     if not complete:
         return INTERRUPTED
     return 1 if any(_ours_broke(each) for each in results) else 0
@@ -89,7 +85,7 @@ def _run_all(lines: Sequence[Line], count: int, *, quick: bool) -> tuple[list[Li
             result, complete = _run(line, count, Path(logs), quick=quick)
             results.append(result)
             if not complete:
-                _tell(f"interrupted in the line {line.name}")
+                tell(f"interrupted in the line {line.name}")
                 return results, False
     return results, True
 
@@ -99,7 +95,7 @@ def _run(line: Line, count: int, logs: Path, *, quick: bool) -> tuple[LineResult
     skipped = {each.name: why for each in line.contenders if (why := each.missing())}
     present = [each for each in line.contenders if each.name not in skipped]
     ours = line.contenders[0].name
-    rounds = Rounds(line, present, logs, quick=quick, tell=_tell)
+    rounds = Rounds(line, present, logs, quick=quick, tell=tell)
     complete = True
     if ours not in skipped:
         try:
@@ -150,7 +146,7 @@ def _ours_broke(result: LineResult) -> bool:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.messages", description=__doc__)
-    parser.add_argument("--rounds", type=_count, help="how often everything is measured (default: 7; quick: 2)")
+    parser.add_argument("--rounds", type=count, help="how often everything is measured (default: 7; quick: 2)")
     parser.add_argument("--quick", action="store_true", help="shorter and with fewer clients: to see that it works")
     parser.add_argument(
         "--only",
@@ -170,12 +166,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of rounds")
-    return int(text)
-
-
 def _wanted(only: Sequence[str]) -> list[Line]:
     """The lines that are named; a word that is no line's name stands for all that have it in theirs."""
     names = {line.name for line in LINES}
@@ -184,10 +174,6 @@ def _wanted(only: Sequence[str]) -> list[Line]:
         for line in LINES
         if not only or any(word == line.name if word in names else word in line.name for word in only)
     ]
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

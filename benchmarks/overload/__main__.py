@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.command_line import INTERRUPTED, command_of, sigterm_interrupts, tell, write_json
 from benchmarks.machine import Machine, this_machine
 from benchmarks.messages.goals import render_outcomes
 from benchmarks.messages.process import Broken
@@ -20,7 +19,6 @@ from benchmarks.overload.rush import RUSH, RUSH_ON_THE_LOOP
 from benchmarks.overload.story import Scenario, Stage, Story, render_figures
 from benchmarks.versions import package_versions
 
-INTERRUPTED = 130
 PACKAGES = ("microkernel", "aiohttp", "msgspec", "uvloop")
 SCENARIOS = (SLOW_READERS, REPLY_FLOODS, RUSH, RUSH_ON_THE_LOOP)
 NOTE = """\
@@ -47,22 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line)
     versions = package_versions(*PACKAGES)
     print("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
-    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left behind
-    try:
+    with sigterm_interrupts():
         stories, broken, complete = _run_all(wanted, quick=args.quick)
-    finally:
-        signal.signal(signal.SIGTERM, usual)
     _print(stories, broken)
     if args.json:
         result = Result(
-            command=shlex.join([sys.executable, "-m", "benchmarks.overload", *(arguments or sys.argv[1:])]),
+            command=command_of("overload", arguments),
             quick=args.quick,
             machine=machine,
             versions=versions,
             stories=stories,
             broken=broken,
         )
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+        write_json(args.json, result)
     if not complete:
         return INTERRUPTED
     return 1 if broken else 0
@@ -74,21 +69,21 @@ def _run_all(scenarios: Sequence[Scenario], *, quick: bool) -> tuple[list[Story]
     broken: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="overload-") as logs:
         for each in scenarios:
-            _tell(f"{each.name}: {each.about}")
+            tell(f"{each.name}: {each.about}")
             try:
                 stories.append(_run(each, Path(logs) / "log", quick=quick))
             except Broken as error:
                 broken[each.name] = str(error)
-                _tell(f"  broken: {error}")
+                tell(f"  broken: {error}")
             except KeyboardInterrupt:
-                _tell(f"interrupted in {each.name}")
+                tell(f"interrupted in {each.name}")
                 return stories, broken, False
     return stories, broken, True
 
 
 def _run(scenario: Scenario, log: Path, *, quick: bool) -> Story:
     story = Story(scenario.name)
-    stage = Stage(log, _tell)
+    stage = Stage(log, tell)
     try:
         scenario.run(stage, story, quick)
     finally:
@@ -116,10 +111,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         if not any(word in each.name for each in SCENARIOS):
             parser.error(f"no scenario has '{word}' in its name: {names}")
     return args
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

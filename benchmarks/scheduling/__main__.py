@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.command_line import INTERRUPTED, command_of, count, sigterm_interrupts, tell, write_json
 from benchmarks.engine.findings import Finding, findings, render
 from benchmarks.machine import Machine, this_machine
 from benchmarks.measure import Round
@@ -22,7 +22,6 @@ from benchmarks.scheduling.lines import NAMES, wanted
 from benchmarks.table import Row, rows_of
 from benchmarks.versions import package_versions
 
-INTERRUPTED = 130
 PACKAGES = ("microkernel", "uvloop", "torch")
 NOTE = """\
 A ratio says how many times better ours is: below 1 it loses. Ratios are taken within a round; shown are their median
@@ -73,23 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     packages = {package for line in lines for each in line.contenders for package in each.packages}
     versions = package_versions(*PACKAGES, *sorted(packages))
     print("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
-    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left behind
-    try:
+    with sigterm_interrupts():
         results, complete = _run_all(lines, args.rounds, quick=args.quick)
-    finally:
-        signal.signal(signal.SIGTERM, usual)
     _print(lines, results)
     if args.plot:
         _plot(lines, results, args.plot, f"What a decision costs, {machine.cpu}")
     if args.json:
         found = Result(
-            command=shlex.join([sys.executable, "-m", "benchmarks.scheduling", *(arguments or sys.argv[1:])]),
+            command=command_of("scheduling", arguments),
             quick=args.quick,
             machine=machine,
             versions=versions,
             lines=results,
         )
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        write_json(args.json, found)
     if not complete:
         return INTERRUPTED
     return 1 if any(each.ours in each.skipped for each in results) else 0
@@ -103,7 +99,7 @@ def _run_all(lines: Sequence[Line], count: int, *, quick: bool) -> tuple[list[Li
             result, complete = _run(line, count, Path(logs), quick=quick)
             results.append(result)
             if not complete:
-                _tell(f"interrupted in the line {line.name}")
+                tell(f"interrupted in the line {line.name}")
                 return results, False
     return results, True
 
@@ -112,7 +108,7 @@ def _run(line: Line, count: int, logs: Path, *, quick: bool) -> tuple[LineResult
     """The rounds of a line; those that are complete, and whether that is all of them."""
     skipped = {each.name: why for each in line.contenders if (why := each.missing())}
     present = [each for each in line.contenders if each.name not in skipped]
-    rounds = Rounds(line, present, logs, quick=quick, tell=_tell)
+    rounds = Rounds(line, present, logs, quick=quick, tell=tell)
     complete = True
     try:
         if line.prepare is not None:
@@ -170,7 +166,7 @@ def _plot(lines: Sequence[Line], results: Sequence[LineResult], target: Path, ti
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scheduling", description=__doc__)
-    parser.add_argument("--rounds", type=_count, help="how often everything is measured (default: 5; quick: 1)")
+    parser.add_argument("--rounds", type=count, help="how often everything is measured (default: 5; quick: 1)")
     parser.add_argument("--quick", action="store_true", help="moments and short maps: to see that it works")
     parser.add_argument("--alone", action="store_true", help="ours without its peers")
     parser.add_argument(
@@ -192,16 +188,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"no line has '{word}' in its name: {', '.join(NAMES)}")
     args.rounds = args.rounds or (1 if args.quick else 5)
     return args
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of at least 1")
-    return int(text)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
