@@ -22,16 +22,15 @@ from microkernel.cli import (
     describe,
     devices,
     doctor,
-    kill,
     log,
     maps,
     memory,
     models,
     nice,
-    pause,
     policy,
     ps,
     services,
+    signals,
     token,
     top,
     watch,
@@ -42,7 +41,7 @@ from microkernel.cli.output import error_line
 __all__ = ["main", "make_parser"]
 
 COMMANDS = (
-    *(boot, chat, ps, top, kill, nice, pause, why, policy, maps, services, call, describe, models, devices, memory),
+    *(boot, chat, ps, top, signals, nice, why, policy, maps, services, call, describe, models, devices, memory),
     *(log, watch, token, doctor),
 )
 

@@ -1,4 +1,4 @@
-"""`mk pause` and `mk resume`: let a process rest between two quanta, and go on."""
+"""`mk kill`, `mk pause` and `mk resume`: end a process, let it rest between two quanta, and let it go on."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "run"]
 
-DONE = {"pause": "paused", "resume": "resumed"}
+SIGNALS = {"kill": "end a process", "pause": "let a process rest", "resume": "let a process go on"}
+DONE = {"kill": "killed", "pause": "paused", "resume": "resumed"}
 
 
 def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
-    """Put both commands into the parser."""
-    for signal, does in (("pause", "let a process rest"), ("resume", "let a process go on")):
+    """Put the commands into the parser."""
+    for signal, does in SIGNALS.items():
         parser = commands.add_parser(signal, help=does, description=__doc__, parents=parents, allow_abbrev=False)
         parser.add_argument("pid", type=int, metavar="PID", help="as `mk ps` shows it")
         parser.set_defaults(run=run, signal=signal)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pause or resume the process."""
+    """Send the signal."""
 
     async def work(system: System) -> int:
         process = plain(await system.call(f"scheduler.{args.signal}", pid=args.pid))
