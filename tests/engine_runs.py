@@ -1,4 +1,4 @@
-"""Runs an engine, and collects what its requests get."""
+"""Runs an engine, collects what its requests get, and counts what that takes."""
 
 from __future__ import annotations
 
@@ -23,3 +23,20 @@ def run(engine: Engine, tokens: dict[int, list[int]] | None = None) -> dict[int,
             return tokens
         step(engine, tokens)
     raise AssertionError("the engine does not come to an end")
+
+
+class Counting:
+    """A decoder that counts the tokens that it computes; of them `prompt_tokens` came several at a time."""
+
+    def __init__(self, decoder) -> None:
+        self._decoder = decoder
+        self.tokens = self.prompt_tokens = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._decoder, name)
+
+    def forward(self, storage, parts):
+        counts = [len(part.tokens) for part in parts]
+        self.tokens += sum(counts)
+        self.prompt_tokens += sum(count for count in counts if count > 1)
+        return self._decoder.forward(storage, parts)

@@ -12,23 +12,12 @@ import weakref
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from plug import Plug
 
 from microkernel.errors import AlreadyExists, Internal, Invalid, NotFound, Overloaded, Unavailable
 from microkernel.executor import Executor
 from microkernel.executors import Executors
 from microkernel.policy import Claim
-
-
-class Plug:
-    """Keeps a compute thread busy until it is pulled."""
-
-    def __init__(self):
-        self.running = threading.Event()
-        self.pulled = threading.Event()
-
-    def __call__(self):
-        self.running.set()
-        self.pulled.wait(30)
 
 
 async def started(**options):
@@ -40,7 +29,7 @@ async def started(**options):
 async def plugged(executor):
     plug = Plug()
     task = asyncio.create_task(executor.run(plug))
-    await asyncio.to_thread(plug.running.wait, 30)
+    await plug.begun()
     return plug, task
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from plug import Plug
 
 from microkernel.errors import Invalid, Unavailable
 from microkernel.executor import Executor
@@ -59,20 +60,6 @@ class LastFirst(Policy):
 
     def why(self, entry: Entry) -> str:
         return f"behind {len(self._stack) - self._stack.index(entry) - 1} that came later"
-
-
-class Plug:
-    """Keeps a thread busy until it is pulled."""
-
-    def __init__(self) -> None:
-        self.running, self.pulled = threading.Event(), threading.Event()
-
-    def __call__(self) -> None:
-        self.running.set()
-        self.pulled.wait(30)
-
-    async def begun(self) -> None:
-        assert await asyncio.to_thread(self.running.wait, 30)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import random
 import msgspec
 import pytest
 import torch
-from engine_runs import run
+from engine_runs import Counting, run
 from forward_passes import one_by_one
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -466,7 +466,7 @@ def test_a_long_prompt_goes_on_in_another_engine_without_being_read_again(long_d
     second = Engine(counting, saved=found)
     second.add(long_request(2))
     assert run(second)[2] == expected
-    assert counting.tokens == 500 - 496, "31 full pages came from the disk"
+    assert counting.prompt_tokens == 500 - 496, "31 full pages came from the disk"
     found.close()
 
 
@@ -482,7 +482,7 @@ def test_a_saved_page_that_is_damaged_is_computed_and_the_answer_is_the_same(lon
     second = Engine(counting, saved=saved)
     second.add(long_request(2))
     assert run(second)[2] == expected
-    assert counting.tokens == 500 - 160
+    assert counting.prompt_tokens == 500 - 160
     saved.close()
 
 
@@ -496,7 +496,7 @@ def test_nobody_finds_the_saved_prompt_of_another_owner(long_decoder, tmp_path):
     second = Engine(counting, saved=saved)
     second.add(long_request(2, "other"))
     run(second)
-    assert counting.tokens == 500
+    assert counting.prompt_tokens == 500
     saved.close()
 
 
@@ -515,18 +515,3 @@ def test_a_sequence_cancelled_while_its_pages_come_from_disk_leaves_nothing_behi
     second.add(long_request(3))
     assert run(second)[3] == expected
     saved.close()
-
-
-class Counting:
-    """A decoder that counts the tokens of prompts that it computes."""
-
-    def __init__(self, decoder) -> None:
-        self._decoder = decoder
-        self.tokens = 0
-
-    def __getattr__(self, name: str):
-        return getattr(self._decoder, name)
-
-    def forward(self, storage, parts):
-        self.tokens += sum(len(part.tokens) for part in parts if len(part.tokens) > 1)
-        return self._decoder.forward(storage, parts)

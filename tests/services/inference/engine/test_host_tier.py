@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine_runs import run
+from engine_runs import Counting, run
 from tiny_models import CPU, write_gguf
 
 from services.inference.checkpoint.checkpoint import open_checkpoint
@@ -18,21 +18,6 @@ from services.inference.engine.sampler import ResolvedSampling
 PAGES = 8
 GREEDY = ResolvedSampling(temperature=0.0)
 PROMPTS = [[(start + 3 * place) % 250 for place in range(70)] for start in (0, 17, 40)]
-
-
-class Counting:
-    """A decoder that counts what it computes."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self.tokens = 0
-
-    def __getattr__(self, name: str):
-        return getattr(self._decoder, name)
-
-    def forward(self, storage, parts):
-        self.tokens += sum(len(part.tokens) for part in parts)
-        return self._decoder.forward(storage, parts)
 
 
 @pytest.fixture(scope="module")

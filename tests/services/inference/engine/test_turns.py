@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from engine_runs import run, step
+from engine_runs import Counting, run, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import VOCABULARY, tiny_decoder, write_gguf
@@ -54,21 +54,6 @@ def begun(engine: Engine, *requests: Request) -> dict[int, list[int]]:
     while len(tokens) < len(requests):
         step(engine, tokens)
     return tokens
-
-
-class Counting:
-    """A decoder that counts the tokens that it computes."""
-
-    def __init__(self, decoder) -> None:
-        self._decoder = decoder
-        self.tokens = 0
-
-    def __getattr__(self, name: str):
-        return getattr(self._decoder, name)
-
-    def forward(self, storage, parts):
-        self.tokens += sum(len(part.tokens) for part in parts)
-        return self._decoder.forward(storage, parts)
 
 
 def test_somebody_who_looks_gets_the_place_of_background_work_which_goes_on_where_it_was(decoder):
