@@ -75,7 +75,9 @@ class Step:
         seconds = time.perf_counter() - began
         if not any(share.guessed for share in shares):  # they neither decode nor are they read
             self._pace.note(*_rows(parts), seconds)
-        self.claims = {share.sequence.claim: float(len(part.tokens)) for share, part in zip(shares, parts, strict=True)}
+        for share, part in zip(shares, parts, strict=True):
+            claim = share.sequence.claim
+            self.claims[claim] = self.claims.get(claim, 0.0) + len(part.tokens)
         self._batch.charge(self.claims, seconds)
         return outputs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from engine_runs import Counting, run, step
 from hypothesis import given, settings
@@ -154,6 +155,16 @@ def test_under_fair_owners_get_places_by_turns_and_not_by_how_much_they_ask_for(
     few = [request(number, owner="bo") for number in range(20, 22)]
     order = order_of(decoder, Fair(), *many, *few)
     assert {20, 21} <= set(order[:5])
+
+
+def test_answers_that_claim_alike_count_for_all_that_they_had(decoder):
+    engine = Engine(decoder)
+    alike = Claim(owner="ana")
+    requests = [msgspec.structs.replace(request(number, length=4), claim=alike) for number in (1, 2)]
+    for each in (*requests, request(3, length=4, owner="bo")):
+        engine.add(each)
+    engine.step()
+    assert {claim.owner: tokens for claim, tokens in engine.claims.items()} == {"ana": 8, "bo": 4}
 
 
 def test_a_process_that_becomes_nicer_goes_behind_its_equals(decoder):
