@@ -82,6 +82,8 @@ class Executor:
         self._initialize_core = initialize_core
         self._threads: list[threading.Thread] = []
         self._core_threads = 0
+        self._cores_limit = cores
+        self._cores_at_work = 0
         self._lock = threading.Lock()  # over all that the threads and the loop share, from here to `_ended_at`
         self._policy: Policy = Arrival()
         self._sleepers: list[threading.Lock] = []  # the last to fall asleep is woken first: its caches are warm
@@ -146,8 +148,16 @@ class Executor:
 
     @property
     def core_threads(self) -> int:
-        """How many threads have one core each."""
-        return self._core_threads
+        """How many threads that have one core each may be at work."""
+        return min(self._core_threads, self._cores_limit)
+
+    def limit_cores(self, count: int) -> None:
+        """Have no more than so many threads of one core at work from now on; the others sleep."""
+        with self._lock:
+            self._cores_limit = max(1, count)
+            sleeper = self._sleeper()
+        if sleeper is not None:
+            sleeper.release()
 
     @property
     def policy(self) -> Policy:
@@ -204,7 +214,7 @@ class Executor:
         return ExecutorStatus(
             name=self.name,
             threads=len(self._threads) - self._core_threads,
-            core_threads=self._core_threads,
+            core_threads=self.core_threads,
             policy=self._policy.name,
             queued=len(self._policy),
             running=len(self._running),
@@ -337,7 +347,10 @@ class Executor:
     def _give_back(self, job: Job, seconds: float, *, is_last: bool) -> bool:
         """A quantum has ended; whether the loop is to be told of it; under the lock."""
         self._running.discard(job)
-        self._whole -= not job.one_core
+        if job.one_core:
+            self._cores_at_work -= 1
+        else:
+            self._whole -= 1
         self._busy += seconds
         entry, policy = job.entry, self._policy
         assert entry is not None, "it was chosen"
@@ -368,14 +381,21 @@ class Executor:
                 self._policy.leave(entry)
                 job.entry = None
                 continue
-            if job.one_core is not one_core or (one_core and self._whole):
+            if job.one_core is not one_core or (one_core and not self._is_core_free()):
                 return None
             self._policy.choose()
             job.chosen_by = self._policy
             self._running.add(job)
-            self._whole += not one_core
+            if one_core:
+                self._cores_at_work += 1
+            else:
+                self._whole += 1
             return job
         return None
+
+    def _is_core_free(self) -> bool:
+        """Whether work that takes one core may begin; under the lock."""
+        return not self._whole and self._cores_at_work < self._cores_limit
 
     def _sleeper(self) -> threading.Lock | None:
         """A thread to be woken for whose turn it is; under the lock."""
@@ -386,7 +406,7 @@ class Executor:
             return None
         one_core = entry.item.one_core
         sleepers = self._core_sleepers if one_core else self._sleepers
-        if not sleepers or (one_core and self._whole):
+        if not sleepers or (one_core and not self._is_core_free()):
             return None
         self._woken += 1
         return sleepers.pop()

@@ -277,6 +277,22 @@ async def test_an_executor_without_threads_for_one_core_says_so():
     await executor.stop()
 
 
+async def test_no_more_threads_of_one_core_are_at_work_than_are_allowed(executor):
+    executor.limit_cores(1)
+    assert (executor.core_threads, executor.status().core_threads) == (1, 1)
+    plugs = [Plug(), Plug()]
+    jobs = [asyncio.create_task(executor.run(plug, one_core=True)) for plug in plugs]
+    await plugs[0].begun()
+    assert (executor.status().running, executor.status().queued) == (1, 1)
+    executor.limit_cores(2)
+    await plugs[1].begun()
+    executor.limit_cores(1)
+    for plug in plugs:
+        plug.pulled.set()
+    await asyncio.gather(*jobs)
+    await asyncio.gather(*(executor.run(int, one_core=True) for _ in range(20)))
+
+
 async def test_each_core_thread_is_prepared_by_a_function_of_its_own():
     prepared: list[str] = []
     executor = Executor("cpu0", cores=2, initialize_core=lambda: prepared.append(threading.current_thread().name))
