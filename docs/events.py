@@ -10,7 +10,7 @@ from microkernel.capability import Revoked
 from microkernel.lag import LoopBlocked
 from microkernel.message import Message
 from microkernel.spans import Span
-from services.devices.messages import Device
+from services.devices.messages import Device, Tuning
 from services.gateway.messages import Address
 from services.inference.messages import LoadedModel
 from services.memory.messages import Pressure, Quotas
@@ -51,6 +51,8 @@ EVENTS = (
     EventKind("devices.found", Device, "a driver has found a device"),
     EventKind("devices.broken", {"driver": str, "why": str}, "a driver cannot be used"),
     EventKind("devices.<name>.<state>", {"name": str, "state": str, "why": str}, "a device's health changes"),
+    EventKind("devices.tuning", {"name": str}, "numbers of threads of a device are being measured"),
+    EventKind("devices.tuned", Tuning, "they were chosen, and are used"),
     EventKind("scheduler.policy", {"name": str, "before": str}, "the policy is another one"),
     EventKind("memory.pressure", Pressure, "the memory of a device is on another rung"),
     EventKind("memory.quotas", Quotas, "a quota has changed; the body has all of them"),
@@ -62,6 +64,7 @@ EVENTS = (
         "a model is being loaded; `stage` is `preparing` (kernels), `reading`, `loading` (with `bytes`) or `warming`",
     ),
     EventKind("inference.loaded", LoadedModel, "a model has made its first token"),
+    EventKind("inference.tuned", Tuning, "the sizes of a model's batch and steps were measured and chosen"),
     EventKind("inference.unloaded", {"model": str}, "a model has left its device"),
     EventKind("inference.adapter.loaded", LoadedModel, "an adapter can be asked; `parent` is its model"),
     EventKind("inference.adapter.unloaded", {"adapter": str, "model": str}, "an adapter has left its device"),

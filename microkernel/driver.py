@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from microkernel.executor import Executor
 from microkernel.message import Message
 
-__all__ = ["DeviceFacts", "Driver", "DriverDevice"]
+__all__ = ["DeviceFacts", "Driver", "DriverDevice", "Trial"]
+
+Trial = Callable[[int], float]
+"""A fixed piece of work: called on a compute thread with how many threads its operations are to be spread over, it
+gives the seconds that it took."""
 
 
 class DeviceFacts(Message, kw_only=True):
@@ -46,6 +50,16 @@ class DriverDevice(ABC):
     def lost(self) -> str | None:
         """Why nothing can be computed on it any more in this process, None while something can; called on the loop."""
         return None
+
+    def trials(self) -> Mapping[str, Trial]:
+        """What the number of threads is chosen by, by name; nothing where there is no choice. Called on a thread.
+
+        What they need of memory is theirs, and gone with them.
+        """
+        return {}
+
+    def spread(self, threads: int) -> None:  # noqa: B027 - most have no choice
+        """Have operations of the calling compute thread spread over so many threads, where `trials` has any."""
 
 
 class Driver(ABC):

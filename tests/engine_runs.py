@@ -26,11 +26,12 @@ def run(engine: Engine, tokens: dict[int, list[int]] | None = None) -> dict[int,
 
 
 class Counting:
-    """A decoder that counts the tokens that it computes; of them `prompt_tokens` came several at a time."""
+    """Counts a decoder's tokens, and those of each of its `steps`; `prompt_tokens` came several at a time."""
 
     def __init__(self, decoder) -> None:
         self._decoder = decoder
         self.tokens = self.prompt_tokens = 0
+        self.steps: list[int] = []
 
     def __getattr__(self, name: str):
         return getattr(self._decoder, name)
@@ -38,5 +39,6 @@ class Counting:
     def forward(self, storage, parts):
         counts = [len(part.tokens) for part in parts]
         self.tokens += sum(counts)
+        self.steps.append(sum(counts))
         self.prompt_tokens += sum(count for count in counts if count > 1)
         return self._decoder.forward(storage, parts)

@@ -65,10 +65,13 @@ class _Bench:
 
         from services.inference.decoders import Computing
         from services.inference.loaded import fit, open_model
+        from services.inference.service import Inference
+        from services.inference.sizes import sizes_of
 
         computing = Computing(torch.device("cpu"), stage.threads, default_root() / "benchmarks")
         self._opened = open_model(stage.model, computing, _digest(stage.model))
-        self._size = fit(self._opened, slots=STREAMS, length=2048, cache_limit=1 << 40)
+        budget = sizes_of(Inference.Settings(), None).token_budget
+        self._size = fit(self._opened, STREAMS, 2048, cache_limit=1 << 40, token_budget=budget)
         self._decoder = self._opened.plan.make()
 
     def quotas(self, prompts: list[Prompt], tokens: int) -> float:

@@ -32,6 +32,15 @@ __all__ = ["Node"]
 PATIENCE = 600.0  # seconds for a start or an answer: so long only where something is wrong
 RETRY = 0.02
 CONFIG = "benchmark.toml"
+# Nothing is guessed, as in the peers; and nobody tunes itself while it is another one's turn to be measured.
+SETTINGS = """\
+[services.devices]
+tune_after = 0.0
+
+[services.inference]
+speculation = "off"
+tune_after = 0.0
+"""
 TAIL = 2_000  # characters of a node's log that an error shows
 
 
@@ -72,7 +81,7 @@ class Node:
         """Boot, and ask as soon as it listens."""
         self._root.mkdir(parents=True, exist_ok=True)
         (self._root / "node.json").unlink(missing_ok=True)
-        (self._root / CONFIG).write_text('[services.inference]\nspeculation = "off"\n', encoding="utf-8")
+        (self._root / CONFIG).write_text(SETTINGS, encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MICROKERNEL_")}
         log = self._root / "benchmark.log"
         with log.open("w") as output:

@@ -40,6 +40,7 @@ class Engine:
         from services.inference.engine.sampler import ResolvedSampling
         from services.inference.loaded import fit, make_engine, open_model
         from services.inference.service import Inference
+        from services.inference.sizes import sizes_of
 
         settings = Inference.Settings()
         folder = default_root() / "benchmarks"
@@ -47,8 +48,10 @@ class Engine:
         opened = open_model(model, computing, _digest(model))
         if opened.plan.why:
             note(f"computed by torch, because {opened.plan.why}")
-        size = fit(opened, slots=slots or settings.slots, length=settings.context_length, cache_limit=1 << 40)
-        self._engine = make_engine(opened, size, token_budget=settings.token_budget)
+        sizes = sizes_of(settings, None)
+        budget = sizes.token_budget
+        size = fit(opened, slots or sizes.slots, settings.context_length, cache_limit=1 << 40, token_budget=budget)
+        self._engine = make_engine(opened, size, token_budget=budget)
         self._request = Request
         self._greedy = ResolvedSampling(temperature=0.0)
 

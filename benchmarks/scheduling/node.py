@@ -19,6 +19,7 @@ from services.scheduler.worker import CORES
 __all__ = ["DEVICE", "MapNode", "Where", "map_of"]
 
 DEVICE = "cpu0"
+SETTINGS = {"devices": {"tune_after": 0.0}}  # nothing tunes itself while it is another one's turn to be measured
 
 Where = Literal["threads", "processes"]
 
@@ -41,7 +42,7 @@ class MapNode:
             instances["worker"] = self.processes
             # A crew takes it for the number of its workers, whatever is configured.
             mock.patch.object(map_jobs, "CORES", self.processes).start()
-        self.system = TestKernel(*services, config=Config(instances=instances))
+        self.system = TestKernel(*services, config=Config(instances=instances), settings=SETTINGS)
         await self.system.__aenter__()
         if self.threads is None:
             await self.system.call("devices.list")  # it answers when all are there

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 
-from microkernel.driver import DeviceFacts, Driver, DriverDevice
+from microkernel.driver import DeviceFacts, Driver, DriverDevice, Trial
 from microkernel.executor import Executor
 
 __all__ = ["CpuDevice", "CpuDriver"]
@@ -28,6 +29,12 @@ _INSTRUCTION_SETS = (
 
 
 SPREAD = 1 << 17  # elements from which on torch is sure to spread an operation; it does not below 32,768
+
+# Two kinds of work: one row by a matrix that no cache holds is as fast as memory is read, many rows by a small matrix
+# as fast as cores multiply. The first is what a model does for the next token, the second for a prompt, or in training.
+STREAMED = 4096  # rows and columns of float32: 64 MiB
+MULTIPLIED = 768
+ROWS = 256
 
 
 class CpuDriver(Driver):
@@ -77,6 +84,19 @@ class CpuDevice(DriverDevice):
         """A CPU that runs this line is healthy."""
         return None
 
+    def trials(self) -> Mapping[str, Trial]:
+        """One that reads memory, and one that multiplies; a few milliseconds each."""
+        large, small = torch.ones(STREAMED, STREAMED), torch.ones(MULTIPLIED, MULTIPLIED)
+        row, rows = torch.ones(1, STREAMED), torch.ones(ROWS, MULTIPLIED)
+        return {
+            "read": partial(_timed, lambda: row @ large.t()),
+            "multiply": partial(_timed, lambda: rows @ small),
+        }
+
+    def spread(self, threads: int) -> None:
+        """As torch spreads them."""
+        _use_cores(threads)
+
 
 def _use_cores(count: int) -> None:
     """Have torch's operations on the calling thread use so many: OpenMP keeps its count for each thread.
@@ -85,6 +105,16 @@ def _use_cores(count: int) -> None:
     """
     torch.set_num_threads(count)
     torch.zeros(SPREAD).add_(1)
+
+
+def _timed(work: Callable[[], torch.Tensor], threads: int) -> float:
+    """Seconds that `work` takes on so many threads, once they are awake."""
+    if torch.get_num_threads() != threads:
+        _use_cores(threads)
+    work()
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def available_cores() -> int:

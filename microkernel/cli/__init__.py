@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from microkernel import __version__
 from microkernel.cli import (
+    bench,
     boot,
     call,
     chat,
@@ -42,7 +43,7 @@ __all__ = ["main", "make_parser"]
 
 COMMANDS = (
     *(boot, chat, ps, top, signals, nice, why, policy, maps, services, call, describe, models, devices, memory),
-    *(log, watch, token, doctor),
+    *(log, watch, token, bench, doctor),
 )
 
 SHORT_HELP = """\

@@ -1,12 +1,12 @@
-"""`mk devices`: what this node computes on."""
+"""`mk devices`: what this node computes on, and what its threads cost."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from microkernel.cli.node import on_node
-from microkernel.cli.output import Commands, duration, plain, print_json, print_table, size, wants_json
+from microkernel.cli.output import Commands, duration, moment, plain, print_json, print_table, size, wants_json, write
 
 if TYPE_CHECKING:
     from microkernel.wire.client import System
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["add", "run"]
 
 COLUMNS = ("device", "state", "kind", "model", "cores", "threads", "memory", "free", "running", "queued", "busy", "why")
+COSTS = ("device", "operations on", "threads of one core", "T_c create", "T_s schedule", "p99", "T_f end")
 
 
 def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
@@ -50,6 +51,27 @@ def run(args: argparse.Namespace) -> int:
             for each in devices
         ]
         print_table(COLUMNS, rows)
+        write("")
+        print_table(COSTS, [_costs(each) for each in devices])
         return 0
 
     return on_node(args, work)
+
+
+def _costs(device: dict[str, Any]) -> tuple[object, ...]:
+    """How work is spread, and medians of what its threads cost; T_f where one has ended."""
+    costs = device["costs"] or {}
+    create, schedule, end = (costs.get(name) for name in ("create", "schedule", "end"))
+    return (
+        device["name"],
+        f"{device['spread']} cores",
+        device["core_threads"],
+        _median(create),
+        _median(schedule),
+        moment(schedule["p99"]) if schedule and schedule["count"] else "",
+        _median(end),
+    )
+
+
+def _median(timing: dict[str, Any] | None) -> str:
+    return moment(timing["median"]) if timing and timing["count"] else ""

@@ -19,10 +19,10 @@ from microkernel.cli.checks import (
     show,
 )
 from microkernel.cli.node import Asked, find, root_of
-from microkernel.cli.output import Commands, plain, size, wants_json
+from microkernel.cli.output import Commands, duration, plain, size, wants_json
 from microkernel.errors import MicrokernelError, Unavailable
 
-__all__ = ["add", "check_device", "run"]
+__all__ = ["add", "check_device", "check_tuning", "run"]
 
 MODULES = ("torch", "numpy", "aiohttp", "tokenizers", "safetensors", "gguf")
 HEALTHY = frozenset({"ready", "running"})
@@ -88,7 +88,7 @@ async def _check_devices(system: Asked) -> list[Check]:
         devices = plain(await system.call("devices.list"))
     except MicrokernelError as error:
         return [failed("devices", error)]
-    return [check_device(device) for device in devices]
+    return [*(check_device(device) for device in devices), *await _check_tunings(system)]
 
 
 def check_device(device: dict[str, Any]) -> Check:
@@ -102,6 +102,25 @@ def check_device(device: dict[str, Any]) -> Check:
         detail=f"{state}, {device['model']}, {free}",
         remedy=remedy,
     )
+
+
+async def _check_tunings(system: Asked) -> list[Check]:
+    """What was chosen by measuring, and when; that nothing was yet, is no fault."""
+    try:
+        tunings = plain(await system.call("devices.tunings"))
+    except MicrokernelError as error:
+        return [failed("tuning", error)]
+    if not tunings:
+        return [Check(name="tuning", ok=True, detail="nothing was measured yet: mk bench tune")]
+    return [check_tuning(tuning, time.time()) for tuning in tunings]
+
+
+def check_tuning(tuning: dict[str, Any], now: float) -> Check:
+    """What was chosen, as `devices.tunings` tells it."""
+    chosen = ", ".join(f"{name} {number}" for name, number in tuning["chosen"].items())
+    about = tuning["device"] + (f", {tuning['title']}" if tuning["subject"] else "")
+    ago = duration(max(0.0, now - tuning["at"]))
+    return Check(name="tuning", ok=True, detail=f"{about}: {chosen}; measured {ago} ago, again by mk bench tune")
 
 
 async def _check_models(system: Asked) -> list[Check]:

@@ -25,6 +25,7 @@ __all__ = [
     "clean",
     "duration",
     "error_line",
+    "moment",
     "plain",
     "plain_table",
     "print_json",
@@ -144,6 +145,16 @@ def duration(seconds: float | None) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+def moment(seconds: float | None) -> str:
+    """A short time as a person reads it."""
+    if seconds is None:
+        return ""
+    for unit, scale in (("us", 1e6), ("ms", 1e3)):
+        if abs(seconds) * scale < 1000:
+            return f"{seconds * scale:.3g} {unit}"
+    return duration(seconds)
 
 
 def error_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from microkernel.message import Message
 from microkernel.timing import Timing
 
-__all__ = ["Device", "DeviceState", "ShowDevice", "ThreadCosts"]
+__all__ = ["Device", "DeviceState", "FindTuning", "KeepTuning", "ShowDevice", "ThreadCosts", "Tune", "Tuning"]
 
 
 class DeviceState(StrEnum):
@@ -28,7 +28,11 @@ class ThreadCosts(Message, kw_only=True):
 
 
 class Device(Message, kw_only=True):
-    """One thing that runs quanta. Sizes are in bytes; `why` says what is wrong with it."""
+    """One thing that runs quanta. Sizes are in bytes; `why` says what is wrong with it.
+
+    Beside its `threads`, whose operations are spread over `spread` cores, are `core_threads` that take one core each.
+    `others_seconds` are those that the machine's cores worked for other processes, since it began.
+    """
 
     name: str
     kind: str
@@ -47,6 +51,8 @@ class Device(Message, kw_only=True):
     quanta: int = 0
     busy_seconds: float = 0.0
     core_threads: int = 0
+    spread: int = 1
+    others_seconds: float = 0.0
     policy: str = ""
     costs: ThreadCosts | None = None
     why: str = ""
@@ -56,3 +62,45 @@ class ShowDevice(Message):
     """Ask for one device by name, such as `cpu0`."""
 
     name: str
+
+
+class Tune(Message, kw_only=True):
+    """Measure on a device what its numbers of threads are chosen by, and use what is best.
+
+    With `anyway`, also where other processes keep the machine busy, beside which it does not hold.
+    """
+
+    name: str
+    anyway: bool = False
+
+
+class FindTuning(Message, kw_only=True):
+    """Ask for what was chosen on a device for a subject: a model by its digest, or the device itself, ""."""
+
+    device: str
+    subject: str = ""
+
+
+class KeepTuning(Message, kw_only=True):
+    """Keep what was `chosen` on a device for a subject, and the figures that it was chosen by; `title` is for people.
+
+    What was kept for it before, is forgotten. Figures are seconds, by what took them.
+    """
+
+    device: str
+    subject: str
+    title: str
+    chosen: dict[str, int]
+    measured: dict[str, float] = {}
+
+
+class Tuning(Message, kw_only=True):
+    """What is kept, and holds on this machine: fields as in `KeepTuning`. `at` is Unix time in seconds."""
+
+    device: str
+    subject: str
+    title: str
+    chosen: dict[str, int]
+    measured: dict[str, float]
+    machine: str
+    at: float

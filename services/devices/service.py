@@ -1,26 +1,46 @@
-"""Finds drivers and their devices, starts their compute threads, and keeps an eye on their health."""
+"""Finds drivers and their devices, starts their compute threads, tunes them, and keeps an eye on their health."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from importlib.metadata import PackageNotFoundError, version
 
+from microkernel import __version__
 from microkernel.driver import Driver, DriverDevice
-from microkernel.errors import NotFound, Unavailable
-from microkernel.message import Message
+from microkernel.errors import Denied, NotFound, Overloaded, PreconditionFailed, Unavailable
+from microkernel.message import Message, calling_user
 from microkernel.plugins import discover_drivers, load_in_thread
 from microkernel.service import Service, every, handles
-from services.devices.messages import Device, DeviceState, ShowDevice, ThreadCosts
+from services.devices.kept_tunings import KeptTunings
+from services.devices.messages import (
+    Device,
+    DeviceState,
+    FindTuning,
+    KeepTuning,
+    ShowDevice,
+    ThreadCosts,
+    Tune,
+    Tuning,
+)
+from services.devices.others import others_seconds
+from services.devices.tuner import measure
 
 __all__ = ["Devices"]
 
 
 CLOSE_TIMEOUT = 2.5  # seconds for a quantum that runs to end when the service stops
+AGAIN = 2.0  # seconds after which a device that was busy may be idle
+QUIET = 0.15  # part of the cores that other processes may take while something is measured
 
 
 class DevicesSettings(Message):
-    """`without` lists drivers not to use."""
+    """`without` lists drivers not to use. A device that nothing was measured on yet is tuned once it was idle for
+    `tune_after` seconds; with 0, only when asked.
+    """
 
     without: tuple[str, ...] = ()
+    tune_after: float = 60.0
 
 
 class _Found:
@@ -31,6 +51,16 @@ class _Found:
         self.device = device
         self.state = DeviceState.HEALTHY
         self.why = ""
+        self.spread = device.facts.cores
+        self.tuning = asyncio.Lock()  # of two measurements at a time, neither would be right
+        self.needs_tuning = False
+        self.idle_since: float | None = None
+        self.quanta = 0  # that had ended then
+
+    @property
+    def usable(self) -> bool:
+        """Whether something can be computed on it."""
+        return self.state in {DeviceState.HEALTHY, DeviceState.SUSPECT}
 
     def look(self) -> bool:
         """Ask the device how it is; whether that has changed. A quarantined one stays so until the service restarts."""
@@ -56,6 +86,9 @@ class Devices(Service):
         self._found: dict[str, _Found] = {}
         self._broken: dict[str, str] = {}
         self._searched = asyncio.Event()
+        self._kept = await asyncio.to_thread(KeptTunings, self.state_dir / "tuning.json")
+        if self._kept.broken:
+            self.log.warning("%s: devices are measured again", self._kept.broken)
 
     async def ready(self) -> None:
         for plugin in await discover_drivers(without=self.settings.without):
@@ -83,14 +116,49 @@ class Devices(Service):
     @handles(idempotent=True)
     async def show(self, message: ShowDevice) -> Device:
         """One device by name."""
+        return self._describe(await self._find(message.name))
+
+    @handles(deadline=None)
+    async def tune(self, message: Tune) -> Tuning | None:
+        """Choose numbers of threads by short measurements, use them and keep them; None where there is no choice.
+
+        Raises `Overloaded` while something else is computed there, or other processes are busy: they would be measured.
+        """
+        if calling_user() not in {None, "root"}:
+            raise Denied("only root tunes devices")
+        return await self._tune(await self._find(message.name), anyway=message.anyway)
+
+    @handles(idempotent=True)
+    async def tunings(self) -> list[Tuning]:
+        """All that was chosen by measuring, and holds on this machine."""
         await self._searched.wait()
-        found = self._found.get(message.name)
-        if found is None:
-            raise NotFound(
-                f"no device is named '{message.name}'",
-                remedy=f"devices here: {', '.join(self._found) or 'none'}",
-            )
-        return self._describe(found)
+        return self._kept.all({name: _machine(found.device) for name, found in self._found.items()})
+
+    @handles(idempotent=True)
+    async def find_tuning(self, message: FindTuning) -> Tuning | None:
+        """What was chosen for a subject on a device of this machine, None where nothing was."""
+        found = await self._find(message.device)
+        return self._kept.find(message.device, message.subject, _machine(found.device))
+
+    @handles
+    async def keep_tuning(self, message: KeepTuning) -> Tuning:
+        """Keep what was chosen for a subject, for the next time."""
+        if calling_user() not in {None, "root"}:
+            raise Denied("only root keeps what was chosen")
+        return await self._keep(await self._find(message.device), message)
+
+    @every(1.0)
+    async def tune_idle(self) -> None:
+        """Measure what was not measured yet, where nothing is computed."""
+        for found in tuple(self._found.values()):
+            if not found.needs_tuning or not self.settings.tune_after or not self._is_idle(found):
+                continue
+            found.needs_tuning = False  # whatever comes of it: once
+            try:
+                await self._tune(found)
+            except Overloaded as error:
+                self.log.debug("%s", error)
+                found.needs_tuning, found.idle_since = True, None
 
     @every(5.0)
     async def check(self) -> None:
@@ -105,13 +173,104 @@ class Devices(Service):
         for device in await load_in_thread(kind.find, f"driver {driver}"):
             name = device.facts.name
             await self.executors.add(device.executor())
-            self._found[name] = _Found(driver, device)
+            self._found[name] = found = _Found(driver, device)
+            await self._use_kept(found)
             self.log.info("%s: %s, %d cores", name, device.facts.model, device.facts.cores)
             self.publish("devices.found", self._describe(self._found[name]))
 
     async def _close(self, name: str) -> None:
         if not await self.executors.remove(name, timeout=CLOSE_TIMEOUT):
             self.log.warning("a compute thread of %s is still busy; it ends with the process", name)
+
+    async def _find(self, name: str) -> _Found:
+        """A device by its name. Raises `NotFound`."""
+        await self._searched.wait()
+        found = self._found.get(name)
+        if found is None:
+            raise NotFound(f"no device is named '{name}'", remedy=f"devices here: {', '.join(self._found) or 'none'}")
+        return found
+
+    async def _use_kept(self, found: _Found) -> None:
+        """Have as many threads as were chosen for this machine."""
+        tuning = self._kept.find(found.device.facts.name, "", _machine(found.device))
+        found.needs_tuning = tuning is None
+        if tuning is not None:
+            await self._use(found, tuning.chosen)
+
+    async def _tune(self, found: _Found, *, anyway: bool = False) -> Tuning | None:
+        name = found.device.facts.name
+        executor = self.executor(name)
+        if found.tuning.locked():
+            raise PreconditionFailed(f"{name} is being tuned", remedy="wait until that has ended")
+        if not found.usable:
+            raise PreconditionFailed(f"{name} is {found.state}: {found.why}")
+        status = executor.status()
+        if status.running or status.queued:
+            raise Overloaded(
+                f"{name} is at work: what was measured beside it would not hold without",
+                remedy="tune it while nothing runs",
+                retry_after=AGAIN,
+            )
+        async with found.tuning:
+            self.publish("devices.tuning", name=name)
+            cores = found.device.facts.cores
+            executor.limit_cores(cores)
+            began = {"spread": found.spread, "core_threads": status.core_threads}
+            before, others = time.monotonic(), others_seconds()
+            try:
+                choice = await measure(found.device, executor, cores)
+                taken = (others_seconds() - others) / (time.monotonic() - before)
+                if taken > QUIET * cores and not anyway:
+                    raise Overloaded(
+                        f"other processes kept {taken:.1f} of {cores} cores busy: what was measured beside them does "
+                        "not hold without",
+                        remedy="tune while they rest",
+                        retry_after=AGAIN,
+                    )
+            except BaseException:
+                await self._use(found, began)
+                raise
+            found.needs_tuning = False
+            if choice is None:
+                return None
+            await self._use(found, choice.chosen)
+            self.log.info("%s: operations on %d cores, %d threads of one core", name, *choice.chosen.values())
+            ask = KeepTuning(device=name, subject="", title=name, chosen=choice.chosen, measured=choice.measured)
+            tuning = await self._keep(found, ask)
+            self.publish("devices.tuned", tuning)
+            return tuning
+
+    async def _use(self, found: _Found, chosen: dict[str, int]) -> None:
+        """Have operations spread over so many cores, and so many threads of one core."""
+        executor = self.executor(found.device.facts.name)
+        cores = found.device.facts.cores
+        found.spread = min(cores, max(1, chosen.get("spread", cores)))
+        executor.limit_cores(min(cores, chosen.get("core_threads", cores)))
+        await executor.finish(found.device.spread, found.spread)
+
+    async def _keep(self, found: _Found, ask: KeepTuning) -> Tuning:
+        tuning = Tuning(
+            device=ask.device,
+            subject=ask.subject,
+            title=ask.title,
+            chosen=ask.chosen,
+            measured=ask.measured,
+            machine=_machine(found.device),
+            at=time.time(),
+        )
+        try:
+            await asyncio.to_thread(self._kept.put, tuning)
+        except OSError as error:
+            self.log.warning("what was chosen for %s holds until the node ends: %s", ask.title, error)
+        return tuning
+
+    def _is_idle(self, found: _Found) -> bool:
+        """Whether nothing was computed for a while."""
+        status, now = self.executor(found.device.facts.name).status(), self.clock.now()
+        if status.running or status.queued or status.finished != found.quanta or found.idle_since is None:
+            found.idle_since, found.quanta = now, status.finished
+        idle: float = now - found.idle_since
+        return idle >= float(self.settings.tune_after)
 
     def _lose(self, driver: str, why: str) -> None:
         self._broken[driver] = why
@@ -139,7 +298,19 @@ class Devices(Service):
             quanta=status.finished,
             busy_seconds=status.busy_seconds,
             core_threads=status.core_threads,
+            spread=found.spread,
+            others_seconds=others_seconds(),
             policy=status.policy,
             costs=ThreadCosts(create=status.t_c, schedule=status.t_s, end=status.t_f),
             why=found.why,
         )
+
+
+def _machine(device: DriverDevice) -> str:
+    """What measurements hold for: on any other they are done again."""
+    facts = device.facts
+    try:
+        torch = f"torch {version('torch')}"
+    except PackageNotFoundError:
+        torch = "without torch"
+    return f"{facts.model}, {facts.cores} cores, {facts.memory_bytes >> 30} GiB, {torch}, microkernel {__version__}"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from microkernel.errors import Invalid
+from microkernel.errors import Invalid, Unavailable
 from microkernel.executor import Executor
+from microkernel.policy import Claim
 from services.inference.cache.keys import PAGE
 from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
@@ -27,6 +29,7 @@ from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.proposers import PromptLookup, Proposer
 from services.inference.engine.relief import Relief
 from services.inference.engine.sampler import resolve
+from services.inference.engine.trials import Trials, measure, room
 from services.inference.fitting import buffer_bytes
 from services.inference.foreign.folder import ForeignFolder, open_folder
 from services.inference.grammar.compiler import GrammarCompiler
@@ -35,6 +38,7 @@ from services.inference.messages import ChatMessage, Grammar, LoadedModel, Outpu
 from services.inference.output_params import check_output, logit_bias, stop_tokens
 from services.inference.runner import Runner
 from services.inference.settings import InferenceSettings
+from services.inference.sizes import Sizes
 from services.inference.text.template import ChatTemplate, encode_prompt, open_template
 from services.inference.text.tokenizer import Tokenizer, open_tokenizer
 from services.memory.messages import Reservation
@@ -73,6 +77,11 @@ class Opened(msgspec.Struct, frozen=True):
     plan: Plan
     digest: str
 
+    @property
+    def subject(self) -> str:
+        """What is measured of it: the same for the same content, computed the same way."""
+        return f"{self.digest} by {'torch' if self.plan.why else 'kernels'}, pages of {self.plan.page_bytes} bytes"
+
 
 def open_model(path: Path, computing: Computing, digest: str = "") -> Opened:
     """Read header, tokenizer and template; on a compute thread. Raises what is wrong with the files.
@@ -99,7 +108,7 @@ def open_model(path: Path, computing: Computing, digest: str = "") -> Opened:
     return Opened(checkpoint, tokenizer, template, sampling, computing.plan(checkpoint, digest or None), digest)
 
 
-def fit(opened: Opened, slots: int, length: int | None, cache_limit: int, *, token_budget: int = 512) -> Fit:
+def fit(opened: Opened, slots: int, length: int | None, cache_limit: int, *, token_budget: int) -> Fit:
     """How long a context may be, and how many pages there are for all: as asked, less where `cache_limit` bytes end.
 
     On a compute thread, because it asks torch: one torch operation on another thread starts a second OpenMP pool, and
@@ -126,12 +135,13 @@ def make_engine(
     guesses: Opened | bool = False,
     host_bytes: int = 0,
     ledger: Ledger | None = None,
+    steps: Iterable[tuple[int, int, float]] = (),
 ) -> Engine:
     """Read the weights; takes seconds, on the compute thread. Raises `DataLoss`, or `Overloaded`.
 
     Contexts are kept in `saved` where the model's content is known. One owner may have `owner_share` of the pages, and
     of the device what `ledger` says. A draft model `guesses`; True looks for what a text has said before. What a device
-    with memory of its own has to forget is kept in `host_bytes` of the machine's.
+    with memory of its own has to forget is kept in `host_bytes` of the machine's. `steps` tell what some took before.
     """
     proposer: Proposer | None = PromptLookup() if guesses is True else None
     if isinstance(guesses, Opened):
@@ -150,6 +160,7 @@ def make_engine(
         proposer=proposer,
         host_bytes=host_bytes,
         ledger=ledger,
+        steps=steps,
     )
 
 
@@ -157,10 +168,20 @@ class Loaded:
     """A model that answers."""
 
     def __init__(
-        self, name: str, opened: Opened, size: Fit, engine: Engine, executor: Executor, now: Callable[[], float]
+        self,
+        name: str,
+        opened: Opened,
+        size: Fit,
+        sizes: Sizes,
+        engine: Engine,
+        executor: Executor,
+        now: Callable[[], float],
     ) -> None:
         self.name = name
         self.size = size
+        self.sizes = sizes
+        self.subject = opened.subject
+        self._token_budget = sizes.token_budget  # that memory is reserved for
         self.tokenizer = opened.tokenizer
         self.runner = Runner(engine, executor, now)
         self.ref = name  # what it is found by again
@@ -187,6 +208,7 @@ class Loaded:
         name: str,
         opened: Opened,
         size: Fit,
+        sizes: Sizes,
         executor: Executor,
         now: Callable[[], float],
         *,
@@ -202,16 +224,17 @@ class Loaded:
             return make_engine(
                 opened,
                 size,
-                token_budget=settings.token_budget,
+                token_budget=sizes.token_budget,
                 saved=saved,
                 owner_share=settings.owner_share,
                 slowdown=settings.slowdown,
                 guesses=draft or settings.speculation != "off",
                 host_bytes=host_bytes,
                 ledger=ledger,
+                steps=sizes.steps,
             )
 
-        return Loaded(name, opened, size, await executor.run(make), executor, now)
+        return Loaded(name, opened, size, sizes, await executor.run(make), executor, now)
 
     async def with_pages(self, work: Callable[[Relief], T]) -> T | None:
         """Have something done to its pages on the device's thread, between two steps; None where it has left."""
@@ -220,6 +243,31 @@ class Loaded:
             return None if self._relief.closed else work(self._relief)
 
         return await self._executor.run(on_device)
+
+    def trial_bytes(self, slots: int, tokens: int) -> int:
+        """What `try_steps` takes in memory."""
+        return room(self._engine, slots, tokens) + buffer_bytes(self.config, tokens, slots)
+
+    async def try_steps(self, slots: int, tokens: int, claim: Claim) -> Trials:
+        """What steps take of batches of up to `slots`, and of prompts of up to `tokens`, step by step as `claim` says.
+
+        Raises `Unavailable` where it is unloaded meanwhile.
+        """
+        if self._relief.closed:
+            raise Unavailable(f"model '{self.name}' is being unloaded", may_have_run=False)
+        trials = partial(measure, self._engine, most_slots=slots, most_tokens=tokens)
+        return await self._executor.run(trials, claim=claim)
+
+    async def use(self, sizes: Sizes) -> None:
+        """Have other sizes from the next step on, as far as memory is reserved for them."""
+        slots, tokens = min(self.size.slots, sizes.slots), min(self._token_budget, sizes.token_budget)
+        await self.runner.ask(lambda engine: engine.limit(max_batch=slots, token_budget=tokens))
+        self.sizes = sizes
+
+    @property
+    def slots(self) -> int:
+        """How many requests run at once."""
+        return min(self.size.slots, self.sizes.slots)
 
     @property
     def idle(self) -> bool:

@@ -64,6 +64,10 @@ class LoadedModels:
             raise NotFound(f"model '{name}' is not loaded", field="name")
         return loaded
 
+    def all(self) -> tuple[Loaded, ...]:
+        """All that are loaded."""
+        return tuple(self._loaded.values())
+
     async def asked(self, name: str | None) -> Asked:
         """The model or adapter of that name. Raises `NotFound`."""
         if self.default is None and name not in self._loaded:

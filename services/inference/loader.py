@@ -12,7 +12,7 @@ from microkernel.errors import NotFound, Overloaded, from_exception
 from microkernel.executor import Executor
 from microkernel.message import convert
 from microkernel.service import Service
-from services.devices.messages import Device
+from services.devices.messages import Device, FindTuning, Tuning
 from services.inference.cache.ledger import NODE
 from services.inference.cache.saved import SavedPages
 from services.inference.decoders import Computing
@@ -23,6 +23,7 @@ from services.inference.messages import OutputParams
 from services.inference.place import Place, Places
 from services.inference.placement import AUTO, candidates, has_own_memory, usable
 from services.inference.settings import InferenceSettings
+from services.inference.sizes import Sizes, sizes_of
 from services.inference.stored_models import StoredModels
 from services.inference.text.detokenizer import IncrementalText
 from services.inference.text.stops import StopMatcher
@@ -95,10 +96,12 @@ class Loader:
 
     async def _bring(self, model: Model, opened: Opened, device: Device, place: Place) -> Loaded:
         """Take memory for an opened model, read its weights, and have it make a token."""
-        executor, budget = self._service.executor(device.name), self._settings.token_budget
+        executor = self._service.executor(device.name)
+        sizes = await self._sizes(opened, device)
         limit = int(device.memory_free_bytes * self._settings.cache_share)
         longest = self._settings.context_length
-        asked = await executor.run(partial(fit, opened, self._settings.slots, longest, limit, token_budget=budget))
+        budget = sizes.token_budget
+        asked = await executor.run(partial(fit, opened, sizes.slots, longest, limit, token_budget=budget))
         config = opened.checkpoint.config
         given = await place.room.take(model.name, asked, config.parameters)
         size = given.size
@@ -121,6 +124,7 @@ class Loader:
                 model.name,
                 opened,
                 size,
+                sizes,
                 executor,
                 self._service.clock.now,
                 settings=self._settings,
@@ -145,6 +149,12 @@ class Loader:
         """End the thread of the disk."""
         if self._saved is not None:
             await asyncio.to_thread(self._saved.close)
+
+    async def _sizes(self, opened: Opened, device: Device) -> Sizes:
+        """As set, or as measured on this machine before."""
+        ask = FindTuning(device=device.name, subject=opened.subject)
+        found = await self._service.call("devices.find_tuning", ask)
+        return sizes_of(self._settings, None if found is None else convert(found, Tuning))
 
     async def _draft(self, opened: Opened, computing: Computing, executor: Executor) -> Opened | None:
         """The model that guesses for this one, where the settings name one that has the same tokens."""

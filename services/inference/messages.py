@@ -25,6 +25,7 @@ __all__ = [
     "SamplingParams",
     "SaveContext",
     "SavedContext",
+    "TuneModel",
     "UnloadAdapter",
     "TokenLogprob",
     "UnloadModel",
@@ -219,6 +220,16 @@ class LoadModel(Message):
     """Load a model by name or ref; it is pulled first if it is not stored yet."""
 
     ref: str
+
+
+class TuneModel(Message, kw_only=True):
+    """Measure what a model's sizes on its device are chosen by, and use what is best; None is the default model.
+
+    With `anyway`, also where other processes keep the machine busy, beside which it does not hold.
+    """
+
+    model: str | None = None
+    anyway: bool = False
 
 
 class UnloadModel(Message):

@@ -85,6 +85,10 @@ class Places:
         """Memory on a device, from what is free and what its models do not use. Raises `Overloaded`."""
         return await self._places[device].room.reserve(purpose, size)
 
+    async def give_back(self, device: str, reservation: Reservation) -> None:
+        """What was reserved on a device is needed no more."""
+        await self._places[device].room.give_back([reservation])
+
     async def left(self, loaded: Loaded) -> None:
         """A model has left its device: what was reserved for it and its adapters is free."""
         reserved = [*loaded.reservations, *loaded.adapters.values(), loaded.pages]

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from microkernel.errors import CallCancelled, Invalid, PreconditionFailed
+from microkernel.errors import CallCancelled, Denied, Invalid, PreconditionFailed
 from microkernel.events import Event
 from microkernel.message import calling_user, convert
 from microkernel.service import Service, every, handles, on, streams
+from services.devices.messages import Tuning
 from services.inference.admission import Admission
 from services.inference.answers import Answers, Wanted
 from services.inference.context_files import ContextFiles
@@ -35,10 +36,12 @@ from services.inference.messages import (
     ResumeProcess,
     SaveContext,
     SavedContext,
+    TuneModel,
     UnloadAdapter,
     UnloadModel,
 )
 from services.inference.settings import InferenceSettings
+from services.inference.tuner import Tuner
 from services.memory.messages import Pressure, Quotas
 from services.scheduler.messages import Explain, Signal
 
@@ -60,6 +63,7 @@ class Inference(Service):
         self._numbers = itertools.count(1)
         self._answers = Answers(self, self._numbers, self._charge)
         self._models = LoadedModels(self, self.settings, self._numbers)
+        self._tuner = Tuner(self, self.settings, self._models)
         self._admission = Admission(self.settings.rates)
         self._contexts = ContextFiles(self.state_dir / "contexts" / "named", self.settings.contexts_bytes)
 
@@ -152,6 +156,13 @@ class Inference(Service):
         await self._models.unload(loaded)
 
     @handles(deadline=None)
+    async def tune(self, message: TuneModel) -> Tuning:
+        """Choose how many requests of a model run at once, and how many tokens a step has, by trying."""
+        if calling_user() not in {None, "root"}:
+            raise Denied("only root tunes models")
+        return await self._tuner.tune(await self._models.get(message.model), anyway=message.anyway)
+
+    @handles(deadline=None)
     async def load_adapter(self, message: LoadAdapter) -> LoadedModel:
         """Load a low-rank adapter beside a model; it is asked by its own name, as a model is."""
         adapter = await self._models.adapters.load(message.ref, message.model, message.name)
@@ -193,6 +204,11 @@ class Inference(Service):
         """Tell the scheduler what each answer has used so far, and cut readers that take nothing."""
         await self._answers.report()
 
+    @every(1.0)
+    async def tune_idle(self) -> None:
+        """Tune models that rest and were not measured on their devices yet."""
+        await self._tuner.tune_idle()
+
     @every(0.5)
     async def account(self) -> None:
         """Tell memory what the models take, and do what it asks for where it is short."""
@@ -228,7 +244,7 @@ class Inference(Service):
             raise Invalid(f"n is {message.n}, allowed is 1 to {MOST_ANSWERS}", field="n")
         owner = calling_user() or message.owner
         runner = asked.loaded.runner
-        places = asked.loaded.size.slots
+        places = asked.loaded.slots
         runner.wait.check(self.settings.longest_wait, running=runner.running, waiting=runner.waiting, places=places)
         self._admission.ask(owner, self.clock.now(), requests=message.n)
         first = asked.loaded.request(

@@ -91,6 +91,11 @@ class Batch:
         """The sequence of that request."""
         return self._known.get(id)
 
+    def limit(self, most: int, budget: int) -> None:
+        """Admit no more than `most` from now on, and plan steps of `budget` tokens."""
+        self._most, self._budget = most, budget
+        self._stuck = False
+
     @property
     def requests(self) -> Iterator[Request]:
         """What all of them ask."""
@@ -267,7 +272,7 @@ class Batch:
         shares = [Share(sequence, 1) for sequence in decoding if self._extend(sequence, 1)]
         shares = [share for share in shares if share.sequence.table is not None]  # not given up since
         reading = [sequence for sequence in reading if sequence.table is not None]
-        waiting = len(reading) + min(len(self.waiting), self._most - len(self.running))
+        waiting = len(reading) + min(len(self.waiting), max(0, self._most - len(self.running)))
         budget = self._pace.budget(len(shares), self._budget, waiting=waiting)
         for sequence in reading:
             if budget <= 0:

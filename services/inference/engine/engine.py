@@ -10,7 +10,7 @@ when its turn comes, and is computed again where it is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Several
 
 import msgspec
@@ -66,6 +66,7 @@ class Engine:
         proposer: Proposer | None = None,
         host_bytes: int = 0,
         ledger: Ledger | None = None,
+        steps: Iterable[tuple[int, int, float]] = (),
     ) -> None:
         """Start empty.
 
@@ -76,7 +77,8 @@ class Engine:
         pages, if `set_quota` has said nothing else; `ledger` says what it may have of the whole device. Steps that read
         prompts are to take at most `slowdown` times what those who decode would take alone. What `proposer` guesses is
         computed beforehand, where that changes nothing. What a device with memory of its own has to forget is kept in
-        `host_bytes` of the machine's, where the decoder's pages can be.
+        `host_bytes` of the machine's, where the decoder's pages can be. `steps` tell what some took on this machine
+        before: how many decoded, how many tokens of prompts were read, and the seconds.
         """
         config = decoder.config
         longest = config.context_length if max_length is None else min(max_length, config.context_length)
@@ -105,6 +107,8 @@ class Engine:
         self._contexts = Contexts(self._cache, self._storage, saved if decoder.paged else None, host)
         self._owner_pages = None if owner_share >= 1.0 else max(1, int(owner_share * self._pages))
         pace = Pace(slowdown)
+        for step in steps:
+            pace.note(*step)
         self._batch = Batch(
             self._cache,
             self._storage,
@@ -144,6 +148,11 @@ class Engine:
     def guessed(self) -> tuple[int, int]:
         """How many tokens were guessed so far, and how many of them were right."""
         return self._step.guessed, self._step.guessed_right
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model knows."""
+        return self._decoder.config.vocab_size
 
     @property
     def page_bytes(self) -> int:
@@ -296,6 +305,20 @@ class Engine:
     def schedule_by(self, policy: Policy) -> None:
         """Have those who wait get their places by `policy`, which nobody else uses."""
         self._batch.schedule_by(policy)
+
+    def limit(self, *, max_batch: int, token_budget: int) -> None:
+        """Have no more than so many sequences at once, and tokens in a step, from the next one on; what runs stays."""
+        self._batch.limit(max_batch, token_budget)
+
+    def beside(self, *, max_batch: int, token_budget: int, cache_bytes: int) -> Engine:
+        """An engine of the same weights, with pages and a batch of its own; to be closed before this one is."""
+        return Engine(
+            self._decoder,
+            max_batch=max_batch,
+            token_budget=token_budget,
+            max_length=self.context_length,
+            cache_bytes=cache_bytes,
+        )
 
     @property
     def claims(self) -> dict[Claim, float]:

@@ -1,0 +1,48 @@
+"""What was chosen by measuring, kept for this machine in one small file. It blocks: for threads.
+
+A folder may be carried to another machine, or the machine may get another version of torch: what was measured there and
+then is not found here and now, and gone when something is kept in its place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from microkernel.durable import replace
+from services.devices.messages import Tuning
+
+__all__ = ["KeptTunings"]
+
+
+class KeptTunings:
+    """All that is kept, by device and subject."""
+
+    def __init__(self, path: Path) -> None:
+        """What `path` holds. `broken` says why that cannot be read; then nothing is kept, until something is put."""
+        self.broken = ""
+        self._path = path
+        self._kept: dict[tuple[str, str], Tuning] = {}
+        try:
+            for each in msgspec.json.decode(path.read_bytes(), type=list[Tuning]):
+                self._kept[each.device, each.subject] = each
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.broken = f"{path} cannot be read: {error}"
+
+    def find(self, device: str, subject: str, machine: str) -> Tuning | None:
+        """What was chosen for that subject on that machine."""
+        kept = self._kept.get((device, subject))
+        return kept if kept is not None and kept.machine == machine else None
+
+    def all(self, machines: dict[str, str]) -> list[Tuning]:
+        """All that holds here; `machines` says by device what it is."""
+        return [kept for kept in self._kept.values() if machines.get(kept.device) == kept.machine]
+
+    def put(self, tuning: Tuning) -> None:
+        """Keep it, on the disk when this returns. Raises `OSError`, and keeps it until the end all the same."""
+        self._kept[tuning.device, tuning.subject] = tuning
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        replace(self._path, msgspec.json.format(msgspec.json.encode(list(self._kept.values())), indent=1))

@@ -1,0 +1,107 @@
+"""Chooses a model's sizes on its device by trying them, and has devices keep what was chosen."""
+
+from __future__ import annotations
+
+from microkernel.errors import MicrokernelError, Overloaded, PreconditionFailed
+from microkernel.message import convert
+from microkernel.policy import Claim, ProcessClass
+from microkernel.service import Service
+from services.devices.messages import Device, KeepTuning, Tuning
+from services.inference.engine.trials import Trials
+from services.inference.loaded import Loaded
+from services.inference.loaded_models import LoadedModels
+from services.inference.settings import InferenceSettings
+from services.inference.sizes import chosen, measured, sizes_of
+
+__all__ = ["Tuner"]
+
+MOST_SLOTS = 128
+MOST_TOKENS = 4096
+QUIET = 0.15  # part of the cores that other processes may take meanwhile
+AGAIN = 5.0  # seconds after which a model that was busy may be idle
+
+
+class Tuner:
+    """Tunes one model at a time."""
+
+    def __init__(self, service: Service, settings: InferenceSettings, models: LoadedModels) -> None:
+        """`models` are those of the service."""
+        self._service = service
+        self._settings = settings
+        self._models = models
+        self._at_work: str | None = None
+
+    async def tune_idle(self) -> None:
+        """Tune a model of which nothing was measured on its device yet, and that was idle for as long as is set."""
+        now, after = self._service.clock.now(), self._settings.tune_after
+        if not after or self._at_work is not None or (self._settings.slots and self._settings.token_budget):
+            return
+        for loaded in self._models.all():
+            if loaded.sizes.tuned or not loaded.idle or now - loaded.asked_at < after:
+                continue
+            try:
+                await self.tune(loaded)
+            except MicrokernelError as error:
+                self._service.log.info("model '%s' is not tuned yet: %s", loaded.name, error)
+                loaded.asked_at = now  # try again when it was idle once more
+            return
+
+    async def tune(self, loaded: Loaded, *, anyway: bool = False) -> Tuning:
+        """Try sizes on its device, keep those that were chosen, and use them: smaller ones at once.
+
+        Raises `Overloaded` while its device or, unless it is to be done `anyway`, the machine has other work.
+        """
+        if self._at_work is not None:
+            raise PreconditionFailed(f"model '{self._at_work}' is being tuned", remedy="wait until that has ended")
+        self._at_work = loaded.name
+        try:
+            with loaded.asked():
+                return await self._tune(loaded, anyway=anyway)
+        finally:
+            self._at_work = None
+
+    async def _tune(self, loaded: Loaded, *, anyway: bool) -> Tuning:
+        before, since = await self._device(loaded), self._service.clock.now()
+        if before.running or before.queued or loaded.runner.generations:
+            raise Overloaded(
+                f"{loaded.device} is at work: what was measured beside it would not hold without",
+                remedy="tune while nothing runs",
+                retry_after=AGAIN,
+            )
+        found = await self._measure(loaded)
+        after, seconds = await self._device(loaded), self._service.clock.now() - since
+        taken = (after.others_seconds - before.others_seconds) / seconds
+        if taken > QUIET * after.cores and not anyway:
+            raise Overloaded(
+                f"other processes kept {taken:.1f} of {after.cores} cores busy: what was measured beside them does not "
+                "hold without",
+                remedy="tune while they rest",
+                retry_after=AGAIN,
+            )
+        ask = KeepTuning(
+            device=loaded.device,
+            subject=loaded.subject,
+            title=loaded.name,
+            chosen=chosen(found),
+            measured=measured(found),
+        )
+        tuning = convert(await self._service.call("devices.keep_tuning", ask), Tuning)
+        await loaded.use(sizes_of(self._settings, tuning))
+        told = ", ".join(f"{name} {number}" for name, number in tuning.chosen.items())
+        self._service.log.info("model '%s' on %s: %s", loaded.name, loaded.device, told)
+        self._service.publish("inference.tuned", tuning)
+        return tuning
+
+    async def _measure(self, loaded: Loaded) -> Trials:
+        slots, tokens = MOST_SLOTS, min(MOST_TOKENS, loaded.context_length - 1)
+        needed = loaded.trial_bytes(slots, tokens)
+        places, now = self._models.places, self._service.clock.now()
+        reservation = await places.reserve(f"tuning of '{loaded.name}'", needed, loaded.device)
+        try:
+            claim = Claim(process_class=ProcessClass.BACKGROUND, nice=19, came=now, since=now)
+            return await loaded.try_steps(slots, tokens, claim)
+        finally:
+            await places.give_back(loaded.device, reservation)
+
+    async def _device(self, loaded: Loaded) -> Device:
+        return convert(await self._service.call("devices.show", name=loaded.device), Device)
