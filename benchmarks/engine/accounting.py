@@ -64,7 +64,7 @@ class _Bench:
         import torch
 
         from services.inference.decoders import Computing
-        from services.inference.loaded import fit, open_model
+        from services.inference.opened import fit, open_model
         from services.inference.service import Inference
         from services.inference.sizes import sizes_of
 

@@ -38,7 +38,7 @@ class Engine:
         from services.inference.decoders import Computing
         from services.inference.engine.engine import Request
         from services.inference.engine.sampler import ResolvedSampling
-        from services.inference.loaded import fit, make_engine, open_model
+        from services.inference.opened import fit, make_engine, open_model
         from services.inference.service import Inference
         from services.inference.sizes import sizes_of
 

@@ -18,8 +18,9 @@ from services.inference.cache.saved import SavedPages
 from services.inference.decoders import Computing
 from services.inference.generation import Generation
 from services.inference.housekeeping import SAVED
-from services.inference.loaded import Loaded, Opened, fit, open_model
+from services.inference.loaded import Loaded
 from services.inference.messages import OutputParams
+from services.inference.opened import Opened, fit, open_model
 from services.inference.place import Place, Places
 from services.inference.placement import AUTO, candidates, has_own_memory, usable
 from services.inference.settings import InferenceSettings

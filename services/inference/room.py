@@ -19,7 +19,8 @@ from microkernel.service import Service
 from services.devices.messages import Device
 from services.inference.engine.relief import PagesUse, Relief
 from services.inference.fitting import Neighbour, Wish, too_large
-from services.inference.loaded import Fit, Loaded
+from services.inference.loaded import Loaded
+from services.inference.opened import Fit
 from services.memory.messages import Account, Reservation, Reserve, Resize, Tier
 
 __all__ = ["Given", "Room", "release", "wanted_pages"]

@@ -120,11 +120,12 @@ async def test_a_request_that_does_not_fit_names_its_field_and_costs_nobody_anyt
 
 async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(tiny, monkeypatch):
     from services.inference import loaded as module
+    from services.inference.text.tokenizer import Tokenizer
 
     async with node(tiny) as system:
         encoded = []
         monkeypatch.setattr(module, "encode_prompt", lambda *given: encoded.append(given))
-        monkeypatch.setattr(module.Tokenizer, "encode", lambda *given, **_: encoded.append(given))
+        monkeypatch.setattr(Tokenizer, "encode", lambda *given, **_: encoded.append(given))
         text = "never " * 200_000
         with pytest.raises(Invalid, match=r"has 12\d{5} characters, and at most \d+ can fit .* tokens") as caught:
             await answer(system, messages=[{"role": "user", "content": text}])

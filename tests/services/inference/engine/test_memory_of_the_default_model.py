@@ -9,7 +9,7 @@ from engine_runs import step
 from services.inference.decoders import Computing
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.sampler import ResolvedSampling
-from services.inference.loaded import open_model
+from services.inference.opened import open_model
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]  # ten seconds on an idle machine
 
