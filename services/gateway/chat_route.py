@@ -94,6 +94,7 @@ class ChatRoute:
             created=answer.created,
             include_usage=answer.asked.includes_usage,
             answers=answer.asked.n or 1,
+            tier=answer.asked.tier,
         )
         ended: list[Piece] = []
         out = chunks.opening()
@@ -160,7 +161,9 @@ async def _whole(answer: _Answer, pieces: ReadAhead) -> web.Response:
     while (ready := await pieces.take()) is not None:
         said += _pieces(ready)
     _finished([piece for piece in said if piece.finish_reason is not None], answer.asked)
-    body = completion_json(answer_id=answer.id, model=answer.model, created=answer.created, pieces=said)
+    body = completion_json(
+        answer_id=answer.id, model=answer.model, created=answer.created, pieces=said, tier=answer.asked.tier
+    )
     return web.Response(body=body, content_type="application/json")
 
 

@@ -39,8 +39,18 @@ class ChunkWriter:
     What is the same in every chunk is encoded once: a chunk costs its text and two joins.
     """
 
-    def __init__(self, *, answer_id: str, model: str, created: int, include_usage: bool, answers: int = 1) -> None:
-        head = _encode({"id": answer_id, "object": "chat.completion.chunk", "created": created, "model": model})
+    def __init__(
+        self,
+        *,
+        answer_id: str,
+        model: str,
+        created: int,
+        include_usage: bool,
+        answers: int = 1,
+        tier: str | None = None,
+    ) -> None:
+        told = {"id": answer_id, "object": "chat.completion.chunk", "created": created, "model": model}
+        head = _encode(told | ({} if tier is None else {"service_tier": tier}))
         self._head = b"data: " + head[:-1]
         self._before = [self._head + b',"choices":[{"index":%d,"delta":' % index for index in range(answers)]
         self._after = b',"usage":null}\n\n' if include_usage else b"}\n\n"
@@ -75,7 +85,9 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def completion_json(*, answer_id: str, model: str, created: int, pieces: Iterable[Piece]) -> bytes:
+def completion_json(
+    *, answer_id: str, model: str, created: int, pieces: Iterable[Piece], tier: str | None = None
+) -> bytes:
     """A whole answer, or several to one prompt."""
     said: dict[int, list[Piece]] = {}
     for piece in pieces:
@@ -90,6 +102,7 @@ def completion_json(*, answer_id: str, model: str, created: int, pieces: Iterabl
             "choices": [_choice(index, said[index]) for index in sorted(said)],
             "usage": None if usage is None else _usage(usage),
         }
+        | ({} if tier is None else {"service_tier": tier})
     )
 
 

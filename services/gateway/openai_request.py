@@ -13,6 +13,7 @@ import msgspec
 
 from microkernel.errors import Invalid, Unimplemented
 from microkernel.message import fault_of
+from microkernel.policy import ProcessClass
 from services.gateway.openai_grammar import (
     GRAMMAR_FIELDS,
     Demand,
@@ -32,6 +33,14 @@ MAX_NAME = 512
 MAX_LOGPROBS = 20
 LARGEST = 2**31 - 1
 ROLES = ("system", "developer", "user", "assistant")
+
+# How urgent each of OpenAI's tiers is. There is nothing more urgent to be had than for somebody who looks at a screen.
+TIERS = {
+    "auto": ProcessClass.INTERACTIVE,
+    "default": ProcessClass.INTERACTIVE,
+    "priority": ProcessClass.INTERACTIVE,
+    "flex": ProcessClass.BATCH,
+}
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -72,6 +81,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     user: str | None = None
+    service_tier: str | None = None
+    priority: int | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -98,12 +109,17 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a stream ends with what it cost."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def tier(self) -> str | None:
+        """The tier that the answer is given in, for who has asked for one."""
+        return "default" if self.service_tier in {"auto", "priority"} else self.service_tier
+
     def field_of(self, field: str | None) -> str | None:
         """The client's name of a field of `Chat` that an error names."""
         demand = self.demand
         if field == "grammar" and demand is not None:
             return demand.field
-        return "top_logprobs" if field == "logprobs" else field
+        return {"logprobs": "top_logprobs", "nice": "priority"}.get(field or "", field)
 
     def to_chat(self, owner: str) -> Chat:
         """The same for the inference service, on behalf of `owner`."""
@@ -139,6 +155,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
             stop_token_ids=self.stop_token_ids or [],
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             owner=owner,
+            process_class=TIERS[self.service_tier or "auto"],
+            nice=self.priority or 0,
         )
 
 
@@ -202,6 +220,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "max_tokens": (f"1 to {LARGEST}", lambda value: 1 <= value <= LARGEST),
     "max_completion_tokens": (f"1 to {LARGEST}", lambda value: 1 <= value <= LARGEST),
     "min_tokens": (f"0 to {LARGEST}", lambda value: 0 <= value <= LARGEST),
+    "priority": ("0 (first) to 19", lambda value: 0 <= value <= 19),
     "top_logprobs": (f"0 to {MAX_LOGPROBS}", lambda value: 0 <= value <= MAX_LOGPROBS),
 }
 
@@ -218,6 +237,7 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
         if value is not None and not fits(value):
             raise Invalid(f"'{name}' is {_short(value)}, allowed is {allowed}", field=name)
     _check_model(request)
+    _check_tier(request)
     _check_lengths(request)
     _check_stop(request)
     if request.top_logprobs and not request.logprobs:
@@ -281,6 +301,12 @@ def _check_answers(request: ChatRequest) -> None:
 def _check_model(request: ChatRequest) -> None:
     if request.model is not None and len(request.model) > MAX_NAME:
         raise Invalid(f"'model' has {len(request.model)} characters, at most {MAX_NAME}", field="model")
+
+
+def _check_tier(request: ChatRequest) -> None:
+    if request.service_tier is not None and request.service_tier not in TIERS:
+        known = ", ".join(TIERS)
+        raise Invalid(f"'service_tier' is {_short(request.service_tier)}, allowed are {known}", field="service_tier")
 
 
 def _check_lengths(request: ChatRequest) -> None:

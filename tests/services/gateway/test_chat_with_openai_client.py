@@ -177,6 +177,16 @@ async def test_an_answer_that_breaks_off_is_an_error(site):
             await client.chat.completions.create(model="beta", messages=HELLO)
 
 
+@pytest.mark.parametrize(("asked", "told"), [("flex", "flex"), ("auto", "default"), (None, None)])
+async def test_who_asks_for_a_tier_is_told_which_it_was(site, asked, told):
+    fields = {"model": "beta", "messages": HELLO} | ({} if asked is None else {"service_tier": asked})
+    async with site.openai() as client:
+        whole = await client.chat.completions.create(**fields)
+        chunks = [chunk async for chunk in await client.chat.completions.create(**fields, stream=True)]
+    assert whole.service_tier == told
+    assert {chunk.service_tier for chunk in chunks} == {told}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

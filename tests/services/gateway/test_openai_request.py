@@ -35,8 +35,23 @@ def test_null_is_the_same_as_nothing():
     assert parse(**fields) == parse()
 
 
+@pytest.mark.parametrize(
+    ("tier", "process_class"),
+    [
+        (None, "interactive"),
+        ("auto", "interactive"),
+        ("default", "interactive"),
+        ("priority", "interactive"),
+        ("flex", "batch"),
+    ],
+)
+def test_a_tier_is_a_class_of_processes_and_a_priority_a_nice_value(tier, process_class):
+    chat = parse(service_tier=tier, priority=7).to_chat("ana")
+    assert (chat.process_class, chat.nice) == (process_class, 7)
+
+
 def test_unknown_fields_are_ignored():
-    assert parse(store=True, metadata={"a": [1, {"b": None}]}, service_tier="auto") == parse()
+    assert parse(store=True, metadata={"a": [1, {"b": None}]}, prediction={"a": 1}) == parse()
 
 
 @pytest.mark.parametrize(
@@ -57,6 +72,8 @@ def test_unknown_fields_are_ignored():
         ("stream", [True, False]),
         ("model", ["x", "x" * 512]),
         ("user", ["somebody"]),
+        ("service_tier", ["auto", "default", "priority", "flex"]),
+        ("priority", [0, 19]),
         ("logprobs", [True, False]),
         ("logit_bias", [{}, {"50256": -100}]),
         ("min_tokens", [0, 5]),
@@ -92,6 +109,8 @@ def test_values_within_their_limits_are_taken(field, values):
         ("model", [5, "x" * 513, []]),
         ("messages", [[], "Hello", {}, None]),
         ("user", [5]),
+        ("service_tier", ["scale", "", 5]),
+        ("priority", [-1, 20, 1.5, "0"]),
         ("logprobs", [2, "yes"]),
         ("top_logprobs", [-1, 21, True, 3]),  # 3 without `logprobs`
         ("logit_bias", [[], {"5": "much"}, 7]),
