@@ -23,6 +23,7 @@ from services.inference.admission import Wait
 from services.inference.engine.context import Context
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.output import Output
+from services.inference.engine.torch_threads import TorchThreads
 from services.inference.generation import Generation
 from services.inference.grammar.matcher import CompiledGrammar
 
@@ -46,6 +47,7 @@ class Runner:
         self._closed = False
         self._policy: Policy | None = None  # of the executor, as the engine has it
         self._used: dict[str, float] = {}  # seconds of the device, by owner, of those who have answers here
+        self._threads = TorchThreads()
         self.wait = Wait()
         self.steps = 0
 
@@ -199,12 +201,13 @@ class Runner:
         if policy is not self._policy:
             self._policy = policy
             self._engine.schedule_by(policy.fresh())
-        for command in commands:
-            command()
-        outputs: list[Output] = []
-        if not self._engine.idle:
-            outputs = self._engine.step()
-            shares.update(self._engine.claims)
+        with self._threads:
+            for command in commands:
+                command()
+            outputs: list[Output] = []
+            if not self._engine.idle:
+                outputs = self._engine.step()
+                shares.update(self._engine.claims)
         return outputs, self._engine.idle, time.perf_counter() - began
 
     def _retire(self, generation: Generation, output: Output) -> None:

@@ -18,6 +18,7 @@ from services.inference.cache.keys import PAGE
 from services.inference.engine.engine import Engine
 from services.inference.engine.sampler import ResolvedSampling
 from services.inference.engine.sequence import Request
+from services.inference.engine.torch_threads import TorchThreads
 
 __all__ = ["Trials", "measure", "room"]
 
@@ -83,6 +84,7 @@ class _Steps:
 
     def __init__(self, engine: Engine, most_slots: int, most_tokens: int) -> None:
         self._model = engine
+        self._threads = TorchThreads()
         self._engine = engine.beside(
             max_batch=most_slots, token_budget=most_tokens, cache_bytes=room(engine, most_slots, most_tokens)
         )
@@ -128,7 +130,8 @@ class _Steps:
         """Whose tokens came."""
         if self._model.relief.closed:
             raise Unavailable("the model is being unloaded", may_have_run=True)
-        outputs = self._engine.step()
+        with self._threads:
+            outputs = self._engine.step()
         for output in outputs:
             if output.error is not None:
                 raise output.error
