@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -57,17 +56,17 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Run a benchmark of the source tree, with the peers that are installed; `--help` after its name tells more."""
-    found = importlib.util.find_spec("benchmarks")
-    if found is None or not found.submodule_search_locations:
+    tree = Path(__file__).parents[2]
+    names = sorted(path.parent.name for path in tree.glob("benchmarks/*/__main__.py"))
+    if not names:
         raise PreconditionFailed(
-            "benchmarks are in the source tree, and this is not it", remedy="go to a clone, and into its environment"
+            "benchmarks are in the source tree, and this is not installed from one",
+            remedy="clone it, and take the mk of its environment",
         )
-    (folder,) = found.submodule_search_locations
-    names = sorted(path.parent.name for path in Path(folder).glob("*/__main__.py"))
     if args.name not in names:
         raise NotFound(f"no benchmark is named '{args.name}'", remedy=f"there are: {', '.join(names)}")
     command = [sys.executable, "-m", f"benchmarks.{args.name}", *args.arguments]
-    return subprocess.run(command, cwd=Path(folder).parent, check=False).returncode  # noqa: S603 - one of ours
+    return subprocess.run(command, cwd=tree, check=False).returncode  # noqa: S603 - one of ours
 
 
 def _show(tuning: dict[str, Any], *, as_json: bool) -> None:

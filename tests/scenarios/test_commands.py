@@ -632,6 +632,25 @@ def test_doctor_checks_the_node_and_this_machine(node: Node):
         (node.root / "token").chmod(0o600)
 
 
+def test_what_was_chosen_by_measuring_is_shown_kept_and_told_by_doctor(node: Node):
+    tuned = [json.loads(line) for line in node.mk("--json", "bench", "tune", "--anyway").stdout.splitlines()]
+    (device,) = [each for each in tuned if each["subject"] == ""]
+    assert device["title"] == "cpu0"
+    assert {"spread", "core_threads"} == set(device["chosen"])
+    chosen = f"spread {device['chosen']['spread']}, core_threads {device['chosen']['core_threads']}"
+    assert any(chosen in line and "tuning" in line for line in node.mk("doctor").stdout.splitlines())
+    shown = node.mk("devices").stdout
+    assert "T_c create" in shown
+    assert f"{device['chosen']['spread']} cores" in shown
+
+
+def test_a_benchmark_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
+    done = mk("bench", "run", "nothing", folder=tmp_path)
+    assert done.returncode == 1
+    assert "scheduling" in done.stderr
+    assert "usage: python -m benchmarks.messages" in mk("bench", "run", "messages", "--help", folder=tmp_path).stdout
+
+
 def test_without_a_node_commands_say_how_to_start_one(tmp_path: Path):
     for command in (("ps",), ("chat", "--once", "hi"), ("services",), ("log",)):
         done = mk(*command, folder=tmp_path)
