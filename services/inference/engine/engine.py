@@ -122,7 +122,7 @@ class Engine:
         guessing = proposer if decoder.invariant else None
         self._step = Step(decoder, self._storage, self._cache, self._contexts, self._batch, pace, guessing)
         self._refused: list[Output] = []
-        self.relief = Relief(self._cache, self._storage, self.context_length, self._batch, guessing)
+        self.relief = Relief(self._cache, self._storage, self.context_length, self._batch.places, guessing)
 
     @property
     def idle(self) -> bool:
@@ -132,17 +132,17 @@ class Engine:
     @property
     def running(self) -> int:
         """How many sequences are in the batch."""
-        return len(self._batch.running)
+        return len(self._batch.places.running)
 
     @property
     def waiting(self) -> int:
         """How many requests wait for a place."""
-        return len(self._batch.waiting) + self._batch.followers
+        return len(self._batch.places.waiting) + self._batch.followers
 
     @property
     def paused(self) -> int:
         """How many requests rest."""
-        return len(self._batch.paused)
+        return len(self._batch.places.paused)
 
     @property
     def guessed(self) -> tuple[int, int]:
@@ -162,11 +162,11 @@ class Engine:
     @property
     def on_room(self) -> Callable[[], object]:
         """Called when something outside of a step has made room."""
-        return self._batch.on_room
+        return self._batch.places.on_room
 
     @on_room.setter
     def on_room(self, told: Callable[[], object]) -> None:
-        self._batch.on_room = told
+        self._batch.places.on_room = told
 
     @property
     def pages(self) -> Status:
@@ -286,20 +286,20 @@ class Engine:
         if sequence is not None and sequence.generated:
             sequence.held = held
             if sequence.table is None:
-                self._batch.look_again()  # without pages it waits to be admitted again
+                self._batch.places.look_again()  # without pages it waits to be admitted again
 
     def pause(self, id: int, *, paused: bool) -> bool:  # noqa: A002 - as above
         """Let a request rest, in any state, or go on; its pages stay while nobody else needs them. False if unknown."""
         sequence = self._batch.find(id)
         if sequence is not None:
-            (self._batch.pause if paused else self._batch.resume)(sequence)
+            (self._batch.pause if paused else self._batch.places.resume)(sequence)
         return sequence is not None
 
     def swap_out(self, id: int) -> bool:  # noqa: A002 - as above
         """Take the pages of a request that is paused; it goes on all the same. False if unknown."""
         sequence = self._batch.find(id)
         if sequence is not None:
-            self._batch.swap_out(sequence)
+            self._batch.places.swap_out(sequence)
         return sequence is not None
 
     def schedule_by(self, policy: Policy) -> None:
@@ -351,10 +351,10 @@ class Engine:
 
     def release_cache(self) -> None:
         """Forget all pages and give their memory back; only while nothing runs."""
-        if self._batch.running:
-            raise PreconditionFailed(f"{len(self._batch.running)} sequences are running")
-        for sequence in self._batch.paused:
-            self._batch.swap_out(sequence)
+        if self._batch.places.running:
+            raise PreconditionFailed(f"{len(self._batch.places.running)} sequences are running")
+        for sequence in self._batch.places.paused:
+            self._batch.places.swap_out(sequence)
         self._cache.evict(self._pages)
         self._cache.cool()
         self._storage.release()

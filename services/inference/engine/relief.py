@@ -13,8 +13,8 @@ import msgspec
 from services.inference.cache.cache import Cache
 from services.inference.cache.keys import PAGE
 from services.inference.cache.status import Status
-from services.inference.engine.batch import Batch
 from services.inference.engine.forward import Storage
+from services.inference.engine.places import Places
 from services.inference.engine.proposers import Proposer
 from services.inference.engine.sequence import Sequence
 
@@ -55,7 +55,7 @@ class Relief:
         cache: Cache,
         storage: Storage,
         context_length: int,
-        batch: Batch,
+        places: Places,
         proposer: Proposer | None = None,
     ) -> None:
         """No sequence is longer than `context_length` tokens. What `proposer` takes counts beside the pages."""
@@ -63,7 +63,7 @@ class Relief:
         self._storage = storage
         self._most = cache.pages.limit
         self._least = -(-context_length // PAGE)
-        self._batch = batch
+        self._places = places
         self._proposer = proposer
         self.closed = False
 
@@ -85,17 +85,17 @@ class Relief:
             self._storage.page_bytes,
             self._least,
             self._most,
-            len(self._batch.running),
-            len(self._batch.waiting),
+            len(self._places.running),
+            len(self._places.waiting),
             self._storage.elastic,
             self._beside_bytes,
         )
 
     def admit(self, admitting: bool) -> None:
         """Whether waiting requests may begin beside what runs. With nothing running, one always may."""
-        before, self._batch.admitting = self._batch.admitting, admitting
+        before, self._places.admitting = self._places.admitting, admitting
         if admitting and not before:
-            self._batch.look_again()
+            self._places.look_again()
 
     def shrink(self, pages: int) -> int:
         """Forget up to so many cached pages, the least recently used first; returns how many.
@@ -123,18 +123,18 @@ class Relief:
         """
         limit = self._cache.resize(max(self._least, min(pages, self._most)))
         self.give_back()
-        self._batch.look_again()
+        self._places.look_again()
         return limit
 
     def move_cold(self) -> int:
         """Have sequences that rest give their pages up; long ones are on disk. Returns how many did."""
-        rest = (*self._batch.paused, *self._batch.interrupted)
+        rest = (*self._places.paused, *self._places.interrupted)
         paused = [sequence for sequence in rest if sequence.table is not None]
         for sequence in paused:
-            self._batch.swap_out(sequence)
-        held = [sequence for sequence in self._batch.running if sequence.held]
+            self._places.swap_out(sequence)
+        held = [sequence for sequence in self._places.running if sequence.held]
         for sequence in held:
-            self._batch.give_up(sequence)
+            self._places.give_up(sequence)
         return len(paused) + len(held)
 
     def pause_cheapest(self) -> bool:
@@ -142,9 +142,9 @@ class Relief:
 
         It waits at the front of the queue.
         """
-        if len(self._batch.running) < 2:
+        if len(self._places.running) < 2:
             return False
-        self._batch.give_up(cheapest(self._batch.running))
+        self._places.give_up(cheapest(self._places.running))
         self.shrink(self._most)
         return True
 
@@ -154,7 +154,7 @@ class Relief:
         self._cache.close()
         self._storage.release()
         # Who still looks after them keeps neither pages nor weights.
-        del self._cache, self._storage, self._batch, self._proposer
+        del self._cache, self._storage, self._places, self._proposer
 
     @property
     def _beside_bytes(self) -> int:

@@ -56,11 +56,11 @@ class Step:
     def run(self) -> list[Output]:
         """A token for every sequence that decodes, then prompts as far as the budget goes."""
         self.claims = {}
-        self._contexts.take(self._batch.running, wait=0.0)
+        self._contexts.take(self._batch.places.running, wait=0.0)
         shares = self._batch.plan()
         outputs = [broken(sequence.request.id, error) for sequence, error in self._batch.refuse()]
         if not shares:
-            self._contexts.take(self._batch.running, wait=PATIENCE)
+            self._contexts.take(self._batch.places.running, wait=PATIENCE)
             return outputs
         self._guess(shares)
         parts = [self._part(share) for share in shares]
@@ -162,9 +162,9 @@ class Step:
         """End everything that runs with `error`, from a step that could not be done; what waits goes on."""
         outputs = [
             broken(sequence.request.id, copy_of(error, type(error)) if isinstance(error, MicrokernelError) else error)
-            for sequence in self._batch.running
+            for sequence in self._batch.places.running
         ]
-        for sequence in tuple(self._batch.running):
+        for sequence in tuple(self._batch.places.running):
             self._batch.leave(sequence, broken=True)
         return outputs
 

@@ -251,7 +251,7 @@ def test_parameters_that_spoil_sampling_end_their_own_request_only(decoder, monk
     engine.add(request(1))
     engine.add(request(2))
     engine.step()
-    engine._batch.running[1].sampler.params = bad
+    engine._batch.places.running[1].sampler.params = bad
     monkeypatch.setattr(module, "sample", sample)
     outputs = engine.step()
     assert outputs[0].error is None

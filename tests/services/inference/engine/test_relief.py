@@ -314,7 +314,7 @@ def test_two_owners_with_the_same_long_prompt_share_no_file_either(decoder, tmp_
     second = Engine(decoder, saved=saved)
     second.add(other)
     second.step()
-    assert not any(sequence.loading for sequence in second._batch.running), "nothing is read for another owner"
+    assert not any(sequence.loading for sequence in second._batch.places.running), "nothing is read for another owner"
     run(second)
     saved.flush()
     assert second.pages.owners["other"].hits == 0
