@@ -9,18 +9,18 @@ Most policies are an order: they subclass `Ordered` and say each claim's `key`.
 
 from __future__ import annotations
 
-import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from enum import StrEnum
-from itertools import count
 from typing import Any, ClassVar
 
 import msgspec
 
+from microkernel.keyed import Keyed
+
 __all__ = ["Arrival", "Claim", "Entry", "Ordered", "Policy", "ProcessClass"]
 
-LEFT = 64  # entries that have left and may lie in a heap before it is swept, or as many as there are others
+LEFT = 64  # entries that have left and may lie in a queue before it is swept, or as many as there are others
 
 
 class ProcessClass(StrEnum):
@@ -122,56 +122,63 @@ class Ordered(Policy):
     """The order of a key: the smallest goes first, of equals who entered first."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Entry]] = []  # tuples: they are compared without a step of Python
-        self._numbers = count()
-        self._left = 0
+        self._queue: Keyed[Entry] = Keyed()
+        self._waiting = 0
+        self._left = 0  # that lie in the queue still
 
     @abstractmethod
     def key(self, claim: Claim) -> float:
         """Where it stands; it does not change while it waits."""
 
     def __len__(self) -> int:
-        return len(self._heap) - self._left
+        return self._waiting
 
     def enter(self, claim: Claim, item: Any) -> Entry:
         entry = Entry(claim, item)
-        heapq.heappush(self._heap, (self.key(claim), next(self._numbers), entry))
+        self.add(entry)
         return entry
+
+    def add(self, entry: Entry) -> None:
+        """As `enter`, for an entry that somebody has made."""
+        self._queue.push(self.key(entry.claim), entry)
+        self._waiting += 1
 
     def leave(self, entry: Entry) -> None:
         if not entry.waits:
             return
         entry.waits = False
+        self._waiting -= 1
         self._left += 1
-        if self._left > max(LEFT, len(self._heap) - self._left):
-            self._heap = [each for each in self._heap if each[2].waits]
-            heapq.heapify(self._heap)
-            self._left = 0
+        if self._left > max(LEFT, self._waiting):
+            staying, self._queue, self._left = self.entries(), Keyed(), 0
+            for each in staying:
+                self._queue.push(self.key(each.claim), each)
 
     def choose(self) -> Entry | None:
-        entry = self.first()
-        if entry is not None:
-            heapq.heappop(self._heap)
-            entry.waits = False
-        return entry
-
-    def first(self) -> Entry | None:
-        heap = self._heap
-        while heap:
-            entry = heap[0][2]
+        while (entry := self._queue.pop()) is not None:
             if entry.waits:
+                entry.waits = False
+                self._waiting -= 1
                 return entry
-            heapq.heappop(heap)
             self._left -= 1
         return None
 
+    def first(self) -> Entry | None:
+        while (entry := self._queue.first()) is not None and not entry.waits:
+            self._queue.pop()
+            self._left -= 1
+        return entry
+
     def entries(self) -> Iterator[Entry]:
-        return (entry for *_, entry in tuple(self._heap) if entry.waits)
+        return (entry for entry in self._queue if entry.waits)
 
     def before(self, entry: Entry) -> list[Claim]:
         """The claims of those that would be chosen before it."""
-        place = next((key, number) for key, number, each in self._heap if each is entry)
-        return [each.claim for key, number, each in self._heap if each.waits and (key, number) < place]
+        place = self.key(entry.claim)
+        keys = [(self.key(each.claim), each) for each in self.entries()]
+        equals = [each for key, each in keys if key == place]
+        sooner = [each for key, each in keys if key < place]
+        return [each.claim for each in (*sooner, *equals[: equals.index(entry)])]
 
     def why(self, entry: Entry) -> str:
         return f"behind {counted(len(self.before(entry)))}"

@@ -130,7 +130,7 @@ async def test_cancelled_work_makes_room_in_the_queue_at_once_and_leaves_little_
             task.cancel()
         await asyncio.wait(waiting)
         assert executor.status().queued == 0
-        assert len(executor._policy._heap) <= 64
+        assert len(list(executor._policy._queue)) <= 64
     plug.pulled.set()
     await running
     await executor.stop()
