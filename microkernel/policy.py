@@ -55,16 +55,12 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deadline: float | None = None
 
 
-class Entry:
-    """Work that waits in a policy, or did."""
+class Entry(msgspec.Struct, eq=False):
+    """Work that waits in a policy, or did. A policy may have a kind of its own, with what it wants to know of it."""
 
-    __slots__ = ("claim", "expected", "item", "waits")
-
-    def __init__(self, claim: Claim, item: Any) -> None:
-        self.claim = claim
-        self.item = item
-        self.waits = True
-        self.expected = 0.0  # seconds that its policy took its quantum for, until it knows better
+    claim: Claim
+    item: Any
+    waits: bool = True
 
 
 class Policy(ABC):

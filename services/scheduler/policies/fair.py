@@ -8,11 +8,12 @@ afterwards: until then it counts as much as its owner's others took.
 
 from __future__ import annotations
 
-import heapq
+import math
 from collections.abc import Iterator, Mapping
-from itertools import count
+from operator import attrgetter
 from typing import Any
 
+from microkernel.keyed import Keyed
 from microkernel.policy import Claim, Entry, Ordered, Policy, ProcessClass, counted
 
 __all__ = ["CLASS_WEIGHTS", "Fair"]
@@ -26,6 +27,15 @@ OWED = {ProcessClass.INTERACTIVE: 60.0, ProcessClass.BATCH: 10.0, ProcessClass.B
 NEWEST = 0.2  # weight of the newest quantum in what the next one is taken for
 KEPT = 4096  # owners without work whose clocks are remembered
 
+NOWHERE: tuple[float, _Share | None] = (math.inf, None)  # the place of an owner that has none: all are before it
+
+
+class _Work(Entry, kw_only=True, eq=False):
+    """An entry that knows its owner, so that nobody is looked up again."""
+
+    owner: _Share
+    expected: float = 0.0  # seconds that its quantum was taken for when it was chosen
+
 
 class _Nicest(Ordered):
     """One owner's work in one class."""
@@ -34,114 +44,134 @@ class _Nicest(Ordered):
         return claim.nice
 
 
-class _Account:
-    """What one of several has been given: `clock` in seconds over its weight, `expected` for each turn that it has."""
+class _Share:
+    """What a class, or an owner in one, has been given: `clock` in seconds over its weight.
 
-    __slots__ = ("clock", "expected", "pending", "turns", "used", "weight")
+    One kind for both, as the same steps are done for both: Python is quick where it always meets the same kind.
+    """
 
-    def __init__(self, weight: float) -> None:
+    __slots__ = (
+        "clock", "expected", "last", "level", "many", "name", "only", "pending", "place", "stands", "turns", "used",
+        "waiting", "weight",
+    )  # fmt: skip
+
+    def __init__(self, name: str, weight: float, level: _Level) -> None:
+        self.name = name
         self.weight = weight
+        self.level = level
         self.clock = 0.0
-        self.pending = 0.0
         self.turns = 0  # that have not ended
-        self.expected = 0.0
-        self.used = 0.0
+        self.pending = 0.0  # seconds that these were taken for
+        self.stands = 0.0  # the clock, with what is pending
+        self.expected = 0.0  # seconds, of its next turn
+        self.used = 0.0  # seconds
+        self.last = 0.0  # what its class had used when it was charged last
+        self.waiting = 0
+        self.only: _Work | None = None  # what waits, where there is one: many owners never have more
+        self.many: _Nicest | None = None  # where there are more; empty while there is one
+        self.place = NOWHERE
 
-    @property
-    def stands(self) -> float:
-        """Where its clock stands, with the turns that have not ended."""
-        return self.clock + self.pending / self.weight
+    def set(self, clock: float, weight: float) -> None:
+        """Its clock stands elsewhere, or runs by another weight, from now on."""
+        self.clock = clock
+        self.weight = weight
+        self.stands = clock + self.pending / weight
 
-    def begin(self, expected: float) -> None:
-        """It has one more turn, which takes so long as far as is known."""
-        self.turns += 1
-        self.pending += expected
+    def add(self, work: _Work) -> None:
+        """It waits beside others."""
+        if self.many is None:
+            self.many = _Nicest()
+        if self.only is not None:
+            self.many.add(self.only)
+            self.only = None
+        self.many.add(work)
 
-    def end(self, expected: float) -> None:
-        """A turn has ended that was taken for so long."""
-        self.turns = max(0, self.turns - 1)
-        self.pending = max(0.0, self.pending - expected)
+    def leave(self, work: _Work) -> None:
+        """It waits no longer."""
+        if work is self.only:
+            self.only = None
+            work.waits = False
+        elif self.many is not None:
+            self.many.leave(work)
 
-    def take(self, seconds: float) -> None:
-        """It has had the device for so long."""
-        self.clock += seconds / self.weight
-        self.used += seconds
-        self.expected = seconds if self.expected == 0.0 else self.expected + NEWEST * (seconds - self.expected)
+    def choose(self) -> _Work:
+        """The nicest of those that wait; there are some."""
+        work = self.only
+        if work is not None:
+            self.only = None
+            work.waits = False
+            return work
+        assert self.many is not None
+        chosen = self.many.choose()
+        assert isinstance(chosen, _Work)
+        return chosen
 
-    def wake(self, clock: float) -> None:
-        """It has work again: nobody saves up turns by having none."""
-        self.clock = max(self.clock, clock)
+    def first(self) -> Entry | None:
+        """Whom `choose` would give."""
+        return self.only if self.only is not None or self.many is None else self.many.first()
 
-
-class _Flow:
-    """An owner in a class."""
-
-    __slots__ = ("account", "owner", "place", "queue", "version")
-
-    def __init__(self, owner: str, weight: float) -> None:
-        self.owner = owner
-        self.account = _Account(weight)
-        self.queue = _Nicest()
-        self.place: float | None = None  # in the heap
-        self.version = 0  # of that place; older ones count for nothing
+    def entries(self) -> Iterator[Entry]:
+        """All that wait."""
+        if self.only is not None:
+            yield self.only
+        elif self.many is not None:
+            yield from self.many.entries()
 
 
 class _Level:
-    """The owners of one class."""
+    """The owners of one class, each in its place: where its clock stood, or behind it."""
 
     def __init__(self, process_class: ProcessClass, weight: float) -> None:
         self.process_class = process_class
-        self.account = _Account(weight)
-        self.flows: dict[str, _Flow] = {}
-        self.waiting = 0
+        self.share = _Share(process_class, weight, self)
+        self.owed = OWED[process_class] / weight
+        self.owners: dict[str, _Share] = {}
         self.now = 0.0  # how far the clocks of all have come that have work
-        self.at_work: dict[str, _Flow] = {}  # owners that have turns now
-        self._heap: list[tuple[float, int, int, _Flow]] = []
-        self._numbers = count()
+        self.at_work: set[_Share] = set()  # owners that have turns now
+        self._places: Keyed[tuple[float, _Share]] = Keyed()
         self._full = KEPT
 
-    def flow(self, owner: str, weight: float) -> _Flow:
-        """The one of `owner`, made when it comes for the first time."""
-        flow = self.flows.pop(owner, None)
-        if flow is None:
-            flow = _Flow(owner, weight)
-            if len(self.flows) >= self._full:
-                self._forget()
-        flow.account.weight = weight
-        self.flows[owner] = flow  # at the end: the most recent
-        return flow
+    def meet(self, name: str, weight: float) -> _Share:
+        """An owner comes for the first time, or was forgotten."""
+        if len(self.owners) >= self._full:
+            self._forget()
+        owner = self.owners[name] = _Share(name, weight, self)
+        owner.last = self.share.used
+        return owner
 
-    def place(self, flow: _Flow) -> None:
-        """See that it is in the heap, and not behind where its clock stands: what is before that is put right later."""
-        stands = flow.account.stands
-        if flow.place is None or stands < flow.place:
-            flow.version += 1
-            flow.place = stands
-            heapq.heappush(self._heap, (stands, next(self._numbers), flow.version, flow))
+    def place(self, owner: _Share) -> None:
+        """Give it a place where its clock stands; one that it had counts for nothing from now on."""
+        owner.place = place = (owner.stands, owner)
+        self._places.push(owner.stands, place)
 
-    def first(self) -> _Flow | None:
-        """The owner that is furthest behind, of those that have work."""
-        heap = self._heap
-        while heap:
-            place, _, version, flow = heap[0]
-            if version != flow.version:
-                heapq.heappop(heap)
-            elif not len(flow.queue):
-                heapq.heappop(heap)
-                flow.place = None
-            elif (stands := flow.account.stands) > place:
-                flow.place = stands
-                heapq.heapreplace(heap, (stands, next(self._numbers), version, flow))
+    def first(self) -> _Share:
+        """The owner that is furthest behind, of those that have work; there is one.
+
+        A clock that went on has left its place behind. That is put right here, when its turn seems to come.
+        """
+        places = self._places
+        while True:
+            place = places.first()
+            assert place is not None, "who has work has a place"
+            stood, owner = place
+            if owner.place is not place:
+                places.pop()
+            elif not owner.waiting:
+                places.pop()
+                owner.place = NOWHERE
+            elif owner.stands > stood:
+                owner.place = place = (owner.stands, owner)
+                places.put_back(owner.stands, place)
             else:
-                return flow
-        return None
+                return owner
 
     def _forget(self) -> None:
         """The clocks of the half that had work longest ago, of those without."""
-        idle = [owner for owner, flow in self.flows.items() if not len(flow.queue) and not flow.account.turns]
+        idle = [owner for owner in self.owners.values() if not owner.waiting and not owner.turns]
+        idle.sort(key=attrgetter("last"))
         for owner in idle[: KEPT // 2]:
-            del self.flows[owner]
-        self._full = max(KEPT, 2 * len(self.flows))  # where all have work, it is not looked again at each new one
+            del self.owners[owner.name]
+        self._full = max(KEPT, 2 * len(self.owners))  # where all have work, it is not looked again at each new one
 
 
 class Fair(Policy):
@@ -153,104 +183,146 @@ class Fair(Policy):
         """`weights` by owner, each more than 0. They are asked whenever an owner comes, so they may change."""
         self._weights = {} if weights is None else weights
         self._levels = {each: _Level(each, weight) for each, weight in CLASS_WEIGHTS.items()}
+        self._classes = tuple(level.share for level in self._levels.values())
         self._now = 0.0
 
     def fresh(self) -> Fair:
         return Fair(self._weights)
 
     def __len__(self) -> int:
-        return sum(level.waiting for level in self._levels.values())
+        return sum(share.waiting for share in self._classes)
 
     def enter(self, claim: Claim, item: Any) -> Entry:
-        level = self._levels[claim.process_class]
-        flow = level.flow(claim.owner, self._weights.get(claim.owner, 1.0))
-        if not level.waiting:
-            level.account.wake(self._now - OWED[claim.process_class] / level.account.weight)
-        if not len(flow.queue):
-            flow.account.wake(level.now)
-        level.waiting += 1
-        entry = flow.queue.enter(claim, item)
-        level.place(flow)
-        return entry
+        owner = self._owner(claim)
+        level = owner.level
+        share = level.share
+        work = _Work(claim, item, owner=owner)
+        # Who has work again is no further behind than the others: nobody saves up turns by having none.
+        if not share.waiting and share.clock < self._now - level.owed:
+            share.set(self._now - level.owed, share.weight)
+        share.waiting += 1
+        if owner.waiting:
+            owner.add(work)
+        else:
+            owner.only = work
+            if owner.clock < level.now:
+                owner.set(level.now, owner.weight)
+        owner.waiting += 1
+        if owner.stands < owner.place[0]:
+            level.place(owner)
+        return work
 
     def leave(self, entry: Entry) -> None:
         if entry.waits:
-            level = self._levels[entry.claim.process_class]
-            level.waiting -= 1
-            level.flows[entry.claim.owner].queue.leave(entry)
+            assert isinstance(entry, _Work), "it entered here"
+            entry.owner.leave(entry)
+            entry.owner.waiting -= 1
+            entry.owner.level.share.waiting -= 1
 
     def choose(self) -> Entry | None:
-        level = self._first()
-        flow = None if level is None else level.first()
-        if level is None or flow is None:
+        share = self._first()
+        if share is None:
             return None
-        entry = flow.queue.choose()
-        assert entry is not None, "an owner in the heap has work"
-        level.waiting -= 1
+        level = share.level
+        owner = level.first()
+        work = owner.choose()
         # Who has turns now may be behind whom is chosen: it only has nothing more to do at this moment.
-        at_work = [each.account.clock for each in self._levels.values() if each.account.turns]
-        self._now = max(self._now, min([level.account.stands, *at_work]))
-        owners = [each.account.clock for each in level.at_work.values()]
-        level.now = max(level.now, min([flow.account.stands, *owners]))
-        entry.expected = flow.account.expected
-        level.account.begin(entry.expected)
-        flow.account.begin(entry.expected)
-        level.at_work[flow.owner] = flow
-        return entry
+        now = share.stands
+        for each in self._classes:
+            if each.turns and each.clock < now:
+                now = each.clock
+        if now > self._now:  # noqa: PLR1730 - a call of `max` costs as much as all of this
+            self._now = now
+        now = owner.stands
+        if level.at_work:
+            now = min(now, *(each.clock for each in level.at_work))
+        if now > level.now:  # noqa: PLR1730
+            level.now = now
+        level.at_work.add(owner)
+        work.expected = expected = owner.expected
+        for each in (share, owner):
+            each.waiting -= 1
+            each.turns += 1
+            each.pending += expected
+            each.stands = each.clock + each.pending / each.weight
+        return work
 
     def first(self) -> Entry | None:
-        level = self._first()
-        flow = None if level is None else level.first()
-        return None if flow is None else flow.queue.first()
+        share = self._first()
+        return None if share is None else share.level.first().first()
 
     def entries(self) -> Iterator[Entry]:
         return (
-            entry for level in self._levels.values() for flow in level.flows.values() for entry in flow.queue.entries()
+            entry for level in self._levels.values() for owner in level.owners.values() for entry in owner.entries()
         )
 
     def charge(self, claim: Claim, seconds: float) -> None:
-        level = self._levels[claim.process_class]
-        flow = level.flow(claim.owner, self._weights.get(claim.owner, 1.0))
-        level.account.take(seconds)
-        flow.account.take(seconds)
+        owner = self._owner(claim)
+        share = owner.level.share
+        for each in (share, owner):
+            each.clock = clock = each.clock + seconds / each.weight
+            each.stands = clock + each.pending / each.weight if each.turns else clock
+            each.used += seconds
+        owner.expected = owner.expected + NEWEST * (seconds - owner.expected) if owner.expected else seconds
+        owner.last = share.used
 
     def settle(self, entry: Entry) -> None:
-        expected, entry.expected = entry.expected, 0.0
-        level = self._levels[entry.claim.process_class]
-        level.account.end(expected)
-        flow = level.flows.get(entry.claim.owner)
-        if flow is None:
-            return
-        flow.account.end(expected)
-        if not flow.account.turns:
-            level.at_work.pop(flow.owner, None)
-        if len(flow.queue):
-            level.place(flow)
+        if not isinstance(entry, _Work):
+            return  # a policy of another kind chose it, which held before
+        owner = entry.owner
+        level = owner.level
+        for each in (level.share, owner):
+            if each.turns > 1:
+                each.turns -= 1
+                each.pending = max(0.0, each.pending - entry.expected)
+                each.stands = each.clock + each.pending / each.weight
+            else:
+                each.turns = 0
+                each.pending = 0.0
+                each.stands = each.clock
+        if not owner.turns:
+            level.at_work.discard(owner)
+        if owner.waiting and owner.stands < owner.place[0]:
+            level.place(owner)
 
     def used(self) -> dict[tuple[ProcessClass, str], float]:
         """Seconds of the device that each owner had in each class."""
         return {
-            (level.process_class, flow.owner): flow.account.used
+            (level.process_class, owner.name): owner.used
             for level in self._levels.values()
-            for flow in level.flows.values()
+            for owner in level.owners.values()
         }
 
     def why(self, entry: Entry) -> str:
-        level, claim = self._first(), entry.claim
-        first = None if level is None else level.first()
-        assert level is not None, "one that waits is in a level"
-        assert first is not None, "and its owner in the heap"
-        if level.process_class is not claim.process_class:
-            return f"behind {level.process_class} work, whose share is not used up"
-        if first.owner != claim.owner:
-            more = level.flows[claim.owner].account.stands - first.account.stands
-            return f"behind '{first.owner}', who has had {more:.3g} s less of the device by weight than '{claim.owner}'"
-        before = len(first.queue.before(entry))
+        share, claim = self._first(), entry.claim
+        assert share is not None, "one that waits is of a class"
+        assert isinstance(entry, _Work), "and entered here"
+        first, owner = share.level.first(), entry.owner
+        if owner.level is not share.level:
+            return f"behind {share.level.process_class} work, whose share is not used up"
+        if first is not owner:
+            more = owner.stands - first.stands
+            return f"behind '{first.name}', who has had {more:.3g} s less of the device by weight than '{owner.name}'"
+        before = 0 if owner.many is None or owner.only is not None else len(owner.many.before(entry))
         if before:
             return f"behind {counted(before)} of '{claim.owner}' that came before it or are less nice"
         return "for the device: it is the next"
 
-    def _first(self) -> _Level | None:
-        """The class that is furthest behind; of equals the most urgent."""
-        waiting = [level for level in self._levels.values() if level.waiting]
-        return min(waiting, key=lambda level: level.account.stands, default=None)
+    def _first(self) -> _Share | None:
+        """The class that is furthest behind, of those that have work; of equals the most urgent."""
+        first = None
+        for share in self._classes:
+            if share.waiting and (first is None or share.stands < first.stands):
+                first = share
+        return first
+
+    def _owner(self, claim: Claim) -> _Share:
+        """Its owner, by the weight that it has now."""
+        level = self._levels[claim.process_class]
+        weight = self._weights.get(claim.owner, 1.0)
+        owner = level.owners.get(claim.owner)
+        if owner is None:
+            return level.meet(claim.owner, weight)
+        if owner.weight != weight:
+            owner.set(owner.clock, weight)
+        return owner

@@ -33,12 +33,16 @@ class _Share:
 
     def end(self, expected: float) -> None:
         self.turns -= 1
-        self.pending = max(0.0, self.pending - expected)
+        self.pending = max(0.0, self.pending - expected) if self.turns else 0.0
 
     def take(self, seconds: float) -> None:
         self.clock += seconds / self.weight
         self.used += seconds
         self.expected = seconds if self.expected == 0.0 else self.expected + NEWEST * (seconds - self.expected)
+
+
+class _Work(Entry, eq=False):
+    expected: float = 0.0
 
 
 class _Owner(_Share):
@@ -74,7 +78,7 @@ class PlainFair:
             share.clock = max(share.clock, self._now - OWED[claim.process_class] / share.weight)
         if not owner.waiting:
             owner.clock = max(owner.clock, share.now)
-        entry = Entry(claim, item)
+        entry = _Work(claim, item)
         owner.waiting.append(entry)
         self._place(owner)
         return entry
