@@ -12,7 +12,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from unittest import mock
 
 import msgspec
 
@@ -22,7 +21,6 @@ from benchmarks.plot import Curve, Panel, draw
 from benchmarks.scheduling.line import Contender, Goal, Line, asked
 from benchmarks.table import Row
 from microkernel.policy import Claim, Policy, ProcessClass
-from services.scheduler.policies import fair
 from services.scheduler.policies.deadline import Deadline
 from services.scheduler.policies.fair import Fair
 from services.scheduler.policies.fifo import Fifo
@@ -70,20 +68,18 @@ class Steady:
         self._spans = itertools.cycle([chance.uniform(0.1, 100.0) for _ in range(SAMPLES)])
         self._newcomers = itertools.count(length) if case.newcomers else None
         classes = tuple(ProcessClass)
-        # To fill the queue is not what is measured, and would take minutes where each owner is a new one.
-        with mock.patch.object(fair, "KEPT", MANY):
-            for number in range(length):
-                came = chance.uniform(-0.005 * length, 0.0)
-                claim = Claim(
-                    pid=number + 1,
-                    owner=f"owner {number % case.owners}",
-                    process_class=classes[number % len(classes)],
-                    nice=chance.randint(-20, 19),
-                    came=came,
-                    since=came,
-                    deadline=came + next(self._spans),
-                )
-                self._policy.enter(claim, number)
+        for number in range(length):
+            came = chance.uniform(-0.005 * length, 0.0)
+            claim = Claim(
+                pid=number + 1,
+                owner=f"owner {number % case.owners}",
+                process_class=classes[number % len(classes)],
+                nice=chance.randint(-20, 19),
+                came=came,
+                since=came,
+                deadline=came + next(self._spans),
+            )
+            self._policy.enter(claim, number)
 
     def decide(self, count: int) -> None:
         """So many decisions."""

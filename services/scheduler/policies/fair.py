@@ -166,10 +166,10 @@ class _Level:
                 return owner
 
     def _forget(self) -> None:
-        """The clocks of the half that had work longest ago, of those without."""
+        """The clocks of those without work, but for the `KEPT // 2` that had some last."""
         idle = [owner for owner in self.owners.values() if not owner.waiting and not owner.turns]
         idle.sort(key=attrgetter("last"))
-        for owner in idle[: KEPT // 2]:
+        for owner in idle[: -(KEPT // 2)]:
             del self.owners[owner.name]
         self._full = max(KEPT, 2 * len(self.owners))  # where all have work, it is not looked again at each new one
 

@@ -223,6 +223,20 @@ def test_thousands_of_owners_with_work_cost_no_look_at_all_of_them_for_each_new_
     assert len({policy.choose().claim.owner for _ in range(20_000)}) == 20_000
 
 
+def test_owners_that_had_work_once_are_forgotten_where_many_have_some(monkeypatch):
+    monkeypatch.setattr(fair, "KEPT", 40)
+    policy = Fair()
+    for number in range(100):
+        policy.enter(Claim(owner=f"owner {number}"), number)
+    for number in range(100, 2000):
+        entry = policy.choose()
+        policy.settle(entry)
+        policy.charge(entry.claim, 0.01)
+        policy.enter(Claim(owner=f"owner {number}"), number)
+        assert len(policy.used()) <= 2 * (100 + 20)
+    assert {entry.claim.owner for entry in policy.entries()} <= {owner for _, owner in policy.used()}
+
+
 @given(works=works, switches=st.lists(st.tuples(st.floats(0.0, 40.0), st.integers(0, 3)), max_size=8))
 @SCHEDULES
 def test_policies_are_switched_while_work_waits_and_nothing_is_lost(works, switches):
