@@ -12,6 +12,7 @@ from services.inference.loaded import Loaded
 from services.inference.loaded_models import LoadedModels
 from services.inference.settings import InferenceSettings
 from services.inference.sizes import chosen, measured, sizes_of
+from services.memory.messages import Reservation
 
 __all__ = ["Tuner"]
 
@@ -30,6 +31,7 @@ class Tuner:
         self._settings = settings
         self._models = models
         self._at_work: str | None = None
+        self._not_before: dict[str, float] = {}  # by model, where it could not be tuned
 
     async def tune_idle(self) -> None:
         """Tune a model of which nothing was measured on its device yet, and that was idle for as long as is set."""
@@ -37,13 +39,14 @@ class Tuner:
         if not after or self._at_work is not None or (self._settings.slots and self._settings.token_budget):
             return
         for loaded in self._models.all():
-            if loaded.sizes.tuned or not loaded.idle or now - loaded.asked_at < after:
+            rests_since = max(loaded.asked_at, self._not_before.get(loaded.name, 0.0))
+            if loaded.sizes.tuned or not loaded.idle or now - rests_since < after:
                 continue
             try:
                 await self.tune(loaded)
             except MicrokernelError as error:
-                self._service.log.info("model '%s' is not tuned yet: %s", loaded.name, error)
-                loaded.asked_at = now  # try again when it was idle once more
+                self._service.log.debug("model '%s' is not tuned yet: %s", loaded.name, error)
+                self._not_before[loaded.name] = now
             return
 
     async def tune(self, loaded: Loaded, *, anyway: bool = False) -> Tuning:
@@ -53,12 +56,12 @@ class Tuner:
         """
         if self._at_work is not None:
             raise PreconditionFailed(f"model '{self._at_work}' is being tuned", remedy="wait until that has ended")
-        self._at_work = loaded.name
+        self._at_work, asked_at = loaded.name, loaded.asked_at
         try:
-            with loaded.asked():
+            with loaded.asked():  # it stays meanwhile
                 return await self._tune(loaded, anyway=anyway)
         finally:
-            self._at_work = None
+            self._at_work, loaded.asked_at = None, asked_at
 
     async def _tune(self, loaded: Loaded, *, anyway: bool) -> Tuning:
         before, since = await self._device(loaded), self._service.clock.now()
@@ -93,15 +96,25 @@ class Tuner:
         return tuning
 
     async def _measure(self, loaded: Loaded) -> Trials:
-        slots, tokens = MOST_SLOTS, min(MOST_TOKENS, loaded.context_length - 1)
-        needed = loaded.trial_bytes(slots, tokens)
+        slots, tokens, reservation = await self._room(loaded)
         places, now = self._models.places, self._service.clock.now()
-        reservation = await places.reserve(f"tuning of '{loaded.name}'", needed, loaded.device)
         try:
             claim = Claim(process_class=ProcessClass.BACKGROUND, nice=19, came=now, since=now)
             return await loaded.try_steps(slots, tokens, claim)
         finally:
             await places.give_back(loaded.device, reservation)
+
+    async def _room(self, loaded: Loaded) -> tuple[int, int, Reservation]:
+        """How many slots and tokens may be tried, with memory for them. Raises `Overloaded` where there is none."""
+        longest = loaded.context_length - 1
+        try:
+            return await self._reserve(loaded, MOST_SLOTS, min(MOST_TOKENS, longest))
+        except Overloaded:
+            return await self._reserve(loaded, loaded.slots, min(loaded.sizes.token_budget, longest))
+
+    async def _reserve(self, loaded: Loaded, slots: int, tokens: int) -> tuple[int, int, Reservation]:
+        purpose, size = f"tuning of '{loaded.name}'", loaded.trial_bytes(slots, tokens)
+        return slots, tokens, await self._models.places.reserve(purpose, size, loaded.device)
 
     async def _device(self, loaded: Loaded) -> Device:
         return convert(await self._service.call("devices.show", name=loaded.device), Device)

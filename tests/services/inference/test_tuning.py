@@ -166,3 +166,26 @@ async def test_only_root_tunes(tiny):
         ann = system.kernel.port.narrow(caller="session s1", rights=Rights(), user="ann")
         with pytest.raises(Denied):
             await ann.call("inference.tune")
+
+
+async def test_where_memory_is_short_no_more_is_tried_than_the_model_has(tiny, monkeypatch):
+    monkeypatch.setattr(trials, "LESS", 0.0)
+    async with node(tiny, slots=4) as system:
+        accounts = await system.call("memory.usage")
+        (free,) = [each.limit_bytes - each.reserved_bytes for each in accounts if each.tier == "device"]
+        loaded = system.kernel._slots["inference"].instance.service._models.find("tiny")
+        spared = loaded.trial_bytes(4, 511) + 4096
+        await system.call("memory.reserve", purpose="somebody else's", bytes=free - spared, device="cpu0")
+        tuned = await system.call("inference.tune", deadline=None)
+        assert max(int(name.split()[1]) for name in tuned.measured if name.startswith("decode")) == 4
+        accounts = await system.call("memory.usage")
+        (left,) = [each.limit_bytes - each.reserved_bytes for each in accounts if each.tier == "device"]
+        assert left >= spared, "what was taken for it was given back"
+
+
+async def test_to_be_tuned_is_not_to_be_asked(tiny):
+    async with node(tiny) as system:
+        loaded = system.kernel._slots["inference"].instance.service._models.find("tiny")
+        asked_at = loaded.asked_at
+        await system.call("inference.tune", deadline=None)
+        assert loaded.asked_at == asked_at
