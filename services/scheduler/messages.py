@@ -25,7 +25,7 @@ __all__ = [
     "Range",
     "Report",
     "Resume",
-    "RunTask",
+    "RunTasks",
     "SetNice",
     "SetPolicy",
     "SetWeight",
@@ -226,11 +226,11 @@ class Mapped(Message, kw_only=True):
     failed: dict[int, ErrorReport] = {}
 
 
-class RunTask(Message, kw_only=True):
-    """What a worker does: the fields of a map, and the items of one task."""
+class RunTasks(Message, kw_only=True):
+    """What a worker is given in one go: the fields of a map, and the items of each task."""
 
     function: str
-    items: list[Any] | Range
+    tasks: list[list[Any] | Range]
     arguments: dict[str, Any] = {}
     whole: bool = False
     reduce: str | None = None

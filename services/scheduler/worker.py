@@ -13,7 +13,7 @@ from microkernel.executor import Executor
 from microkernel.isolation.guest import OwnExecutors
 from microkernel.service import Isolation, Service, handles
 from services.scheduler.mapping.work import Outcome, do
-from services.scheduler.messages import RunTask
+from services.scheduler.messages import RunTasks
 
 __all__ = ["Worker"]
 
@@ -39,6 +39,6 @@ class Worker(Service):
         await self._executor.stop(timeout=0.2)
 
     @handles(concurrency=1, queue=64, deadline=None)
-    async def run(self, message: RunTask) -> Outcome:
-        """Call a function with each item of a task."""
+    async def run(self, message: RunTasks) -> list[Outcome]:
+        """Call a function with each item of some tasks, as many of them as there is time for."""
         return await self._executor.run(do, message)

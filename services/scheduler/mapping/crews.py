@@ -10,7 +10,7 @@ from microkernel.message import convert
 from microkernel.policy import Claim
 from microkernel.service import Service
 from services.scheduler.mapping.work import Outcome, do
-from services.scheduler.messages import RunTask
+from services.scheduler.messages import RunTasks
 
 __all__ = ["Crew", "Processes", "Threads", "WorkerLost"]
 
@@ -24,11 +24,14 @@ class Crew(Protocol):
 
     @property
     def size(self) -> int:
-        """How many tasks run at a time."""
+        """How many workers there are; each runs one task at a time."""
         ...
 
-    async def run(self, task: RunTask, claim: Claim) -> Outcome:
-        """Have one of them do a task. Raises `WorkerLost`, or `Overloaded` where all have enough to do."""
+    async def run(self, batch: RunTasks, claim: Claim) -> list[Outcome]:
+        """Have one of them do some tasks, or as many of the first as there is time for.
+
+        Raises `WorkerLost`, or `Overloaded` where all have enough to do.
+        """
         ...
 
 
@@ -43,8 +46,8 @@ class Threads:
     def size(self) -> int:
         return self._size
 
-    async def run(self, task: RunTask, claim: Claim) -> Outcome:
-        return await self._executor.run(do, task, claim=claim, one_core=True)
+    async def run(self, batch: RunTasks, claim: Claim) -> list[Outcome]:
+        return await self._executor.run(do, batch, claim=claim, one_core=True)
 
 
 class Processes:
@@ -59,9 +62,9 @@ class Processes:
     def size(self) -> int:
         return self._size
 
-    async def run(self, task: RunTask, claim: Claim) -> Outcome:  # noqa: ARG002 - the system's scheduler decides
+    async def run(self, batch: RunTasks, claim: Claim) -> list[Outcome]:  # noqa: ARG002 - the system's scheduler decides
         try:
-            return convert(await self._service.call("worker.run", task), Outcome)
+            return convert(await self._service.call("worker.run", batch), list[Outcome])
         except Unavailable as error:
             if error.may_have_run is False:
                 await self._revive()

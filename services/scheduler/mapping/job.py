@@ -4,12 +4,15 @@ A task may run more than once: after its worker was lost, and as a second copy w
 first counts; the fence of its number keeps the others out. A task that has cost two workers is cut in half, and its
 halves again, until one item is left: that one is done while nothing else is, so that nobody else's end is laid to it,
 and fails by its name if its worker is lost then, too.
+
+Tasks that take no time are assigned several at once. Where their worker is lost, none of them is to blame, as all but
+one had ended or not begun: each is done again, apart from others, and to blame for what happens then.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 
 import msgspec
@@ -21,6 +24,7 @@ __all__ = ["Attempt", "Job", "Task"]
 MOST_KILLED = 2  # workers that a task may cost
 SLOW = 2.0  # times what its items should take: then it is copied, where a worker has nothing else to do
 LEAST_AGE = 0.02  # seconds before which nothing is copied
+MOST_TOGETHER = 32  # tasks that are assigned at once: as many results come back to the loop at once
 TASKS_AHEAD = 4  # of each worker, that may be done before the first result is taken
 NEWEST = 0.2  # weight of the newest task in what an item is taken to take
 
@@ -28,13 +32,14 @@ NEWEST = 0.2  # weight of the newest task in what an item is taken to take
 class Task:
     """The items from `start` up to `stop`, of a task of the partition, `whole`, that may have had more."""
 
-    __slots__ = ("attempts", "done", "killed", "start", "stop", "whole")
+    __slots__ = ("apart", "attempts", "done", "killed", "start", "stop", "whole")
 
     def __init__(self, start: int, stop: int, *, killed: int = 0, whole: tuple[int, int] | None = None) -> None:
         self.start = start
         self.stop = stop
         self.whole = whole or (start, stop)
         self.killed = killed
+        self.apart = killed > 0  # whether it is assigned with no others: it may be at fault
         self.done = False
         self.attempts: list[Attempt] = []  # that run now
 
@@ -92,6 +97,7 @@ class Job:
         self._alone: Attempt | None = None
         self._running: dict[int, Attempt] = {}
         self._numbers = count(1)
+        self._most_together = MOST_TOGETHER
         self._each = 0.0  # seconds of an item
         self._size = 0  # items of the newest task
 
@@ -99,11 +105,6 @@ class Job:
     def finished(self) -> bool:
         """Whether every item is done."""
         return self.done_items == self.items
-
-    @property
-    def task_seconds(self) -> float:
-        """How long a task takes, about; 0 where nobody knows yet."""
-        return self._each * self._size
 
     @property
     def has_more(self) -> bool:
@@ -128,6 +129,20 @@ class Job:
             self._alone = self._begin(self._suspects.popleft(), now)
             return self._alone
         return self._copy(now) if self._copies and not self._gaps else None
+
+    def assign_some(self, now: float, seconds: float) -> list[Attempt]:
+        """As `assign`, with as many of the tasks that follow as should take `seconds` together."""
+        attempt = self.assign(now)
+        found: list[Attempt] = []
+        expected = 0.0
+        while attempt is not None:
+            found.append(attempt)
+            expected += self._each * len(attempt.task)
+            full = expected >= seconds or len(found) >= self._most_together
+            if full or expected == 0.0 or attempt.task.apart or not self._may_add:
+                break
+            attempt = self.assign(now)
+        return found
 
     def commit(self, attempt: Attempt, seconds: float) -> bool:
         """The attempt is done, and was worked at for so long; whether its result counts.
@@ -165,6 +180,7 @@ class Job:
         task.attempts.remove(attempt)
         self.lost_workers += 1
         task.killed += 1
+        task.apart = True
         if task.done or task.attempts:
             return None
         if len(task) == 1 or not self._divisible:
@@ -181,6 +197,29 @@ class Job:
         for start, stop in ((task.start, middle), (middle, task.stop)):
             self._again.append(Task(start, stop, killed=MOST_KILLED - 1, whole=task.whole))
         return None
+
+    def lose_some(self, attempts: Sequence[Attempt]) -> Task | None:
+        """As `lose`, for all that one worker was given at once; of several none is to blame yet."""
+        if len(attempts) == 1:
+            return self.lose(attempts[0])
+        self.lost_workers += 1
+        self._part(attempts)
+        return None
+
+    def refuse(self, attempts: Sequence[Attempt]) -> None:
+        """Together they could not be done, as when they are too much for one message: each is done apart."""
+        self._most_together = max(1, self._most_together // 2)
+        self._part(attempts)
+
+    def _part(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            attempt.task.apart = True
+            self.cancel(attempt)
+
+    @property
+    def _may_add(self) -> bool:
+        """Whether the next task may be assigned together with others."""
+        return self.has_more and not (self._again and self._again[0].apart)
 
     @property
     def _may_try_suspect(self) -> bool:
@@ -213,7 +252,7 @@ class Job:
             for attempt in self._running.values()
             if len(attempt.task.attempts) == 1
             and not attempt.task.done
-            and not attempt.task.killed  # it may cost the other worker, too
+            and not attempt.task.apart  # it may cost the other worker, too
             and now - attempt.began > max(LEAST_AGE, SLOW * self._each * len(attempt.task))
         ]
         if not slow or self._each == 0.0:

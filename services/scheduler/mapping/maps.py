@@ -19,13 +19,12 @@ from services.scheduler.mapping.functions import find
 from services.scheduler.mapping.job import Attempt, Job, Task
 from services.scheduler.mapping.journal import Journal, Record
 from services.scheduler.mapping.partition import Equal, Guided, Partition
-from services.scheduler.mapping.work import Outcome
-from services.scheduler.messages import Map, Mapped, Range, RunTask
+from services.scheduler.mapping.work import TOGETHER, Outcome
+from services.scheduler.messages import Map, Mapped, Range, RunTasks
 
 __all__ = ["MapRun", "count_of"]
 
-AHEAD = 2  # tasks that each worker has: one runs, and the next one is there when it ends
-SHORT, SHORT_AHEAD = 0.001, 16  # seconds of a task below which it has more, as they end faster than they are given
+AHEAD = 2  # batches that each worker has: one runs, and the next one is there when it ends
 WINDOW = 64  # tasks' worth of items that may be done ahead of the first that is not, for each worker
 FOLDED = 256  # tasks of a reduction where nobody said how many: its bits are to depend on the items alone
 LOOK = 0.02  # seconds after which idle workers look for a slow task to copy
@@ -61,7 +60,7 @@ class MapRun:
         self._path = journal
         self._journal: Journal | None = None
         self._job: Job | None = None
-        self._flying: dict[asyncio.Task[Outcome], Attempt] = {}
+        self._flying: dict[asyncio.Task[list[Outcome]], list[Attempt]] = {}
         self._wake = asyncio.Event()
         self._parts: dict[tuple[int, int], tuple[InOrder, list[Outcome]]] = {}
 
@@ -73,7 +72,7 @@ class MapRun:
     @property
     def running(self) -> list[Attempt]:
         """The tasks that are being done."""
-        return list(self._flying.values())
+        return [attempt for attempts in self._flying.values() for attempt in attempts]
 
     def pause(self, *, paused: bool) -> None:
         """Begin no more tasks, or go on; those that run end."""
@@ -173,30 +172,40 @@ class MapRun:
 
     def _fill(self, job: Job) -> None:
         """Give every worker something to do."""
-        ahead = SHORT_AHEAD if 0.0 < job.task_seconds < SHORT else AHEAD
-        while not self.paused and len(self._flying) < ahead * self._crew.size:
+        while not self.paused and len(self._flying) < AHEAD * self._crew.size:
             idle = len(self._flying) < self._crew.size
-            attempt = job.assign(self._now()) if idle or job.has_more else None
-            if attempt is None:
+            attempts = job.assign_some(self._now(), TOGETHER) if idle or job.has_more else []
+            if not attempts:
                 return
-            self._flying[asyncio.create_task(self._do(attempt.task))] = attempt
+            self._flying[asyncio.create_task(self._do([attempt.task for attempt in attempts]))] = attempts
 
-    async def _do(self, task: Task) -> Outcome:
-        claim = self._begin(f"items {task.start} to {task.stop - 1}" if len(task) > 1 else f"item {task.start}")
+    async def _do(self, tasks: list[Task]) -> list[Outcome]:
+        claims = [
+            self._begin(f"items {task.start} to {task.stop - 1}" if len(task) > 1 else f"item {task.start}")
+            for task in tasks
+        ]
         try:
-            return await self._crew.run(self._task(task), claim)
+            return await self._crew.run(self._batch(tasks), claims[0])
         finally:
-            self._end(claim)
+            for claim in claims:
+                self._end(claim)
 
-    def _task(self, task: Task) -> RunTask:
+    def _batch(self, tasks: list[Task]) -> RunTasks:
         ask = self._ask
-        if isinstance(ask.items, Range):
-            span = ask.items.numbers[task.start : task.stop]
-            items: list[Any] | Range = Range(span.start, span.stop, span.step)
-        else:
-            items = ask.items[task.start : task.stop]
-        reduce = None if task.is_part else ask.reduce  # parts of a task are folded together, as it would have been
-        return RunTask(function=ask.function, items=items, arguments=ask.arguments, whole=ask.whole, reduce=reduce)
+        return RunTasks(
+            function=ask.function,
+            tasks=[self._items(task) for task in tasks],
+            arguments=ask.arguments,
+            whole=ask.whole,
+            reduce=None if tasks[0].is_part else ask.reduce,  # parts are folded together, as the whole would have been
+        )
+
+    def _items(self, task: Task) -> list[Any] | Range:
+        items = self._ask.items
+        if isinstance(items, Range):
+            span = items.numbers[task.start : task.stop]
+            return Range(span.start, span.stop, span.step)
+        return items[task.start : task.stop]
 
     async def _ended(self, job: Job) -> list[tuple[int, int, Outcome]]:
         """What counts of that which has ended, once something has, and is on disk where it is kept."""
@@ -205,14 +214,11 @@ class MapRun:
             raise self._error
         pieces: list[tuple[int, int, Outcome]] = []
         for future in [each for each in self._flying if each.done()]:
-            attempt = self._flying.pop(future)
-            outcome = self._outcome(job, attempt, future)
-            if outcome is None:
-                continue
-            if attempt.task.is_part and self._ask.reduce is not None:
-                pieces += await asyncio.to_thread(self._join, attempt.task, outcome)
-            else:
-                pieces.append((attempt.task.start, attempt.task.stop, outcome))
+            for task, outcome in self._counted(job, self._flying.pop(future), future):
+                if task.is_part and self._ask.reduce is not None:
+                    pieces += await asyncio.to_thread(self._join, task, outcome)
+                else:
+                    pieces.append((task.start, task.stop, outcome))
         if pieces and self._journal is not None:
             await asyncio.to_thread(self._journal.commit, [Record(*piece) for piece in pieces])
         return pieces
@@ -227,33 +233,38 @@ class MapRun:
             return
         await asyncio.wait(self._flying, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
 
-    def _outcome(self, job: Job, attempt: Attempt, future: asyncio.Task[Outcome]) -> Outcome | None:
-        """What an attempt gave, if it counts."""
-        task = attempt.task
+    def _counted(
+        self, job: Job, attempts: list[Attempt], future: asyncio.Task[list[Outcome]]
+    ) -> list[tuple[Task, Outcome]]:
+        """What counts of what a worker gave for the tasks that it was given at once."""
         try:
-            outcome = future.result()
-        except (Overloaded, asyncio.CancelledError):
-            job.cancel(attempt)
-            return None
-        except Unavailable:  # it never began: its worker is being replaced
-            job.cancel(attempt)
-            return None
+            outcomes = future.result()
+        except (Overloaded, Unavailable, asyncio.CancelledError):  # they never began: their worker is being replaced
+            outcomes = []
         except WorkerLost as error:
-            if job.lose(attempt) is None:
-                return None
-            what = f"item {task.start}" if len(task) == 1 else f"the task of items {task.start} to {task.stop - 1}"
-            report = Internal(f"{what} cost {task.killed} workers: {error.message}", service="scheduler").report()
-            return Outcome(values=[None] * len(task), failed=dict.fromkeys(range(len(task)), report))
-        self.seconds += outcome.seconds
-        if not job.commit(attempt, outcome.seconds):
-            return None
-        self._cancel_copies(task)
-        return outcome
+            task = job.lose_some(attempts)
+            return [] if task is None else [(task, _lost(task, error))]
+        except MicrokernelError:
+            if len(attempts) == 1:
+                raise
+            job.refuse(attempts)
+            return []
+        counted: list[tuple[Task, Outcome]] = []
+        for attempt, outcome in zip(attempts, outcomes, strict=False):
+            self.seconds += outcome.seconds
+            others = len(attempt.task.attempts) > 1
+            if job.commit(attempt, outcome.seconds):
+                counted.append((attempt.task, outcome))
+                if others:
+                    self._cancel_copies()
+        for attempt in attempts[len(outcomes) :]:
+            job.cancel(attempt)
+        return counted
 
-    def _cancel_copies(self, task: Task | None = None) -> None:
+    def _cancel_copies(self) -> None:
         """Nobody waits for what others have done already."""
-        for future, attempt in self._flying.items():
-            if attempt.task.done and (task is None or attempt.task is task):
+        for future, attempts in self._flying.items():
+            if all(attempt.task.done for attempt in attempts):
                 future.cancel()
 
     def _join(self, task: Task, outcome: Outcome) -> list[tuple[int, int, Outcome]]:
@@ -282,6 +293,13 @@ class MapRun:
         """Results up to an item were handed over."""
         if self._job is not None and stop is not None:
             self._job.taken = max(self._job.taken, stop)
+
+
+def _lost(task: Task, error: WorkerLost) -> Outcome:
+    """What a task gave that costs its workers."""
+    what = f"item {task.start}" if len(task) == 1 else f"the task of items {task.start} to {task.stop - 1}"
+    report = Internal(f"{what} cost {task.killed} workers: {error.message}", service="scheduler").report()
+    return Outcome(values=[None] * len(task), failed=dict.fromkeys(range(len(task)), report))
 
 
 def count_of(items: list[Any] | Range) -> int:

@@ -13,6 +13,7 @@ import pytest
 
 from microkernel.capability import Rights
 from microkernel.errors import Aborted, AlreadyExists, CallCancelled, Denied, Invalid, NotFound, PreconditionFailed
+from microkernel.isolation import packing
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
 from services.scheduler.service import Scheduler
@@ -129,6 +130,31 @@ async def test_the_item_that_kills_its_process_fails_alone_and_by_name():
         assert list(failed) == [13]
         assert re.match(r"item 13 cost \d workers: process", failed[13].message)
         assert "SIGKILL" in failed[13].message
+
+
+async def test_tasks_that_went_with_their_worker_are_done_again_and_only_the_one_at_fault_fails():
+    async with node() as system:
+        pieces = await pieces_of(
+            system,
+            function="mapped:kills",
+            items=list(range(300)),
+            tasks=300,
+            arguments={"poison": 200},
+            workers="processes",
+        )
+        assert [piece.start for piece in pieces] == list(range(300))
+        assert [value for piece in pieces for value in piece.values] == [*range(200), None, *range(201, 300)]
+        assert [number for piece in pieces for number in piece.failed] == [200]
+
+
+async def test_tasks_that_are_too_much_for_one_message_go_apart(monkeypatch):
+    monkeypatch.setattr(packing, "LONGEST", 500_000)
+    async with node() as system:
+        items = [bytes(40_000)] * 100
+        values = await system.call(
+            "scheduler.map", function="builtins:len", items=items, tasks=100, workers="processes"
+        )
+        assert values == [40_000] * 100
 
 
 async def test_more_killings_than_a_service_survives_end_no_map():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.mapping.fold import Fold, InOrder
-from services.scheduler.mapping.job import Job
+from services.scheduler.mapping.job import MOST_TOGETHER, Job
 from services.scheduler.mapping.partition import TARGET, Equal, Guided
 
 
@@ -156,6 +156,57 @@ def test_a_copy_that_is_lost_does_not_bring_the_task_back_while_the_first_runs()
     assert job.finished
 
 
+def spans(attempts) -> list[tuple[int, int]]:
+    return [(attempt.task.start, attempt.task.stop) for attempt in attempts]
+
+
+def test_tasks_that_take_no_time_are_assigned_as_many_at_once_as_fill_the_time():
+    job = job_of(1000, 1000)
+    assert len(job.assign_some(0.0, 0.001)) == 1, "nobody knows yet what they take"
+    job.commit(job.assign(0.0), 0.0001)
+    assert spans(job.assign_some(0.0, 0.001)) == [(item, item + 1) for item in range(2, 12)]
+    assert len(job.assign_some(0.0, 10.0)) == MOST_TOGETHER
+
+
+def test_a_task_that_takes_as_long_is_assigned_by_itself():
+    job = job_of(1000, 1000)
+    job.commit(job.assign(0.0), 0.1)
+    assert len(job.assign_some(0.0, 0.001)) == 1
+
+
+def test_nobody_is_to_blame_for_a_worker_that_had_many_tasks_and_each_is_done_apart():
+    job = job_of(100, 100)
+    job.commit(job.assign(0.0), 0.0001)
+    lost = job.assign_some(0.0, 0.001)
+    assert job.lose_some(lost) is None
+    assert job.lost_workers == 1
+    apart = [job.assign_some(0.0, 0.001) for _ in lost]
+    assert [len(attempts) for attempts in apart] == [1] * len(lost)
+    assert sorted(spans([attempt for (attempt,) in apart])) == spans(lost)
+    assert [attempt.task.killed for (attempt,) in apart] == [0] * len(lost)
+    assert len(job.assign_some(0.0, 0.001)) > 1, "the others go on as before"
+
+
+def test_what_cannot_be_done_together_is_done_apart_and_fewer_are_tried_from_then_on():
+    job = job_of(1000, 1000)
+    job.commit(job.assign(0.0), 1e-6)
+    refused = job.assign_some(0.0, 1.0)
+    job.refuse(refused)
+    assert job.lost_workers == 0
+    assert spans([job.assign_some(0.0, 1.0)[0] for _ in refused]) == spans(refused)
+    assert len(job.assign_some(0.0, 1.0)) == len(refused) // 2
+
+
+def test_tasks_that_were_given_back_are_assigned_before_those_that_follow():
+    job = job_of(100, 100)
+    job.commit(job.assign(0.0), 0.0001)
+    first, *rest = job.assign_some(0.0, 0.001)
+    job.commit(first, 0.1)
+    for attempt in rest:
+        job.cancel(attempt)
+    assert spans(job.assign_some(0.0, 1.0))[: len(rest)] == spans(rest)
+
+
 @given(
     items=st.integers(1, 300),
     tasks=st.none() | st.integers(1, 50),
@@ -190,6 +241,47 @@ def test_whatever_happens_to_workers_each_item_is_counted_once(items, tasks, wor
     assert counted == [1] * items
     for attempt in running:
         assert not job.commit(attempt, now + 1.0)
+
+
+@given(
+    items=st.integers(1, 300),
+    tasks=st.none() | st.integers(1, 300),
+    workers=st.integers(1, 6),
+    seed=st.integers(0, 2**32),
+    poison=st.none() | st.integers(0, 299),
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_happens_to_workers_with_many_tasks_each_item_is_counted_once(items, tasks, workers, seed, poison):
+    chance = random.Random(seed)
+    job = job_of(items, None if tasks is None else min(tasks, items), workers=workers)
+    counted, failed, running, now, kills = [0] * items, [], [], 0.0, 0
+    while not job.finished:
+        now += chance.random()
+        while len(running) < workers and (attempts := job.assign_some(now, 0.001)):
+            running.append(attempts)
+        attempts = running.pop(chance.randrange(len(running)))
+        has_poison = any(
+            poison is not None and attempt.task.start <= poison < attempt.task.stop for attempt in attempts
+        )
+        fate = chance.random()
+        if has_poison or (fate < 0.05 and kills < 40):
+            kills += 1
+            at_fault = job.lose_some(attempts)
+            if at_fault is not None:
+                failed.append((at_fault.start, at_fault.stop))
+                for item in range(at_fault.start, at_fault.stop):
+                    counted[item] += 1
+            continue
+        done = chance.randint(1, len(attempts))
+        for attempt in attempts[:done]:
+            if job.commit(attempt, 1e-5 * len(attempt.task)):
+                for item in range(attempt.task.start, attempt.task.stop):
+                    counted[item] += 1
+        for attempt in attempts[done:]:
+            job.cancel(attempt)
+    assert counted == [1] * items
+    if poison is not None and poison < items:
+        assert (poison, poison + 1) in failed
 
 
 @given(st.permutations(list(range(12))))
