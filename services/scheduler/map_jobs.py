@@ -1,4 +1,8 @@
-"""The maps that run: each is a process, and so is each of its tasks while it is done."""
+"""The maps that run: each is a process, and so is each of its tasks while it is done.
+
+Maps are entered into the process table. Tasks are not: most end before anybody looks, so their lines are made for who
+does.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,13 @@ from microkernel.errors import (
     Unavailable,
 )
 from microkernel.executor import Executor
-from microkernel.policy import Claim
+from microkernel.policy import Claim, counted
 from microkernel.service import Service
 from services.scheduler.mapping.crews import Crew, Processes, Threads
 from services.scheduler.mapping.functions import check_allowed, find
-from services.scheduler.mapping.maps import MapRun, count_of
-from services.scheduler.messages import Map, Mapped, ProcessState, Progress, Range, Signal, Spawn
+from services.scheduler.mapping.job import Attempt, Task
+from services.scheduler.mapping.maps import Batch, MapRun, count_of
+from services.scheduler.messages import Map, Mapped, Process, ProcessState, Progress, Range, Signal, Spawn
 from services.scheduler.table import ProcessTable
 from services.scheduler.worker import Worker
 
@@ -99,7 +104,7 @@ class MapJobs:
             return self._why_task(pid)
         if run.paused:
             return f"is paused, until it is resumed: {run.told()}"
-        if not run.running:
+        if not run.batches:
             return f"waits for a worker: {run.told()}"
         return f"runs: {run.told()}"
 
@@ -110,6 +115,36 @@ class MapJobs:
             state = ProcessState.PAUSED if run.paused else ProcessState.RUNNING
             progress = Progress(pid=pid, state=state, why=run.told(), device_seconds=run.seconds)
             self._table.update(progress, now)
+
+    def tasks(self, now: float) -> list[Process]:
+        """The tasks that workers have, as the process table shows them."""
+        return [
+            Process(
+                pid=pid,
+                service=self._service.name,
+                kind="task",
+                title=_title(attempt.task),
+                owner=batch.claim.owner,
+                device=None,
+                process_class=batch.claim.process_class,
+                parent=parent,
+                nice=batch.claim.nice,
+                due=None if batch.claim.deadline is None else batch.claim.deadline - now,
+                state=ProcessState.READY,
+                why="",
+                age=now - attempt.began,
+                device_seconds=0.0,
+                tokens_in=0,
+                tokens_out=0,
+            )
+            for parent, run in self._running.items()
+            for batch in run.batches
+            for pid, attempt in zip(batch.pids, batch.attempts, strict=True)
+        ]
+
+    def task(self, pid: int, now: float) -> Process | None:
+        """The task that has this pid."""
+        return next((task for task in self.tasks(now) if task.pid == pid), None)
 
     @asynccontextmanager
     async def _run(self, ask: Map, owner: str) -> AsyncIterator[MapRun]:
@@ -131,25 +166,20 @@ class MapJobs:
         self._asked[pid] = spawn
         came = now()
 
-        def begin(what: str) -> Claim:
-            asked = self._asked[pid]
-            task = msgspec.structs.replace(asked, kind="task", title=what, parent=pid)
-            entered = self._table.spawn(task, self._service.name, now())
-            deadline = None if asked.due is None else came + asked.due
-            return Claim(
-                pid=entered.pid,
+        def begin(attempts: list[Attempt]) -> Batch:
+            asked, pids = self._asked[pid], self._table.reserve(len(attempts))
+            claim = Claim(
+                pid=pids[0],
                 owner=asked.owner,
                 process_class=asked.process_class,
                 nice=asked.nice,
                 came=came,
                 since=now(),
-                deadline=deadline,
+                deadline=None if asked.due is None else came + asked.due,
             )
+            return Batch(attempts, pids, claim)
 
-        def end(claim: Claim) -> None:
-            self._table.drop(claim.pid)
-
-        run = MapRun(ask, crew, now, begin=begin, end=end, journal=self._journal(name))
+        run = MapRun(ask, crew, now, begin=begin, journal=self._journal(name))
         self._running[pid] = run
         self._named |= set() if name is None else {name}
         state, why = ProcessState.KILLED, "its reader left"
@@ -221,22 +251,33 @@ class MapJobs:
         run = self._running.get(pid)
         if run is not None:
             return run
-        process = self._table.running(pid, self._service.clock.now())
-        if process.parent in self._running:
+        now = self._service.clock.now()
+        task = self.task(pid, now) or self._table.running(pid, now)
+        if task.parent in self._running:
             raise PreconditionFailed(
-                f"process {pid} is a task of process {process.parent}", remedy=f"send it to process {process.parent}"
+                f"process {pid} is a task of process {task.parent}", remedy=f"send it to process {task.parent}"
             )
         raise NotFound(f"there is no process {pid}", remedy="see `mk ps`")
 
     def _why_task(self, pid: int) -> str:
-        """A task is with a worker: whether it has begun, its policy knows."""
+        """A task is with a worker: whether that has begun with what it was given, its policy knows."""
+        found = (batch for run in self._running.values() for batch in run.batches if pid in batch.pids)
+        batch = next(found, None)
+        if batch is None:
+            return "has ended"
+        first = batch.pids[0]
         for executor in self._service.executors:
             said = executor.look(
-                lambda policy: next((policy.why(each) for each in policy.entries() if each.claim.pid == pid), None)
+                lambda policy: next((policy.why(each) for each in policy.entries() if each.claim.pid == first), None)
             )
             if said is not None:
                 return f"waits for {executor.name}, {said}"
-        return "runs"
+        others = len(batch.pids) - 1
+        return f"runs, or is next: its worker was given {counted(others)} with it" if others else "runs"
+
+
+def _title(task: Task) -> str:
+    return f"items {task.start} to {task.stop - 1}" if len(task) > 1 else f"item {task.start}"
 
 
 def _failed(failed: dict[int, ErrorReport], items: int) -> Aborted:

@@ -108,8 +108,9 @@ class Scheduler(Service):
 
     @handles(name="list", idempotent=True)
     async def list_processes(self, message: ListProcesses) -> list[Process]:
-        """What runs, oldest first; users other than root see their own."""
-        processes = self._table.show(self.clock.now(), ended=message.ended)
+        """What runs, oldest first and then the tasks of maps; users other than root see their own."""
+        now = self.clock.now()
+        processes = self._table.show(now, ended=message.ended) + self._maps.tasks(now)
         return [process for process in processes if _may_touch(process)]
 
     @handles
@@ -227,7 +228,8 @@ class Scheduler(Service):
 
     def _find(self, pid: int) -> Process:
         """The process, if the caller may touch it. Raises `NotFound`."""
-        process = self._table.running(pid, self.clock.now())
+        now = self.clock.now()
+        process = self._maps.task(pid, now) or self._table.running(pid, now)
         if not _may_touch(process):
             raise NotFound(f"there is no process {pid}", remedy="see `mk ps`")
         return process

@@ -61,6 +61,10 @@ class ProcessTable:
         self._running[process.pid] = _Row(process, now)
         return process
 
+    def reserve(self, count: int) -> list[int]:
+        """Pids of processes that are not entered here: whoever runs them tells of them when somebody looks."""
+        return [next(self._pids) for _ in range(count)]
+
     def update(self, progress: Progress, now: float, *, service: str | None = None) -> Process | None:
         """Note progress; a state that is an end moves the process to the history. None for one that is not running."""
         row = self._running.get(progress.pid)
@@ -80,10 +84,6 @@ class ProcessTable:
             while len(self._ended) > self._history:
                 self._ended.popitem(last=False)
         return row.at(now)
-
-    def drop(self, pid: int) -> None:
-        """Forget a process that runs: it is over, and its parent tells of it."""
-        self._running.pop(pid, None)
 
     def renice(self, pid: int, nice: int, now: float) -> Process:
         """Note another nice value. Raises as `running`."""

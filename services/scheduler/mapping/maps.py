@@ -22,7 +22,7 @@ from services.scheduler.mapping.partition import Equal, Guided, Partition
 from services.scheduler.mapping.work import TOGETHER, Outcome
 from services.scheduler.messages import Map, Mapped, Range, RunTasks
 
-__all__ = ["MapRun", "count_of"]
+__all__ = ["Batch", "MapRun", "count_of"]
 
 AHEAD = 2  # batches that each worker has: one runs, and the next one is there when it ends
 WINDOW = 64  # tasks' worth of items that may be done ahead of the first that is not, for each worker
@@ -31,8 +31,16 @@ LOOK = 0.02  # seconds after which idle workers look for a slow task to copy
 AGAIN = 0.05  # seconds until a task is given again that nobody took
 
 
+class Batch(msgspec.Struct, frozen=True, eq=False):
+    """What a worker was given at once: attempts at tasks, each with a pid. Their claim has the first one's."""
+
+    attempts: list[Attempt]
+    pids: list[int]
+    claim: Claim
+
+
 class MapRun:
-    """One map, while it runs. `progress` counts items."""
+    """One map, while it runs."""
 
     def __init__(
         self,
@@ -40,14 +48,10 @@ class MapRun:
         crew: Crew,
         now: Callable[[], float],
         *,
-        begin: Callable[[str], Claim],
-        end: Callable[[Claim], None],
+        begin: Callable[[list[Attempt]], Batch],
         journal: Path | None = None,
     ) -> None:
-        """`begin` is told what each task is, and says when its turn is; `end` is told when it is over.
-
-        With `journal`, what is done is kept there.
-        """
+        """`begin` says for whom attempts are and when their turn is. With `journal`, what is done is kept there."""
         self.items = count_of(ask.items)
         self.paused = False
         self.seconds = 0.0  # that workers were at its tasks
@@ -55,12 +59,11 @@ class MapRun:
         self._crew = crew
         self._now = now
         self._begin = begin
-        self._end = end
         self._error: MicrokernelError | None = None
         self._path = journal
         self._journal: Journal | None = None
         self._job: Job | None = None
-        self._flying: dict[asyncio.Task[list[Outcome]], list[Attempt]] = {}
+        self._flying: dict[asyncio.Task[list[Outcome]], Batch] = {}
         self._wake = asyncio.Event()
         self._parts: dict[tuple[int, int], tuple[InOrder, list[Outcome]]] = {}
 
@@ -70,9 +73,9 @@ class MapRun:
         return 0 if self._job is None else self._job.done_items
 
     @property
-    def running(self) -> list[Attempt]:
-        """The tasks that are being done."""
-        return [attempt for attempts in self._flying.values() for attempt in attempts]
+    def batches(self) -> list[Batch]:
+        """What workers have now."""
+        return list(self._flying.values())
 
     def pause(self, *, paused: bool) -> None:
         """Begin no more tasks, or go on; those that run end."""
@@ -177,20 +180,11 @@ class MapRun:
             attempts = job.assign_some(self._now(), TOGETHER) if idle or job.has_more else []
             if not attempts:
                 return
-            self._flying[asyncio.create_task(self._do([attempt.task for attempt in attempts]))] = attempts
+            batch = self._begin(attempts)
+            doing = asyncio.create_task(self._crew.run(self._work([each.task for each in attempts]), batch.claim))
+            self._flying[doing] = batch
 
-    async def _do(self, tasks: list[Task]) -> list[Outcome]:
-        claims = [
-            self._begin(f"items {task.start} to {task.stop - 1}" if len(task) > 1 else f"item {task.start}")
-            for task in tasks
-        ]
-        try:
-            return await self._crew.run(self._batch(tasks), claims[0])
-        finally:
-            for claim in claims:
-                self._end(claim)
-
-    def _batch(self, tasks: list[Task]) -> RunTasks:
+    def _work(self, tasks: list[Task]) -> RunTasks:
         ask = self._ask
         return RunTasks(
             function=ask.function,
@@ -214,7 +208,7 @@ class MapRun:
             raise self._error
         pieces: list[tuple[int, int, Outcome]] = []
         for future in [each for each in self._flying if each.done()]:
-            for task, outcome in self._counted(job, self._flying.pop(future), future):
+            for task, outcome in self._counted(job, self._flying.pop(future).attempts, future):
                 if task.is_part and self._ask.reduce is not None:
                     pieces += await asyncio.to_thread(self._join, task, outcome)
                 else:
@@ -263,8 +257,8 @@ class MapRun:
 
     def _cancel_copies(self) -> None:
         """Nobody waits for what others have done already."""
-        for future, attempts in self._flying.items():
-            if all(attempt.task.done for attempt in attempts):
+        for future, batch in self._flying.items():
+            if all(attempt.task.done for attempt in batch.attempts):
                 future.cancel()
 
     def _join(self, task: Task, outcome: Outcome) -> list[tuple[int, int, Outcome]]:

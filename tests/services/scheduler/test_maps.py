@@ -16,6 +16,9 @@ from microkernel.errors import Aborted, AlreadyExists, CallCancelled, Denied, In
 from microkernel.isolation import packing
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
+from services.scheduler.mapping.crews import Threads
+from services.scheduler.mapping.job import MOST_TOGETHER
+from services.scheduler.mapping.work import Outcome
 from services.scheduler.service import Scheduler
 
 
@@ -220,6 +223,39 @@ async def test_a_map_and_its_tasks_are_processes_with_their_parent(tmp_path):
         (ended,) = await system.call("scheduler.list", ended=True)
         assert (ended.pid, ended.state) == (job.pid, "done")
         assert ended.device_seconds > 0.0
+
+
+async def test_tasks_that_one_worker_was_given_at_once_are_processes_too(monkeypatch):
+    go = asyncio.Event()
+
+    async def held(self, batch, claim):
+        if len(batch.tasks) > 1:
+            await go.wait()
+        return [Outcome(values=[task.start], seconds=1e-5) for task in batch.tasks]
+
+    monkeypatch.setattr(Threads, "run", held)
+    async with node() as system:
+        items = {"start": 0, "stop": 500, "step": 1}
+        task = asyncio.create_task(system.call("scheduler.map", function="mapped:square", items=items, tasks=500))
+        while len(processes := await system.call("scheduler.list")) < MOST_TOGETHER:
+            await asyncio.sleep(0.01)
+        job, *tasks = processes
+        assert len({each.pid for each in (job, *tasks)}) == 1 + len(tasks)
+        assert {(each.kind, each.parent, each.owner) for each in tasks} == {("task", job.pid, job.owner)}
+        why = await system.call("scheduler.why", pid=tasks[1].pid)
+        assert re.search(r"runs, or is next: its worker was given \d+ others with it$", why)
+        with pytest.raises(PreconditionFailed, match=f"is a task of process {job.pid}"):
+            await system.call("scheduler.nice", pid=tasks[1].pid, nice=3)
+        go.set()
+        assert await task == list(range(500))
+        with pytest.raises(NotFound):
+            await system.call("scheduler.why", pid=tasks[1].pid)
+
+
+async def test_tasks_leave_the_process_table_to_others():
+    async with node(limit=1) as system:
+        values = await system.call("scheduler.map", function="mapped:square", items=[1, 2, 3], tasks=3)
+        assert values == [1, 4, 9]
 
 
 async def test_a_map_that_is_killed_ends_with_the_reason():

@@ -23,6 +23,15 @@ def test_a_process_has_a_pid_of_its_own_and_an_age():
     assert [process.age for process in table.show(13.0, ended=False)] == [3.0, 2.0]
 
 
+def test_pids_that_are_reserved_are_nobody_elses_and_show_nothing():
+    table = ProcessTable()
+    before = table.spawn(WORK, "inference", 0.0).pid
+    reserved = table.reserve(3)
+    after = table.spawn(WORK, "inference", 0.0).pid
+    assert len({before, *reserved, after}) == 5
+    assert [process.pid for process in table.show(0.0, ended=True)] == [before, after]
+
+
 def test_progress_shows_and_an_end_moves_it_to_the_history():
     table = ProcessTable()
     pid = table.spawn(WORK, "inference", 0.0).pid
