@@ -54,11 +54,12 @@ class MapJobs:
         self._running: dict[int, MapRun] = {}
         self._asked: dict[int, Spawn] = {}
         self._named: set[tuple[str, str]] = set()
-        self._workers: tuple[int, int] | None = None  # the incarnation of the service, and its instances
+        self._found: set[str] = set()  # names of functions whose modules are here
+        self._workers: int | None = None  # how many processes there are, while that is known
 
     async def value(self, ask: Map, *, owner: str, is_root: bool) -> Any:
         """All values in a list, or their reduction. Raises `Aborted` where items failed, once the others are done."""
-        await asyncio.to_thread(self._check, ask, is_root=is_root)  # it may import
+        await self._check(ask, is_root=is_root)
         failed: dict[int, ErrorReport] = {}
         async with self._run(ask, owner) as run:
             if ask.reduce is not None:
@@ -76,7 +77,7 @@ class MapJobs:
 
     async def results(self, ask: Map, *, owner: str, is_root: bool) -> AsyncGenerator[Mapped, None]:
         """The values, task by task."""
-        await asyncio.to_thread(self._check, ask, is_root=is_root)  # it may import
+        await self._check(ask, is_root=is_root)
         if ask.reduce is not None:
             raise Invalid("a reduction has one value: call scheduler.map", field="reduce")
         async with self._run(ask, owner) as run, aclosing(run.results()) as results:
@@ -146,6 +147,11 @@ class MapJobs:
         """The task that has this pid."""
         return next((task for task in self.tasks(now) if task.pid == pid), None)
 
+    def service_gone(self, name: str) -> None:
+        """A service is not what it was."""
+        if name == Worker.name:
+            self._workers = None
+
     @asynccontextmanager
     async def _run(self, ask: Map, owner: str) -> AsyncIterator[MapRun]:
         """The map as a process, from its begin to its end."""
@@ -214,26 +220,27 @@ class MapJobs:
 
     async def _start_workers(self) -> int:
         """See that there are processes; returns how many."""
-        services = await self._service.call("kernel.services")
-        found = next((service for service in services if service.name == Worker.name), None)
-        if found is None:
-            (found,) = await self._service.call("kernel.add", path=str(Path(__file__).with_name("worker.py")))
-        if self._workers is None or self._workers[0] != found.incarnation:
+        if self._workers is None:
+            services = await self._service.call("kernel.services")
+            if not any(service.name == Worker.name for service in services):
+                await self._service.call("kernel.add", path=str(Path(__file__).with_name("worker.py")))
             (worker,) = await self._service.call("kernel.describe", name=Worker.name)
-            self._workers = found.incarnation, int(worker.instances)
-        return self._workers[1]
+            self._workers = int(worker.instances)
+        return self._workers
 
     def _with_cores(self) -> Executor | None:
         """The first device that has threads for single cores."""
         return next((executor for executor in self._service.executors if executor.core_threads), None)
 
-    def _check(self, ask: Map, *, is_root: bool) -> None:
-        """Raise `Invalid` or `Denied` for what cannot be mapped."""
-        for name in filter(None, (ask.function, ask.reduce)):
-            if not is_root:
+    async def _check(self, ask: Map, *, is_root: bool) -> None:
+        """Raise `Invalid`, `Denied` or `NotFound` for what cannot be mapped."""
+        if not is_root:
+            for name in filter(None, (ask.function, ask.reduce)):
                 check_allowed(name, self._functions)
-            if ask.workers == "threads":
-                find(name)
+        here = {ask.function if ask.workers == "threads" else None, ask.reduce} - self._found
+        for name in filter(None, here):
+            await asyncio.to_thread(find, name)  # it may import
+            self._found.add(name)
         if isinstance(ask.items, Range) and ask.items.step == 0:
             raise Invalid("a range has a step that is not 0", field="items")
         if ask.tasks is not None and ask.tasks < 1:

@@ -222,6 +222,7 @@ class Scheduler(Service):
     async def bury(self, event: Event) -> None:
         """A service that is gone runs nothing any more."""
         if event.body["state"] in {"restarting", "stopped", "quarantined"}:
+            self._maps.service_gone(event.body["name"])
             why = f"service '{event.body['name']}' is {event.body['state']}"
             for process in self._table.fail_service(event.body["name"], why, self.clock.now()):
                 self.publish("process.ended", process)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ WINDOW = 64  # tasks' worth of items that may be done ahead of the first that is
 FOLDED = 256  # tasks of a reduction where nobody said how many: its bits are to depend on the items alone
 LOOK = 0.02  # seconds after which idle workers look for a slow task to copy
 AGAIN = 0.05  # seconds until a task is given again that nobody took
+
+Piece = tuple[int, int, Outcome]
+"""The items from a start up to a stop, and what they gave."""
 
 
 class Batch(msgspec.Struct, frozen=True, eq=False):
@@ -64,6 +67,7 @@ class MapRun:
         self._journal: Journal | None = None
         self._job: Job | None = None
         self._flying: dict[asyncio.Task[list[Outcome]], Batch] = {}
+        self._landed: list[asyncio.Task[list[Outcome]]] = []  # of these, those that have ended
         self._wake = asyncio.Event()
         self._parts: dict[tuple[int, int], tuple[InOrder, list[Outcome]]] = {}
 
@@ -101,24 +105,25 @@ class MapRun:
         assert self._ask.reduce is not None
         fold = Fold(find(self._ask.reduce))
         failed: dict[int, ErrorReport] = {}
-        async for start, stop, outcome in self._pieces():
-            failed |= {start + place: report for place, report in outcome.failed.items()}
-            await asyncio.to_thread(fold.put, start, stop, outcome.folded, outcome.count)
+        async for pieces in self._pieces():
+            for start, _, outcome in pieces:
+                failed |= {start + place: report for place, report in outcome.failed.items()}
+            await asyncio.to_thread(_put, fold, pieces)
         return fold.value, failed
 
     async def results(self) -> AsyncGenerator[Mapped, None]:
         """The values, task by task: in the order of the items, or as tasks end."""
         order = InOrder()
-        async for start, stop, outcome in self._pieces():
-            failed = {start + place: report for place, report in outcome.failed.items()}
-            piece = Mapped(start=start, stop=stop, values=outcome.values, failed=failed)
-            if not self._ask.ordered:
-                yield piece
-                self._taken(stop=None)
-                continue
-            for each in order.put(start, stop, piece):
-                yield each
-                self._taken(stop=each.stop)
+        async for pieces in self._pieces():
+            for start, stop, outcome in pieces:
+                failed = {start + place: report for place, report in outcome.failed.items()}
+                piece = Mapped(start=start, stop=stop, values=outcome.values, failed=failed)
+                if not self._ask.ordered:
+                    yield piece
+                    continue
+                for each in order.put(start, stop, piece):
+                    yield each
+                    self._taken(each.stop)
 
     def finish(self) -> None:
         """Its results were handed over: what was kept for a restart is not needed any more."""
@@ -126,20 +131,20 @@ class MapRun:
             self._journal.forget()
             self._journal = None
 
-    async def _pieces(self) -> AsyncGenerator[tuple[int, int, Outcome], None]:
-        """What each task gave, as they end; a task that was cut in half gives one piece for both."""
-        kept = await asyncio.to_thread(self._open)
-        job = self._job
-        assert job is not None
+    async def _pieces(self) -> AsyncGenerator[list[Piece], None]:
+        """What tasks gave, as they end; a task that was cut in half gives one piece for both."""
+        kept: list[Record] = [] if self._path is None else await asyncio.to_thread(self._open, self._path)
+        job = self._job = self._make(kept)
         try:
-            for record in kept:
-                yield record.start, record.stop, record.outcome
+            yield [(record.start, record.stop, record.outcome) for record in kept]
             while not job.finished or self._flying:
                 if job.finished:
                     self._cancel_copies()
                 self._fill(job)
-                for start, stop, outcome in await self._ended(job):
-                    yield start, stop, outcome
+                await self._look(job)
+                if self._error is not None:
+                    raise self._error
+                yield await self._ended(job)
         finally:
             flying = list(self._flying)
             for each in flying:
@@ -150,28 +155,33 @@ class MapRun:
             if self._journal is not None:
                 await asyncio.to_thread(self._journal.close)
 
-    def _open(self) -> list[Record]:
-        """Make the job, with what its journal has of it; on a thread."""
-        ask, kept = self._ask, list[Record]()
-        tasks = ask.tasks if ask.tasks is not None or ask.reduce is None else min(FOLDED, self.items)
-        if self._path is not None:
-            self._journal = Journal(self._path, _digest(ask), {"tasks": tasks})
-            tasks = self._journal.partition["tasks"]
-            kept = list(self._journal.records())
+    @property
+    def _tasks(self) -> int | None:
+        """Into how many tasks the items are cut, where that is known beforehand."""
+        ask = self._ask
+        return ask.tasks if ask.tasks is not None or ask.reduce is None else min(FOLDED, self.items)
+
+    def _open(self, path: Path) -> list[Record]:
+        """What the journal has; on a thread."""
+        self._journal = Journal(path, _digest(self._ask), {"tasks": self._tasks})
+        return list(self._journal.records())
+
+    def _make(self, kept: Iterable[Record]) -> Job:
+        """The tasks that are left."""
+        tasks = self._tasks if self._journal is None else self._journal.partition["tasks"]
         partition: Partition = (
             Guided() if tasks is None or self.items == 0 else Equal(self.items, min(tasks, self.items))
         )
         size = 1 if tasks is None else -(-self.items // tasks) if self.items else 1
-        ordered = ask.ordered and ask.reduce is None
-        self._job = Job(
+        ordered = self._ask.ordered and self._ask.reduce is None
+        return Job(
             self.items,
             partition,
             self._crew.size,
             window=max(4096, WINDOW * size * self._crew.size) if ordered else self.items + 1,
-            divisible=not ask.whole,
+            divisible=not self._ask.whole,
             done=[(record.start, record.stop) for record in kept],
         )
-        return kept
 
     def _fill(self, job: Job) -> None:
         """Give every worker something to do."""
@@ -183,6 +193,11 @@ class MapRun:
             batch = self._begin(attempts)
             doing = asyncio.create_task(self._crew.run(self._work([each.task for each in attempts]), batch.claim))
             self._flying[doing] = batch
+            doing.add_done_callback(self._land)
+
+    def _land(self, doing: asyncio.Task[list[Outcome]]) -> None:
+        self._landed.append(doing)
+        self._wake.set()
 
     def _work(self, tasks: list[Task]) -> RunTasks:
         ask = self._ask
@@ -201,14 +216,24 @@ class MapRun:
             return Range(span.start, span.stop, span.step)
         return items[task.start : task.stop]
 
-    async def _ended(self, job: Job) -> list[tuple[int, int, Outcome]]:
-        """What counts of that which has ended, once something has, and is on disk where it is kept."""
-        await self._look(job)
-        if self._error is not None:
-            raise self._error
-        pieces: list[tuple[int, int, Outcome]] = []
-        for future in [each for each in self._flying if each.done()]:
-            for task, outcome in self._counted(job, self._flying.pop(future).attempts, future):
+    async def _look(self, job: Job) -> None:
+        """Return when a task has ended, or it is time to see whether one is slow, or something was said."""
+        if self._landed or (job.finished and not self._flying):
+            return
+        patience = None  # while all have something to do, only the end of a task is news
+        if len(self._flying) < self._crew.size:
+            patience = LOOK if self._flying else AGAIN
+        self._wake.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._wake.wait()
+
+    async def _ended(self, job: Job) -> list[Piece]:
+        """What counts of that which has ended; it is on disk where it is kept."""
+        pieces: list[Piece] = []
+        landed, self._landed = self._landed, []
+        for doing in landed:
+            for task, outcome in self._counted(job, self._flying.pop(doing).attempts, doing):
                 if task.is_part and self._ask.reduce is not None:
                     pieces += await asyncio.to_thread(self._join, task, outcome)
                 else:
@@ -217,22 +242,12 @@ class MapRun:
             await asyncio.to_thread(self._journal.commit, [Record(*piece) for piece in pieces])
         return pieces
 
-    async def _look(self, job: Job) -> None:
-        """Return when a task has ended, or it is time to see whether one is slow, or something was said."""
-        self._wake.clear()
-        if not self._flying:
-            if not job.finished:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), AGAIN)
-            return
-        await asyncio.wait(self._flying, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
-
     def _counted(
-        self, job: Job, attempts: list[Attempt], future: asyncio.Task[list[Outcome]]
+        self, job: Job, attempts: list[Attempt], doing: asyncio.Task[list[Outcome]]
     ) -> list[tuple[Task, Outcome]]:
         """What counts of what a worker gave for the tasks that it was given at once."""
         try:
-            outcomes = future.result()
+            outcomes = doing.result()
         except (Overloaded, Unavailable, asyncio.CancelledError):  # they never began: their worker is being replaced
             outcomes = []
         except WorkerLost as error:
@@ -257,11 +272,11 @@ class MapRun:
 
     def _cancel_copies(self) -> None:
         """Nobody waits for what others have done already."""
-        for future, batch in self._flying.items():
+        for doing, batch in self._flying.items():
             if all(attempt.task.done for attempt in batch.attempts):
-                future.cancel()
+                doing.cancel()
 
-    def _join(self, task: Task, outcome: Outcome) -> list[tuple[int, int, Outcome]]:
+    def _join(self, task: Task, outcome: Outcome) -> list[Piece]:
         """The whole task, once all of its parts are there: folded as it would have been in one piece; on a thread."""
         start, stop = task.whole
         order, parts = self._parts.setdefault(task.whole, (InOrder(start), []))
@@ -283,10 +298,16 @@ class MapRun:
             place += len(part.values)
         return [(start, stop, Outcome(folded=folded, count=count, failed=failed))]
 
-    def _taken(self, *, stop: int | None) -> None:
+    def _taken(self, stop: int) -> None:
         """Results up to an item were handed over."""
-        if self._job is not None and stop is not None:
+        if self._job is not None:
             self._job.taken = max(self._job.taken, stop)
+
+
+def _put(fold: Fold, pieces: Iterable[Piece]) -> None:
+    """Fold what some tasks gave; on a thread."""
+    for start, stop, outcome in pieces:
+        fold.put(start, stop, outcome.folded, outcome.count)
 
 
 def _lost(task: Task, error: WorkerLost) -> Outcome:

@@ -258,6 +258,14 @@ async def test_tasks_leave_the_process_table_to_others():
         assert values == [1, 4, 9]
 
 
+async def test_workers_that_were_removed_come_with_the_next_map():
+    ask = {"function": "mapped:square", "items": [3], "workers": "processes"}
+    async with node() as system:
+        assert await system.call("scheduler.map", **ask) == [9]
+        await system.call("kernel.remove", name="worker")
+        assert await system.call("scheduler.map", **ask) == [9]
+
+
 async def test_a_map_that_is_killed_ends_with_the_reason():
     async with node() as system:
         task = asyncio.create_task(
