@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any, Literal
-from unittest import mock
 
 from benchmarks.scheduling import items
 from microkernel.config import Config
@@ -11,7 +10,6 @@ from microkernel.executor import Executor
 from microkernel.service import Service
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
-from services.scheduler import map_jobs
 from services.scheduler.messages import Map, Range
 from services.scheduler.service import Scheduler
 from services.scheduler.worker import CORES
@@ -40,8 +38,6 @@ class MapNode:
         instances = {}
         if self.processes is not None:
             instances["worker"] = self.processes
-            # A crew takes it for the number of its workers, whatever is configured.
-            mock.patch.object(map_jobs, "CORES", self.processes).start()
         self.system = TestKernel(*services, config=Config(instances=instances), settings=SETTINGS)
         await self.system.__aenter__()
         if self.threads is None:
