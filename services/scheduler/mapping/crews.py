@@ -64,7 +64,7 @@ class Processes:
 
     async def run(self, batch: RunTasks, claim: Claim) -> list[Outcome]:  # noqa: ARG002 - the system's scheduler decides
         try:
-            return convert(await self._service.call("worker.run", batch), list[Outcome])
+            return [convert(each, Outcome) for each in await self._service.call("worker.run", batch)]
         except Unavailable as error:
             if error.may_have_run is False:
                 await self._revive()
