@@ -38,7 +38,8 @@ class MapNode:
         instances = {}
         if self.processes is not None:
             instances["worker"] = self.processes
-        self.system = TestKernel(*services, config=Config(instances=instances), settings=SETTINGS)
+        settings = SETTINGS if Devices in services else {}
+        self.system = TestKernel(*services, config=Config(instances=instances), settings=settings)
         await self.system.__aenter__()
         if self.threads is None:
             await self.system.call("devices.list")  # it answers when all are there
