@@ -111,8 +111,8 @@ class Job:
         """Whether there is a task that nobody has begun."""
         return self._alone is None and (bool(self._again) or self._is_open or self._may_try_suspect)
 
-    def assign(self, now: float) -> Attempt | None:
-        """What a worker that has nothing to do is to do next; None where there is nothing, now."""
+    def assign(self, now: float, *, ahead: int = 0) -> Attempt | None:
+        """What a worker is to do next, that has so many batches to do before; None where there is nothing, now."""
         if self._alone is not None:
             return None
         if self._again:
@@ -128,11 +128,11 @@ class Job:
         if self._may_try_suspect:
             self._alone = self._begin(self._suspects.popleft(), now)
             return self._alone
-        return self._copy(now) if self._copies and not self._gaps else None
+        return self._copy(now, ahead) if self._copies else None
 
-    def assign_some(self, now: float, seconds: float) -> list[Attempt]:
+    def assign_some(self, now: float, seconds: float, *, ahead: int = 0) -> list[Attempt]:
         """As `assign`, with as many of the tasks that follow as should take `seconds` together."""
-        attempt = self.assign(now)
+        attempt = self.assign(now, ahead=ahead)
         found: list[Attempt] = []
         expected = 0.0
         while attempt is not None:
@@ -245,20 +245,30 @@ class Job:
         self._running[attempt.number] = attempt
         return attempt
 
-    def _copy(self, now: float) -> Attempt | None:
-        """A second attempt of the task that has run longest, if it is slow: whichever ends first, counts."""
+    def _copy(self, now: float, ahead: int) -> Attempt | None:
+        """One more attempt at the task that has run longest, if it is slow: whichever ends first, counts.
+
+        Where workers have others `ahead`, it may only have waited behind these. With each attempt that is slow too,
+        the next one is longer in coming: of any number of workers all but one may be frozen.
+        """
+        if self._each == 0.0:
+            return None
         slow = [
             attempt
             for attempt in self._running.values()
-            if len(attempt.task.attempts) == 1
+            if attempt is attempt.task.attempts[-1]
             and not attempt.task.done
-            and not attempt.task.apart  # it may cost the other worker, too
-            and now - attempt.began > max(LEAST_AGE, SLOW * self._each * len(attempt.task))
+            and not attempt.task.killed  # it would cost the other worker, too
+            and now - attempt.began > self._patience(attempt.task, ahead)
         ]
-        if not slow or self._each == 0.0:
+        if not slow:
             return None
         self.copied += 1
         return self._begin(min(slow, key=lambda attempt: attempt.began).task, now)
+
+    def _patience(self, task: Task, ahead: int) -> float:
+        """Seconds until its newest attempt is slow."""
+        return float((1 + ahead) * 2 ** (len(task.attempts) - 1) * max(LEAST_AGE, SLOW * self._each * len(task)))
 
 
 def _gaps(items: int, done: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -186,8 +186,9 @@ class MapRun:
     def _fill(self, job: Job) -> None:
         """Give every worker something to do."""
         while not self.paused and len(self._flying) < AHEAD * self._crew.size:
-            idle = len(self._flying) < self._crew.size
-            attempts = job.assign_some(self._now(), TOGETHER) if idle or job.has_more else []
+            # Which worker has which is not known: one that is frozen may have all that is left, and the others nothing.
+            ahead = len(self._flying) // self._crew.size
+            attempts = job.assign_some(self._now(), TOGETHER, ahead=ahead)
             if not attempts:
                 return
             batch = self._begin(attempts)
@@ -220,8 +221,8 @@ class MapRun:
         """Return when a task has ended, or it is time to see whether one is slow, or something was said."""
         if self._landed or (job.finished and not self._flying):
             return
-        patience = None  # while all have something to do, only the end of a task is news
-        if len(self._flying) < self._crew.size:
+        patience = None  # while all have enough to do, only the end of a task is news
+        if len(self._flying) < AHEAD * self._crew.size:
             patience = LOOK if self._flying else AGAIN
         self._wake.clear()
         with suppress(TimeoutError):

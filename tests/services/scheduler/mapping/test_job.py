@@ -135,6 +135,28 @@ def test_a_slow_task_is_copied_once_nothing_else_is_left_and_the_first_to_end_co
     assert (job.finished, job.copied) == (True, 1)
 
 
+def test_where_the_copy_is_slow_too_there_is_another_one_later():
+    job = job_of(4, 4, workers=3)
+    first = job.assign(0.0)
+    for _ in range(3):
+        job.commit(job.assign(0.0), 0.1)
+    assert job.assign(0.3).task is first.task
+    assert job.assign(0.6) is None, "the copy has not had its time"
+    last = job.assign(0.8)
+    assert last.task is first.task
+    assert job.commit(last, 0.9)
+    assert job.finished
+
+
+def test_what_workers_have_ahead_is_no_reason_to_copy_what_waits_behind_it():
+    job = job_of(4, 4, workers=2)
+    first = job.assign(0.0)
+    for _ in range(3):
+        job.commit(job.assign(0.0), 0.1)
+    assert job.assign(0.3, ahead=1) is None
+    assert job.assign(0.5, ahead=1).task is first.task
+
+
 def test_a_task_that_has_cost_a_worker_is_not_given_to_a_second_one_as_well():
     job = job_of(8, 4, workers=2)
     job.lose(job.assign(0.0))

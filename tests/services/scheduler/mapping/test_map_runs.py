@@ -102,6 +102,33 @@ async def test_tasks_behind_one_that_takes_long_are_done_by_others():
     assert "tasks copied" in run.told()
 
 
+async def test_a_frozen_worker_that_has_all_that_is_left_does_not_hold_the_map_up():
+    frozen: list[int] = []
+
+    async def freezes(first: list[int]) -> None:
+        if len(first) > 1:
+            raise TooBig("too much for one message")
+        if first[0] >= 98 and first[0] not in frozen:  # the last two are both with it
+            frozen.append(first[0])
+            await asyncio.Event().wait()
+
+    assert await asyncio.wait_for(starts(run_of(Workers(2, freezes), 100)), 10) == list(range(100))
+    assert frozen == [98, 99]
+
+
+async def test_a_frozen_worker_that_has_the_next_result_does_not_hold_the_others_up():
+    frozen: list[int] = []
+
+    async def freezes(first: list[int]) -> None:
+        if 50 in first and not frozen:
+            frozen.extend(first)
+            await asyncio.Event().wait()
+
+    items = 3 * 4096  # more than may be done ahead of it
+    assert await asyncio.wait_for(starts(run_of(Workers(2, freezes), items)), 30) == list(range(items))
+    assert frozen
+
+
 async def test_a_map_that_is_killed_ends_at_once_though_its_workers_go_on():
     async def held(first: list[int]) -> None:
         await asyncio.Event().wait()
