@@ -3,7 +3,8 @@
 A task may run more than once: after its worker was lost, and as a second copy when it is slow. The attempt that is done
 first counts; the fence of its number keeps the others out. A task that has cost two workers is cut in half, and its
 halves again, until one item is left: that one is done while nothing else is, so that nobody else's end is laid to it,
-and fails by its name if its worker is lost then, too.
+and fails by its name if its worker is lost then, too. It waits until nothing is left to do, or until it is the next
+whose result is waited for.
 
 Tasks that take no time are assigned several at once. Where their worker is lost, none of them is to blame, as all but
 one had ended or not begun: each is done again, apart from others, and to blame for what happens then.
@@ -109,15 +110,21 @@ class Job:
     @property
     def has_more(self) -> bool:
         """Whether there is a task that nobody has begun."""
-        return self._alone is None and (bool(self._again) or self._is_open or self._may_try_suspect)
+        if self._alone is not None:
+            return False
+        if self._due is not None:
+            return not self._running
+        return bool(self._again) or self._is_open or self._may_try_suspect
 
     def assign(self, now: float, *, ahead: int = 0) -> Attempt | None:
         """What a worker is to do next, that has so many batches to do before; None where there is nothing, now."""
         if self._alone is not None:
             return None
-        if self._again:
+        if self._due is not None and self._running:
+            return self._copy(now, ahead) if self._copies else None
+        if self._again and self._due is None:
             return self._begin(self._again.popleft(), now)
-        if self._is_open:
+        if self._is_open and self._due is None:
             start, stop = self._gaps.popleft()
             size = min(self._partition.next(start, self._left, self._workers), stop - start)
             self._left -= size
@@ -126,7 +133,9 @@ class Job:
                 self._gaps.appendleft((start + size, stop))
             return self._begin(Task(start, start + size), now)
         if self._may_try_suspect:
-            self._alone = self._begin(self._suspects.popleft(), now)
+            suspect = self._due or self._suspects[0]
+            self._suspects.remove(suspect)
+            self._alone = self._begin(suspect, now)
             return self._alone
         return self._copy(now, ahead) if self._copies else None
 
@@ -174,9 +183,10 @@ class Job:
     def lose(self, attempt: Attempt) -> Task | None:
         """Its worker is gone, with it. A task that is at fault is returned: it counts as done, and has failed."""
         task = attempt.task
-        was_alone = self._no_longer_alone(attempt)
+        self._no_longer_alone(attempt)
         if self._running.pop(attempt.number, None) is None:
             return None
+        was_alone = not self._running
         task.attempts.remove(attempt)
         self.lost_workers += 1
         task.killed += 1
@@ -185,7 +195,7 @@ class Job:
             return None
         if len(task) == 1 or not self._divisible:
             if not was_alone or task.killed < MOST_KILLED:
-                self._suspects.append(task)
+                (self._again if task.killed < MOST_KILLED else self._suspects).append(task)
                 return None
             task.done = True
             self.done_items += len(task)
@@ -220,6 +230,11 @@ class Job:
     def _may_add(self) -> bool:
         """Whether the next task may be assigned together with others."""
         return self.has_more and not (self._again and self._again[0].apart)
+
+    @property
+    def _due(self) -> Task | None:
+        """One that may be at fault, and whose result is waited for: nothing else is begun until it is done."""
+        return next((task for task in self._suspects if task.start <= self.taken), None)
 
     @property
     def _may_try_suspect(self) -> bool:

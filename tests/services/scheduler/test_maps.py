@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+from collections import Counter
 from contextlib import asynccontextmanager
 
 import psutil
@@ -174,27 +175,27 @@ async def test_more_killings_than_a_service_survives_end_no_map():
         assert sorted(number for piece in pieces for number in piece.failed) == list(range(4, 12))
 
 
-async def test_workers_that_are_killed_cost_no_result_and_no_result_comes_twice(tmp_path):
+async def test_workers_that_are_killed_ten_times_cost_no_result_and_no_result_comes_twice(tmp_path):
     async with node() as system:
         stream = system.stream(
             "scheduler.imap",
             function="mapped:noted",
-            items=list(range(60)),
-            tasks=60,
-            arguments={"folder": str(tmp_path), "seconds": 0.03},
+            items=list(range(100)),
+            tasks=100,
+            arguments={"folder": str(tmp_path), "seconds": 0.05},
             workers="processes",
         )
-        killed, pieces = 0, []
+        killed, pieces = set[int](), []
         async for piece in stream:
             pieces.append(piece)
-            pids = {int(path.name.split(".")[1]) for path in tmp_path.iterdir()}
-            alive = [pid for pid in pids if psutil.pid_exists(pid)]
-            if killed < 3 and len(pieces) % 10 == 5 and alive:
+            done = Counter(int(path.name.split(".")[1]) for path in tmp_path.iterdir())
+            alive = [pid for pid, items in done.items() if items > 1 and pid not in killed and psutil.pid_exists(pid)]
+            if len(killed) < 10 and alive and len(pieces) % 5 == 0:
                 os.kill(alive[-1], signal.SIGKILL)
-                killed += 1
-        assert [value for piece in pieces for value in piece.values] == list(range(60))
+                killed.add(alive[-1])
+        assert [value for piece in pieces for value in piece.values] == list(range(100))
         assert not any(piece.failed for piece in pieces)
-        assert killed == 3
+        assert len(killed) == 10
 
 
 async def test_a_map_and_its_tasks_are_processes_with_their_parent(tmp_path):

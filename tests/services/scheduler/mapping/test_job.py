@@ -95,22 +95,60 @@ def test_the_item_that_costs_workers_is_found_and_fails_alone():
 
 
 def test_nobody_is_blamed_for_what_ended_while_others_ran_too():
-    job = job_of(2, 2, workers=2)
-    guilty, innocent = job.assign(0.0), job.assign(0.0)
-    for _ in range(3):
+    job = job_of(3, 3, workers=3)
+    guilty, innocent, other = job.assign(0.0), job.assign(0.0), job.assign(0.0)
+    for _ in range(2):
         assert job.lose(guilty) is None
         assert job.lose(innocent) is None
-        guilty = job.assign(0.0)
-        assert job.assign(0.0) is None, "a suspect is done alone"
-        if guilty.task.start == 1:
-            assert job.commit(guilty, 0.1)
-            break
-        at_fault = job.lose(guilty)
-        assert (at_fault.start, at_fault.stop) == (0, 1)
-        innocent = job.assign(0.0)
-        assert job.commit(innocent, 0.1)
-        break
+        if job.has_more:
+            guilty, innocent = job.assign(0.0), job.assign(0.0)
+    assert job.assign(0.0) is None, "a suspect is done alone"
+    assert job.commit(other, 0.1)
+    guilty = job.assign(0.0)
+    assert job.assign(0.0) is None, "a suspect is done alone"
+    at_fault = job.lose(guilty)
+    assert (at_fault.start, at_fault.stop) == (0, 1)
+    assert job.commit(job.assign(0.0), 0.1)
     assert job.finished
+
+
+def test_a_worker_that_is_lost_once_puts_nothing_off():
+    job = job_of(100, 100, workers=2)
+    first, second = job.assign(0.0), job.assign(0.0)
+    assert job.lose(first) is None
+    assert job.commit(second, 0.1)
+    assert job.assign(0.0).task is first.task, "it is the next, beside others"
+    assert job.assign(0.0).task.start == 2
+
+
+def test_a_suspect_whose_result_is_waited_for_is_done_before_all_that_follow():
+    job = job_of(100, 100, workers=2)
+    suspect, other = job.assign(0.0), job.assign(0.0)
+    for _ in range(2):
+        assert job.lose(suspect) is None
+        if job.has_more and suspect.task.killed < 2:
+            suspect = job.assign(0.0)
+    assert job.assign(0.0) is None, "first what runs has to end"
+    assert job.commit(other, 0.1)
+    alone = job.assign(0.0)
+    assert alone.task is suspect.task
+    assert job.assign(0.0) is None
+    assert job.commit(alone, 0.1)
+    assert job.assign(0.0).task.start == 2
+
+
+def test_a_suspect_whose_result_can_wait_is_done_last():
+    job = job_of(4, 4, workers=2)
+    first, suspect = job.assign(0.0), job.assign(0.0)
+    assert job.lose(suspect) is None
+    suspect = job.assign(0.0)
+    assert job.lose(suspect) is None
+    rest = [job.assign(0.0), job.assign(0.0)]
+    assert [attempt.task.start for attempt in rest] == [2, 3]
+    assert job.assign(0.0) is None
+    for attempt in (first, *rest):
+        assert job.commit(attempt, 0.1)
+    assert job.assign(0.0).task is suspect.task
 
 
 def test_a_task_that_cannot_be_cut_fails_as_a_whole_after_two_workers():

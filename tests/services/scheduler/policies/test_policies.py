@@ -39,7 +39,7 @@ works = st.lists(
 
 def number_of(work: Work, pid: int) -> Work:
     work.pid = pid
-    work.came += pid * 1e-6  # no two at the same moment
+    work.came = round(work.came, 3) + pid * 1e-6  # no two at the same moment
     return work
 
 
