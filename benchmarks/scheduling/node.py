@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 from benchmarks.scheduling import items
 from microkernel.config import Config
+from microkernel.cores import available_cores
 from microkernel.executor import Executor
 from microkernel.service import Service
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
 from services.scheduler.messages import Map, Range
 from services.scheduler.service import Scheduler
-from services.scheduler.worker import CORES
 
 __all__ = ["DEVICE", "MapNode", "Where", "map_of"]
 
@@ -69,7 +69,7 @@ class MapNode:
 
     async def pids(self) -> list[int]:
         """Of all worker processes, once each has had something to do."""
-        count = self.processes or CORES
+        count = self.processes or available_cores()
         found: set[int] = set()
         for _ in range(20):
             some = list(range(4 * count))

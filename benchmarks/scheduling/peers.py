@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.messages.stopwatch import percentiles
 from benchmarks.scheduling.items import nothing
-from drivers.cpu.driver import available_cores
+from microkernel.cores import available_cores
 
 __all__ = ["DaskTasks", "RayTasks"]
 

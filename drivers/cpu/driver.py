@@ -6,7 +6,6 @@ threads for work that takes one core, as many as there are cores.
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from microkernel.cores import available_cores
 from microkernel.driver import DeviceFacts, Driver, DriverDevice, Trial
 from microkernel.executor import Executor
 
@@ -115,19 +115,6 @@ def _timed(work: Callable[[], torch.Tensor], threads: int) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def available_cores() -> int:
-    """Cores that this process may run on: affinity, and a container's quota, which `os.cpu_count` does not see."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def memory_limit() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from microkernel.balance import Balance
+from microkernel.cores import available_cores
 from microkernel.executor import Executor
 from microkernel.isolation.guest import OwnExecutors
 from microkernel.service import Isolation, Service, handles
@@ -18,7 +19,6 @@ from services.scheduler.messages import RunTasks
 __all__ = ["Worker"]
 
 NICE = 10  # of a process of its own: the node, and what it computes for people, goes first
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Worker(Service):
@@ -26,7 +26,7 @@ class Worker(Service):
 
     name = "worker"
     isolation = Isolation.PROCESS
-    instances = CORES
+    instances = available_cores()
     balance = Balance.LEAST_BUSY
 
     async def start(self) -> None:

@@ -8,7 +8,8 @@ import threading
 import psutil
 import torch
 
-from drivers.cpu.driver import CpuDriver, available_cores, instruction_sets, memory_limit
+from drivers.cpu.driver import CpuDriver, instruction_sets, memory_limit
+from microkernel.cores import available_cores
 
 
 def test_there_is_one_cpu_and_it_says_what_it_can_do():
