@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -225,9 +224,12 @@ class MapRun:
         if len(self._flying) < AHEAD * self._crew.size:
             patience = LOOK if self._flying else AGAIN
         self._wake.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await self._wake.wait()
+        timer = None if patience is None else asyncio.get_running_loop().call_later(patience, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _ended(self, job: Job) -> list[Piece]:
         """What counts of that which has ended; it is on disk where it is kept."""

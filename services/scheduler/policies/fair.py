@@ -185,12 +185,13 @@ class Fair(Policy):
         self._levels = {each: _Level(each, weight) for each, weight in CLASS_WEIGHTS.items()}
         self._classes = tuple(level.share for level in self._levels.values())
         self._now = 0.0
+        self._waiting = 0
 
     def fresh(self) -> Fair:
         return Fair(self._weights)
 
     def __len__(self) -> int:
-        return sum(share.waiting for share in self._classes)
+        return self._waiting
 
     def enter(self, claim: Claim, item: Any) -> Entry:
         owner = self._owner(claim)
@@ -200,6 +201,7 @@ class Fair(Policy):
         # Who has work again is no further behind than the others: nobody saves up turns by having none.
         if not share.waiting and share.clock < self._now - level.owed:
             share.set(self._now - level.owed, share.weight)
+        self._waiting += 1
         share.waiting += 1
         if owner.waiting:
             owner.add(work)
@@ -216,6 +218,7 @@ class Fair(Policy):
         if entry.waits:
             assert isinstance(entry, _Work), "it entered here"
             entry.owner.leave(entry)
+            self._waiting -= 1
             entry.owner.waiting -= 1
             entry.owner.level.share.waiting -= 1
 
@@ -226,6 +229,7 @@ class Fair(Policy):
         level = share.level
         owner = level.first()
         work = owner.choose()
+        self._waiting -= 1
         # Who has turns now may be behind whom is chosen: it only has nothing more to do at this moment.
         now = share.stands
         for each in self._classes:
