@@ -6,6 +6,7 @@ then is not found here and now, and gone when something is kept in its place.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,8 @@ from services.devices.messages import Tuning
 
 __all__ = ["KeptTunings"]
 
+MOST = 256  # the newest: a node that has had many models remembers these
+
 
 class KeptTunings:
     """All that is kept, by device and subject."""
@@ -23,7 +26,8 @@ class KeptTunings:
         """What `path` holds. `broken` says why that cannot be read; then nothing is kept, until something is put."""
         self.broken = ""
         self._path = path
-        self._kept: dict[tuple[str, str], Tuning] = {}
+        self._kept: dict[tuple[str, str], Tuning] = {}  # the newest last
+        self._one_at_a_time = threading.Lock()
         try:
             for each in msgspec.json.decode(path.read_bytes(), type=list[Tuning]):
                 self._kept[each.device, each.subject] = each
@@ -43,6 +47,9 @@ class KeptTunings:
 
     def put(self, tuning: Tuning) -> None:
         """Keep it, on the disk when this returns. Raises `OSError`, and keeps it until the end all the same."""
-        self._kept[tuning.device, tuning.subject] = tuning
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        replace(self._path, msgspec.json.format(msgspec.json.encode(list(self._kept.values())), indent=1))
+        with self._one_at_a_time:
+            kept = {key: each for key, each in self._kept.items() if key != (tuning.device, tuning.subject)}
+            newest = [*kept.values(), tuning][-MOST:]
+            self._kept = {(each.device, each.subject): each for each in newest}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace(self._path, msgspec.json.format(msgspec.json.encode(newest), indent=1))

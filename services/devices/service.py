@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from microkernel import __version__
 from microkernel.driver import Driver, DriverDevice
-from microkernel.errors import Denied, NotFound, Overloaded, PreconditionFailed, Unavailable
+from microkernel.errors import Denied, NotFound, Overloaded, PreconditionFailed, Unavailable, from_exception
 from microkernel.message import Message, calling_user
 from microkernel.plugins import discover_drivers, load_in_thread
 from microkernel.service import Service, every, handles
@@ -159,6 +159,9 @@ class Devices(Service):
             except Overloaded as error:
                 self.log.debug("%s", error)
                 found.needs_tuning, found.idle_since = True, None
+            except Exception as error:  # noqa: BLE001 - a trial that a driver brings is no reason to lose its device
+                failure = from_exception(error, service=self.name)
+                self.log.warning("%s is not tuned: %s", found.device.facts.name, failure.message)
 
     @every(5.0)
     async def check(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from microkernel.errors import MicrokernelError, Overloaded, PreconditionFailed
+import math
+
+from microkernel.errors import Overloaded, PreconditionFailed, from_exception
 from microkernel.message import convert
 from microkernel.policy import Claim, ProcessClass
 from microkernel.service import Service
@@ -44,9 +46,13 @@ class Tuner:
                 continue
             try:
                 await self.tune(loaded)
-            except MicrokernelError as error:
+            except Overloaded as error:
                 self._service.log.debug("model '%s' is not tuned yet: %s", loaded.name, error)
                 self._not_before[loaded.name] = now
+            except Exception as error:  # noqa: BLE001 - whatever a device's library raises: it answers as it did
+                failure = from_exception(error, service=self._service.name)
+                self._service.log.warning("model '%s' is not tuned: %s", loaded.name, failure.message)
+                self._not_before[loaded.name] = math.inf
             return
 
     async def tune(self, loaded: Loaded, *, anyway: bool = False) -> Tuning:

@@ -15,6 +15,7 @@ from microkernel.errors import Denied, NotFound, Overloaded, PreconditionFailed
 from microkernel.executor import Executor
 from microkernel.plugins import Plugin
 from microkernel.testing import TestKernel
+from services.devices import kept_tunings
 from services.devices.service import Devices
 from services.devices.tuner import choose_threads, worth_trying
 
@@ -185,6 +186,37 @@ async def test_a_trial_that_breaks_leaves_everything_as_it_was(loom):
         assert (shown.spread, shown.core_threads, loom.spreads[-1]) == (4, 4, 4)
         del loom.trials
         assert await system.call("devices.tune", name="loom0")
+
+
+async def test_a_trial_that_breaks_costs_no_device(loom):
+    def breaks(threads: int) -> float:
+        tried.append(threads)
+        raise OSError("the thread tore")
+
+    tried: list[int] = []
+    loom.trials = lambda: {"weave": breaks}
+    async with TestKernel(Devices, settings={"devices": {"tune_after": 0.1}}) as system, asyncio.timeout(30):
+        while not tried:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.2)  # it is looked after again
+        assert len(tried) == 1, "once is enough"
+        assert system.state("devices") == "ready"
+        assert await system.kernel.executors.get("loom0").run(lambda: 7) == 7
+
+
+async def test_the_newest_are_kept_and_all_that_come_at_once(loom, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_tunings, "MOST", 5)
+    async with TestKernel(Devices, root=tmp_path) as system:
+        await asyncio.gather(
+            *(
+                system.call("devices.keep_tuning", device="loom0", subject=f"{number}", title="", chosen={})
+                for number in range(9)
+            )
+        )
+        kept = await system.call("devices.tunings")
+        assert len(kept) == 5
+    async with TestKernel(Devices, root=tmp_path) as system:
+        assert await system.call("devices.tunings") == kept
 
 
 async def test_only_root_tunes_and_keeps(loom):

@@ -13,6 +13,7 @@ from microkernel.capability import Rights
 from microkernel.errors import Denied, MicrokernelError, NotFound, Overloaded, PreconditionFailed
 from microkernel.testing import TestKernel
 from services.devices.messages import Tuning
+from services.inference import loaded
 from services.inference.engine import trials
 from services.inference.engine.trials import Trials
 from services.inference.settings import InferenceSettings
@@ -159,6 +160,22 @@ async def test_who_asks_while_a_model_is_tuned_is_answered_and_the_node_ends_in_
         assert ended.value.code in {"UNAVAILABLE", "CANCELLED"}, ended.value
         await system.until("inference", "running", "ready")
         assert (await answer(system, max_tokens=20, temperature=0))[0] == alone
+
+
+async def test_a_trial_that_breaks_costs_no_model(tiny, monkeypatch):
+    def breaks(*_: object, **__: object):
+        tried.append(1)
+        raise RuntimeError("out of memory")
+        yield
+
+    tried: list[int] = []
+    monkeypatch.setattr(loaded, "measure", breaks)
+    async with node(tiny, tune_after=0.1) as system, asyncio.timeout(30):
+        while not tried:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1.2)  # it is looked after again
+        assert len(tried) == 1, "once is enough"
+        assert (await answer(system, max_tokens=3))[1].finish_reason == "length"
 
 
 async def test_only_root_tunes(tiny):
