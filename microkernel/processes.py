@@ -28,10 +28,22 @@ from microkernel.message import Message, calling_user
 from microkernel.policy import Claim, ProcessClass
 from microkernel.service import Service, every, handles, on
 
-__all__ = ["OwnProcess", "ProcessService", "ProcessSignal", "WhyProcess"]
+__all__ = ["LEAST_NICE", "NICEST", "OwnProcess", "ProcessService", "ProcessSignal", "WhyProcess", "checked_nice"]
 
 SCHEDULER = "scheduler"
+LEAST_NICE, NICEST = -20, 19
 T = TypeVar("T")
+
+
+def checked_nice(nice: int, *, least: int = 0) -> int:
+    """A nice value that the user of the running call may give: root and this node any, others none below `least`.
+
+    Raises `Invalid`.
+    """
+    least = LEAST_NICE if calling_user() in {None, "root"} else least
+    if not least <= nice <= NICEST:
+        raise Invalid(f"nice is {nice}, allowed is {least} to {NICEST}", field="nice")
+    return nice
 
 
 class ProcessSignal(Message, kw_only=True):
@@ -77,24 +89,24 @@ class OwnProcess:
         """`Executor.run` with the turns of this process. A generator function rests, or is ended, where it yields."""
         executor = self._service.executor(device)
         work = _Work(function, arguments)
-        resting = True
         try:
             while True:
                 await self._goes_on.wait()
-                self._interrupted, self._waits_for, resting = False, executor, False
+                self._interrupted, self._waits_for = False, executor
                 claim = self._claim_now()
                 ended: bool = await executor.run(self._turns, work, claim=claim, one_core=one_core)
                 if ended:
                     return work.result  # type: ignore[no-any-return] # what `function` returned
-                resting = True
         finally:
             self._waits_for = None
-            if resting:  # elsewhere the executor has ended it
+            if work.goes_on:  # it rests nowhere any more
                 with suppress(MicrokernelError):
                     await executor.finish(work.end)
 
     def kill(self, why: str) -> None:
-        """End its block, and what it runs."""
+        """End its block, and what it runs; nothing where that has begun."""
+        if self.killed is not None:
+            return
         self.killed = why
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())
@@ -165,7 +177,7 @@ class _Work:
         self.result: Any = None
         self._function = function
         self._arguments = arguments
-        self._quanta: Generator[Any, None, Any] | None = None
+        self._quanta: GeneratorType[Any, None, Any] | None = None
 
     def turn(self) -> bool:
         """The next quantum; whether it was the last."""
@@ -182,10 +194,16 @@ class _Work:
             return True
         return False
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has begun, and not ended."""
+        return self._quanta is not None and self._quanta.gi_frame is not None
+
     def end(self) -> None:
         """Have it clean up, where it has begun."""
         if self._quanta is not None:
-            self._quanta.close()
+            with suppress(ValueError):  # it is at work on another thread, which ends it after its quantum
+                self._quanta.close()
 
 
 class ProcessService(Service):
@@ -259,7 +277,7 @@ class ProcessService(Service):
             case "resume":
                 process.resume()
             case "nice":
-                process.fields["nice"] = message.nice
+                process.fields["nice"] = checked_nice(message.nice, least=process.claim.nice)
                 process.renice(message.nice)
             case other:
                 raise Invalid(f"{self.name} does not know the signal '{other}'", field="signal")
@@ -281,7 +299,7 @@ class ProcessService(Service):
     async def enter_processes_again(self, _: Event) -> None:
         """A scheduler that has come back has an empty table."""
         for process in tuple(self._processes()):
-            if process.pid:
+            if process.pid and process in self._processes():  # it may have ended meanwhile
                 await self._tell("spawn", **process.fields, pid=process.pid)
 
     def _processes(self) -> list[OwnProcess]:

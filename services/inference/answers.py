@@ -14,6 +14,7 @@ import msgspec
 from microkernel.errors import CallCancelled, MicrokernelError, NotFound, Overloaded, Unavailable
 from microkernel.message import Message, calling_user, convert
 from microkernel.policy import Claim, ProcessClass
+from microkernel.processes import checked_nice
 from microkernel.service import Service
 from services.inference.context_files import SavedAnswer
 from services.inference.engine.context import Context
@@ -128,6 +129,7 @@ class Answers:
         """Let process `pid` be that nice from now on. Raises `NotFound`."""
         answer = self.find(pid)
         number = answer.generation.number
+        nice = checked_nice(nice, least=answer.generation.claim.nice)
         claim = msgspec.structs.replace(answer.generation.claim, nice=nice)
         answer.generation.claim = claim
         await answer.asked.loaded.runner.ask(lambda engine: engine.renice(number, claim))

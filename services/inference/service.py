@@ -13,6 +13,7 @@ import msgspec
 from microkernel.errors import CallCancelled, Denied, Invalid, PreconditionFailed
 from microkernel.events import Event
 from microkernel.message import calling_user, convert
+from microkernel.processes import checked_nice
 from microkernel.service import Service, every, handles, on, streams
 from services.devices.messages import Tuning
 from services.inference.admission import Admission
@@ -272,17 +273,9 @@ def _wanted(message: Chat | Complete, *, kind: str, title: str, continues: bool)
         grammar=message.grammar,
         logprobs=message.logprobs is not None,
         process_class=message.process_class,
-        nice=_nice(message.nice),
+        nice=checked_nice(message.nice),
         due=message.due,
     )
-
-
-def _nice(nice: int) -> int:
-    """A user may be nice to others, not less than that. Raises `Invalid`."""
-    least = -20 if calling_user() in {None, "root"} else 0
-    if not least <= nice <= 19:
-        raise Invalid(f"nice is {nice}, allowed is {least} to 19", field="nice")
-    return nice
 
 
 def _keeper() -> str:

@@ -21,13 +21,14 @@ from microkernel.errors import (
     CallCancelled,
     ErrorReport,
     Invalid,
-    MicrokernelError,
     NotFound,
     PreconditionFailed,
     Unavailable,
+    from_exception,
 )
 from microkernel.executor import Executor
 from microkernel.policy import Claim, counted
+from microkernel.processes import checked_nice
 from microkernel.service import Service
 from services.scheduler.mapping.crews import Crew, Processes, Threads
 from services.scheduler.mapping.functions import check_allowed, find
@@ -55,6 +56,7 @@ class MapJobs:
         self._asked: dict[int, Spawn] = {}
         self._named: set[tuple[str, str]] = set()
         self._found: set[str] = set()  # names of functions whose modules are here
+        self._starting = asyncio.Lock()  # of two maps that ask at a time, one starts the processes
         self._workers: int | None = None  # how many processes there are, while that is known
 
     async def value(self, ask: Map, *, owner: str, is_root: bool) -> Any:
@@ -158,6 +160,15 @@ class MapJobs:
         name = None if ask.name is None else (owner, ask.name)
         if name in self._named:
             raise AlreadyExists(f"a map named '{ask.name}' runs already", field="name")
+        self._named |= set() if name is None else {name}
+        try:
+            async with self._named_run(ask, owner, name) as run:
+                yield run
+        finally:
+            self._named.discard(name or ("", ""))
+
+    @asynccontextmanager
+    async def _named_run(self, ask: Map, owner: str, name: tuple[str, str] | None) -> AsyncIterator[MapRun]:
         crew = await self._crew(ask)
         spawn = Spawn(
             kind="map",
@@ -187,7 +198,6 @@ class MapJobs:
 
         run = MapRun(ask, crew, now, begin=begin, journal=self._journal(name))
         self._running[pid] = run
-        self._named |= set() if name is None else {name}
         state, why = ProcessState.KILLED, "its reader left"
         try:
             yield run
@@ -196,12 +206,11 @@ class MapJobs:
         except CallCancelled as error:
             state, why = ProcessState.KILLED, error.message
             raise
-        except MicrokernelError as error:
-            state, why = ProcessState.FAILED, error.message
+        except Exception as error:
+            state, why = ProcessState.FAILED, from_exception(error, service=self._service.name).message
             raise
         finally:
             del self._running[pid], self._asked[pid]
-            self._named.discard(name or ("", ""))
             ended = self._table.update(Progress(pid=pid, state=state, why=why, device_seconds=run.seconds), now())
             if ended is not None:
                 self._service.publish("process.ended", ended)
@@ -215,17 +224,19 @@ class MapJobs:
                 executor = self._with_cores()
             if executor is None:
                 raise PreconditionFailed("no device has threads for single cores", remedy='ask for workers="processes"')
-            return Threads(executor)
+            return Threads(self._with_cores)
         return Processes(self._service, await self._start_workers())
 
     async def _start_workers(self) -> int:
         """See that there are processes; returns how many."""
         if self._workers is None:
-            services = await self._service.call("kernel.services")
-            if not any(service.name == Worker.name for service in services):
-                await self._service.call("kernel.add", path=str(Path(__file__).with_name("worker.py")))
-            (worker,) = await self._service.call("kernel.describe", name=Worker.name)
-            self._workers = int(worker.instances)
+            async with self._starting:
+                services = await self._service.call("kernel.services")
+                if not any(service.name == Worker.name for service in services):
+                    await self._service.call("kernel.add", path=str(Path(__file__).with_name("worker.py")))
+                (worker,) = await self._service.call("kernel.describe", name=Worker.name)
+                self._workers = int(worker.instances)
+                return self._workers
         return self._workers
 
     def _with_cores(self) -> Executor | None:
@@ -241,6 +252,7 @@ class MapJobs:
         for name in filter(None, here):
             await asyncio.to_thread(find, name)  # it may import
             self._found.add(name)
+        checked_nice(ask.nice)
         if isinstance(ask.items, Range) and ask.items.step == 0:
             raise Invalid("a range has a step that is not 0", field="items")
         if ask.tasks is not None and ask.tasks < 1:

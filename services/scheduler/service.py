@@ -12,6 +12,7 @@ from microkernel.errors import Denied, Invalid, MicrokernelError, NotFound
 from microkernel.events import Event
 from microkernel.message import Message, calling_service, calling_user
 from microkernel.policy import Policy, ProcessClass
+from microkernel.processes import LEAST_NICE, NICEST
 from microkernel.service import Service, every, handles, on, streams
 from services.scheduler.map_jobs import MapJobs
 from services.scheduler.messages import (
@@ -41,7 +42,6 @@ from services.scheduler.table import ProcessTable
 __all__ = ["Scheduler"]
 
 SIGNAL_DEADLINE = 5.0  # seconds for a service to take a signal
-NICEST, LEAST_NICE = 19, -20
 
 
 class SchedulerSettings(Message):

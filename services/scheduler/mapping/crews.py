@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from microkernel.errors import MicrokernelError, Unavailable
@@ -38,16 +39,21 @@ class Crew(Protocol):
 class Threads:
     """The threads of a device that have one core each; they take turns with what else the device computes."""
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self._size = max(1, executor.core_threads)
+    def __init__(self, find: Callable[[], Executor | None]) -> None:
+        """`find` gives the executor as it is now: it is another one once the devices were found anew."""
+        self._find = find
+        executor = find()
+        self._size = 1 if executor is None else max(1, executor.core_threads)
 
     @property
     def size(self) -> int:
         return self._size
 
     async def run(self, batch: RunTasks, claim: Claim) -> list[Outcome]:
-        return await self._executor.run(do, batch, claim=claim, one_core=True)
+        executor = self._find()
+        if executor is None:
+            raise Unavailable("no device has threads for single cores", retry_after=1.0, may_have_run=False)
+        return await executor.run(do, batch, claim=claim, one_core=True)
 
 
 class Processes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class MapRun:
         self._flying: dict[asyncio.Task[list[Outcome]], Batch] = {}
         self._landed: list[asyncio.Task[list[Outcome]]] = []  # of these, those that have ended
         self._wake = asyncio.Event()
+        self._rests_until = 0.0  # nobody took a task a moment ago
         self._parts: dict[tuple[int, int], tuple[InOrder, list[Outcome]]] = {}
 
     @property
@@ -86,8 +88,10 @@ class MapRun:
         self._wake.set()
 
     def kill(self, error: MicrokernelError) -> None:
-        """End it with `error`, for whoever waits for its results."""
+        """End it with `error`, for whoever waits for its results; its workers are free at once."""
         self._error = error
+        for doing in self._flying:
+            doing.cancel()
         self._wake.set()
 
     def told(self) -> str:
@@ -104,25 +108,27 @@ class MapRun:
         assert self._ask.reduce is not None
         fold = Fold(find(self._ask.reduce))
         failed: dict[int, ErrorReport] = {}
-        async for pieces in self._pieces():
-            for start, _, outcome in pieces:
-                failed |= {start + place: report for place, report in outcome.failed.items()}
-            await asyncio.to_thread(_put, fold, pieces)
+        async with aclosing(self._pieces()) as taken:
+            async for pieces in taken:
+                for start, _, outcome in pieces:
+                    failed |= {start + place: report for place, report in outcome.failed.items()}
+                await asyncio.to_thread(_put, fold, pieces)
         return fold.value, failed
 
     async def results(self) -> AsyncGenerator[Mapped, None]:
         """The values, task by task: in the order of the items, or as tasks end."""
         order = InOrder()
-        async for pieces in self._pieces():
-            for start, stop, outcome in pieces:
-                failed = {start + place: report for place, report in outcome.failed.items()}
-                piece = Mapped(start=start, stop=stop, values=outcome.values, failed=failed)
-                if not self._ask.ordered:
-                    yield piece
-                    continue
-                for each in order.put(start, stop, piece):
-                    yield each
-                    self._taken(each.stop)
+        async with aclosing(self._pieces()) as taken:
+            async for pieces in taken:
+                for start, stop, outcome in pieces:
+                    failed = {start + place: report for place, report in outcome.failed.items()}
+                    piece = Mapped(start=start, stop=stop, values=outcome.values, failed=failed)
+                    if not self._ask.ordered:
+                        yield piece
+                        continue
+                    for each in order.put(start, stop, piece):
+                        yield each
+                        self._taken(each.stop)
 
     def finish(self) -> None:
         """Its results were handed over: what was kept for a restart is not needed any more."""
@@ -184,6 +190,8 @@ class MapRun:
 
     def _fill(self, job: Job) -> None:
         """Give every worker something to do."""
+        if self._now() < self._rests_until:
+            return
         while not self.paused and len(self._flying) < AHEAD * self._crew.size:
             # Which worker has which is not known: one that is frozen may have all that is left, and the others nothing.
             ahead = len(self._flying) // self._crew.size
@@ -218,12 +226,12 @@ class MapRun:
 
     async def _look(self, job: Job) -> None:
         """Return when a task has ended, or it is time to see whether one is slow, or something was said."""
-        if self._landed or (job.finished and not self._flying):
+        self._wake.clear()
+        if self._landed or self._error is not None or (job.finished and not self._flying):
             return
         patience = None  # while all have enough to do, only the end of a task is news
         if len(self._flying) < AHEAD * self._crew.size:
-            patience = LOOK if self._flying else AGAIN
-        self._wake.clear()
+            patience = AGAIN if self._now() < self._rests_until or not self._flying else LOOK
         timer = None if patience is None else asyncio.get_running_loop().call_later(patience, self._wake.set)
         try:
             await self._wake.wait()
@@ -251,7 +259,10 @@ class MapRun:
         """What counts of what a worker gave for the tasks that it was given at once."""
         try:
             outcomes = doing.result()
-        except (Overloaded, Unavailable, asyncio.CancelledError):  # they never began: their worker is being replaced
+        except asyncio.CancelledError:
+            outcomes = []
+        except (Overloaded, Unavailable):  # they never began: their worker is being replaced, or has enough
+            self._rests_until = self._now() + AGAIN
             outcomes = []
         except WorkerLost as error:
             task = job.lose_some(attempts)

@@ -13,7 +13,16 @@ import psutil
 import pytest
 
 from microkernel.capability import Rights
-from microkernel.errors import Aborted, AlreadyExists, CallCancelled, Denied, Invalid, NotFound, PreconditionFailed
+from microkernel.errors import (
+    Aborted,
+    AlreadyExists,
+    CallCancelled,
+    Denied,
+    Invalid,
+    MicrokernelError,
+    NotFound,
+    PreconditionFailed,
+)
 from microkernel.isolation import packing
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
@@ -385,6 +394,60 @@ async def test_users_run_the_functions_that_the_node_allows_and_no_others():
         for function in ("mapped:kills", "os:system"):
             with pytest.raises(Denied, match="only root"):
                 await client.call("scheduler.map", function=function, items=["true"])
+
+
+async def test_a_map_goes_on_where_the_devices_were_found_anew(tmp_path):
+    async with node() as system:
+        mapping = asyncio.create_task(
+            system.call(
+                "scheduler.map",
+                function="mapped:noted",
+                items=list(range(40)),
+                tasks=40,
+                arguments={"folder": str(tmp_path), "seconds": 0.05},
+            )
+        )
+        while len(list(tmp_path.iterdir())) < 4:
+            await asyncio.sleep(0.01)
+        await system.restart("devices")
+        assert await asyncio.wait_for(mapping, 30) == list(range(40))
+
+
+async def test_two_maps_that_are_the_first_with_processes_start_them_once():
+    async with node() as system:
+        maps = (
+            system.call("scheduler.map", function="mapped:square", items=[number], workers="processes")
+            for number in range(3)
+        )
+        assert await asyncio.gather(*maps) == [[0], [1], [4]]
+
+
+async def test_of_two_maps_of_one_name_at_a_time_one_is_refused():
+    async with node() as system:
+        ask = {"function": "mapped:square", "items": [1, 2], "name": "nightly", "workers": "processes"}
+        first, second = await asyncio.gather(
+            system.call("scheduler.map", **ask), system.call("scheduler.map", **ask), return_exceptions=True
+        )
+        assert first == [1, 4]
+        assert isinstance(second, AlreadyExists)
+        assert await system.call("scheduler.map", **ask) == [1, 4]
+
+
+async def test_a_map_whose_reduction_raises_has_failed_and_says_why():
+    async with node() as system:
+        with pytest.raises(MicrokernelError):
+            await system.call("scheduler.map", function="mapped:square", items=[2, 3], tasks=2, reduce="mapped:tenth")
+        (told,) = [each for each in await system.call("scheduler.list", ended=True) if each.kind == "map"]
+        assert told.state == "failed"
+        assert "tenth" in told.why
+
+
+async def test_a_map_is_no_less_nice_than_its_user_may_be():
+    async with node(functions=["mapped:*"]) as system:
+        ann = system.kernel.port.narrow(caller="session ann", rights=Rights(), user="ann")
+        for port, nice in ((ann, -1), (ann, 20), (system, -21)):
+            with pytest.raises(Invalid, match="nice is"):
+                await port.call("scheduler.map", function="mapped:square", items=[1], nice=nice)
 
 
 @pytest.mark.parametrize("reduce", [None, "sum"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 from plug import Plug
@@ -147,6 +148,58 @@ async def test_one_that_is_killed_while_it_rests_cleans_up_too():
         with pytest.raises(CallCancelled):
             await adding
         assert sums.closed == ["cpu0.0"]
+
+
+async def test_one_that_is_killed_twice_ends_as_it_was_going_to():
+    async with node() as system:
+        sums, plug = service_of(system), Plug()
+        adding = asyncio.create_task(system.call("sums.add", quanta=5))
+        process = await process_of(system)
+        await until(lambda: sums.begun)
+        await system.call("scheduler.pause", pid=process.pid)
+        sums.permits.release(1)
+        await asyncio.sleep(0.05)
+        busy = asyncio.create_task(system.kernel.executors.get("cpu0").run(plug))
+        await plug.begun()
+        await system.call("scheduler.kill", pid=process.pid, why="once")
+        await asyncio.sleep(0.02)
+        await system.call("scheduler.kill", pid=process.pid, why="twice")
+        plug.pulled.set()
+        with pytest.raises(CallCancelled, match="once"):
+            await adding
+        await busy
+
+
+async def test_one_that_rests_and_is_killed_at_one_moment_cleans_up_on_its_thread():
+    async with node() as system:
+        sums = service_of(system)
+        adding = asyncio.create_task(system.call("sums.add", quanta=5))
+        await process_of(system)
+        await until(lambda: sums.begun)
+        (own,) = sums._processes()
+        own.pause()
+        sums.permits.release(1)
+        time.sleep(0.05)  # noqa: ASYNC251 - the loop is late: it hears of the end of the quantum when it is killed
+        own.kill("enough")
+        with pytest.raises(CallCancelled):
+            await adding
+        await until(lambda: sums.closed)
+        assert sums.closed == ["cpu0.0"]
+
+
+async def test_its_user_makes_it_nicer_by_any_way_and_never_less_nice():
+    async with node() as system:
+        ann = system.kernel.port.narrow(caller="session ann", rights=Rights(), user="ann")
+        adding = asyncio.create_task(ann.call("sums.add"))
+        process = await process_of(system)
+        for to in ("scheduler.nice", "sums.signal"):
+            for nice in (-1, -5000, 20):
+                with pytest.raises((Denied, Invalid)):
+                    await ann.call(to, pid=process.pid, nice=nice, **({} if "nice" in to else {"signal": "nice"}))
+        await ann.call("sums.signal", pid=process.pid, signal="nice", nice=3)
+        await system.call("sums.signal", pid=process.pid, signal="nice", nice=-20)
+        service_of(system).permits.release(1)
+        await adding
 
 
 async def test_one_that_becomes_nicer_has_its_next_quantum_after_others():

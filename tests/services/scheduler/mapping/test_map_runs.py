@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import aclosing
 
 import pytest
 
-from microkernel.errors import CallCancelled, TooBig
+from microkernel.errors import CallCancelled, Overloaded, TooBig
 from microkernel.policy import Claim
 from services.scheduler.mapping.crews import WorkerLost
 from services.scheduler.mapping.job import MOST_TOGETHER
-from services.scheduler.mapping.maps import Batch, MapRun
+from services.scheduler.mapping.maps import AGAIN, Batch, MapRun
 from services.scheduler.mapping.work import Outcome
 from services.scheduler.messages import Map, Range
 
@@ -127,6 +128,51 @@ async def test_a_frozen_worker_that_has_the_next_result_does_not_hold_the_others
     items = 3 * 4096  # more than may be done ahead of it
     assert await asyncio.wait_for(starts(run_of(Workers(2, freezes), items)), 30) == list(range(items))
     assert frozen
+
+
+async def test_what_nobody_takes_is_offered_again_after_a_rest():
+    async def none(first: list[int]) -> None:
+        offered.append(asyncio.get_running_loop().time())
+        if len(offered) < 20:
+            raise Overloaded("enough to do")
+
+    offered: list[float] = []
+    run = run_of(Workers(1, none), 5)
+    assert await asyncio.wait_for(starts(run), 30) == list(range(5))
+    assert offered[18] - offered[0] > 5 * AGAIN, "not as fast as it can"
+
+
+async def test_a_map_that_is_killed_while_its_reader_is_busy_ends_at_once():
+    async def held(first: list[int]) -> None:
+        if first != [0]:
+            cancelled = asyncio.Event()
+            try:
+                await cancelled.wait()
+            finally:
+                freed.append(first)
+
+    freed: list[list[int]] = []
+    run = run_of(Workers(1, held), 10)
+    async with aclosing(run.results()) as pieces:
+        await anext(pieces)
+        await asyncio.sleep(0.01)
+        run.kill(CallCancelled("enough"))
+        await asyncio.sleep(0.01)
+        assert freed, "its workers are free before its reader comes back"
+        with pytest.raises(CallCancelled, match="enough"):
+            await asyncio.wait_for(anext(pieces), 5)
+
+
+async def test_a_map_is_over_when_its_reader_has_left():
+    async def held(first: list[int]) -> None:
+        if first != [0]:
+            await asyncio.Event().wait()
+
+    run = run_of(Workers(2, held), 10)
+    async with aclosing(run.results()) as pieces:
+        await anext(pieces)
+        assert run.batches
+    assert run.batches == []
 
 
 async def test_a_map_that_is_killed_ends_at_once_though_its_workers_go_on():
