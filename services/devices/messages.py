@@ -31,7 +31,8 @@ class Device(Message, kw_only=True):
     """One thing that runs quanta. Sizes are in bytes; `why` says what is wrong with it.
 
     Beside its `threads`, whose operations are spread over `spread` cores, are `core_threads` that take one core each.
-    `others_seconds` are those that the machine's cores worked for other processes, since it began.
+    While it is `tuning`, nothing else should be measured. `others_seconds` are those that the machine's cores, of which
+    there are `machine_cores`, worked for other processes since it began.
     """
 
     name: str
@@ -52,10 +53,20 @@ class Device(Message, kw_only=True):
     busy_seconds: float = 0.0
     core_threads: int = 0
     spread: int = 1
+    tuning: bool = False
     others_seconds: float = 0.0
+    machine_cores: int = 1
     policy: str = ""
     costs: ThreadCosts | None = None
     why: str = ""
+
+    def others_since(self, before: Device, seconds: float) -> float:
+        """How many of its cores other processes kept busy in the mean, `seconds` after `before`.
+
+        What they had of cores that this process may not use, was in nobody's way.
+        """
+        busy = (self.others_seconds - before.others_seconds) / seconds if seconds > 0.0 else 0.0
+        return max(0.0, busy - max(0, self.machine_cores - self.cores))
 
 
 class ShowDevice(Message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from importlib.metadata import PackageNotFoundError, version
 
@@ -23,7 +24,7 @@ from services.devices.messages import (
     Tune,
     Tuning,
 )
-from services.devices.others import others_seconds
+from services.devices.others import Others, others_seconds
 from services.devices.tuner import measure
 
 __all__ = ["Devices"]
@@ -31,7 +32,7 @@ __all__ = ["Devices"]
 
 CLOSE_TIMEOUT = 2.5  # seconds for a quantum that runs to end when the service stops
 AGAIN = 2.0  # seconds after which a device that was busy may be idle
-QUIET = 0.15  # part of the cores that other processes may take while something is measured
+LONGEST_PAUSE = 86_400.0  # seconds until something is tried again that others were in the way of, again and again
 
 
 class DevicesSettings(Message):
@@ -54,6 +55,8 @@ class _Found:
         self.spread = device.facts.cores
         self.tuning = asyncio.Lock()  # of two measurements at a time, neither would be right
         self.needs_tuning = False
+        self.pause = 0.0  # seconds that it is to be idle before it is tuned, where others were in the way before
+        self.others = Others(device.facts.cores)
         self.idle_since: float | None = None
         self.quanta = 0  # that had ended then
 
@@ -159,6 +162,7 @@ class Devices(Service):
             except Overloaded as error:
                 self.log.debug("%s", error)
                 found.needs_tuning, found.idle_since = True, None
+                found.pause = min(LONGEST_PAUSE, 2 * max(found.pause, self.settings.tune_after))
             except Exception as error:  # noqa: BLE001 - a trial that a driver brings is no reason to lose its device
                 failure = from_exception(error, service=self.name)
                 self.log.warning("%s is not tuned: %s", found.device.facts.name, failure.message)
@@ -219,14 +223,13 @@ class Devices(Service):
             cores = found.device.facts.cores
             executor.limit_cores(cores)
             began = {"spread": found.spread, "core_threads": status.core_threads}
-            before, others = time.monotonic(), others_seconds()
+            others = Others(cores)
             try:
                 choice = await measure(found.device, executor, cores)
-                taken = (others_seconds() - others) / (time.monotonic() - before)
-                if taken > QUIET * cores and not anyway:
+                if not others.quiet and not anyway:
                     raise Overloaded(
-                        f"other processes kept {taken:.1f} of {cores} cores busy: what was measured beside them does "
-                        "not hold without",
+                        f"other processes kept {others.cores:.1f} of {cores} cores busy: what was measured beside them "
+                        "does not hold without",
                         remedy="tune while they rest",
                         retry_after=AGAIN,
                     )
@@ -235,6 +238,7 @@ class Devices(Service):
                 raise
             found.needs_tuning = False
             if choice is None:
+                await self._use(found, began)
                 return None
             await self._use(found, choice.chosen)
             self.log.info("%s: operations on %d cores, %d threads of one core", name, *choice.chosen.values())
@@ -268,12 +272,14 @@ class Devices(Service):
         return tuning
 
     def _is_idle(self, found: _Found) -> bool:
-        """Whether nothing was computed for a while."""
+        """Whether nothing was computed for a while, here or by others."""
         status, now = self.executor(found.device.facts.name).status(), self.clock.now()
-        if status.running or status.queued or status.finished != found.quanta or found.idle_since is None:
+        works = status.running or status.queued or status.finished != found.quanta or not found.others.quiet
+        found.others.again()
+        if works or found.idle_since is None:
             found.idle_since, found.quanta = now, status.finished
         idle: float = now - found.idle_since
-        return idle >= float(self.settings.tune_after)
+        return idle >= float(max(found.pause, self.settings.tune_after))
 
     def _lose(self, driver: str, why: str) -> None:
         self._broken[driver] = why
@@ -302,7 +308,9 @@ class Devices(Service):
             busy_seconds=status.busy_seconds,
             core_threads=status.core_threads,
             spread=found.spread,
+            tuning=found.tuning.locked(),
             others_seconds=others_seconds(),
+            machine_cores=os.cpu_count() or facts.cores,
             policy=status.policy,
             costs=ThreadCosts(create=status.t_c, schedule=status.t_s, end=status.t_f),
             why=found.why,

@@ -61,16 +61,19 @@ class Computing:
         cores: int,
         folder: Path | None,
         *,
+        spread: int | None = None,
         kernels: bool = True,
         flex: bool = False,
         page_dtype: PageDtype = "bfloat16",
     ) -> None:
-        """`folder` keeps what is built and packed for the next start; None keeps nothing.
+        """Kernels have a thread for each of `cores`, torch's operations have `spread` (None: as many).
 
-        With `flex`, accelerators attend by torch's flex_attention.
+        `folder` keeps what is built and packed for the next start; None keeps nothing. With `flex`, accelerators attend
+        by torch's flex_attention.
         """
         self.device = device
         self._cores = cores
+        self.spread = spread or cores  # threads of torch's operations, in models that are made from now on
         self._folder = folder
         self._wanted = kernels
         self._flex = flex
@@ -104,11 +107,11 @@ class Computing:
     def plan(self, checkpoint: Checkpoint | ForeignFolder, digest: str | None) -> Plan:
         """How to compute this model. `digest` names its content, for what is kept of it."""
         if isinstance(checkpoint, ForeignFolder):
-            return _Foreign(checkpoint, self.device, self._cores)
+            return _Foreign(checkpoint, self.device, self.spread)
         self.prepare()
         why = self._missing or packed.fits(checkpoint.config) or ""
         if why or self._kernels is None or self._team is None:
-            return _Eager(checkpoint, self.device, self._cores, self._page_dtype, why, self._flex)
+            return _Eager(checkpoint, self.device, self.spread, self._page_dtype, why, self._flex)
         file = None
         if self._folder is not None and digest is not None:
             file = self._folder / "weights" / packed.file_name(digest, self._kernels.variant)
@@ -145,7 +148,7 @@ class _Native(msgspec.Struct, frozen=True):
 class _Eager(msgspec.Struct, frozen=True):
     checkpoint: Checkpoint
     device: torch.device
-    cores: int
+    threads: int
     page_dtype: PageDtype
     why: str
     flex: bool
@@ -167,7 +170,7 @@ class _Eager(msgspec.Struct, frozen=True):
             self.checkpoint,
             device=self.device,
             dtype=self.dtype,
-            threads=self.cores,
+            threads=self.threads,
             flex=self.flex,
             page_dtype=self.page_dtype,
         )
@@ -176,7 +179,7 @@ class _Eager(msgspec.Struct, frozen=True):
 class _Foreign(msgspec.Struct, frozen=True):
     folder: ForeignFolder
     device: torch.device
-    cores: int
+    threads: int
 
     @property
     def why(self) -> str:
@@ -197,4 +200,4 @@ class _Foreign(msgspec.Struct, frozen=True):
     def make(self) -> Decoder:
         from services.inference.foreign.decoder import ForeignDecoder  # noqa: PLC0415 - it imports an extra
 
-        return ForeignDecoder(self.folder, device=self.device, dtype=self.dtype, threads=self.cores)
+        return ForeignDecoder(self.folder, device=self.device, dtype=self.dtype, threads=self.threads)

@@ -161,6 +161,15 @@ class Loaded:
         finally:
             self._asking -= 1
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """It stays to the end of the block, and nobody has asked it."""
+        self._asking += 1
+        try:
+            yield
+        finally:
+            self._asking -= 1
+
     @property
     def context_length(self) -> int:
         """The longest prompt and answer together, in tokens."""

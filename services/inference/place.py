@@ -71,6 +71,7 @@ class Places:
                 torch.device(device.torch_device),
                 device.cores,
                 self._service.state_dir,
+                spread=device.spread,
                 kernels=self._settings.kernels,
                 flex=self._settings.flex,
                 page_dtype=self._settings.page_dtype,
@@ -80,6 +81,11 @@ class Places:
             )
             await place.memory.learn_quotas()
         return self._places[device.name]
+
+    def spread(self, device: str, threads: int) -> None:
+        """Have models that are put on a device from now on spread torch's operations over so many threads."""
+        if device in self._places:
+            self._places[device].computing.spread = threads
 
     async def reserve(self, purpose: str, size: int, device: str) -> Reservation:
         """Memory on a device, from what is free and what its models do not use. Raises `Overloaded`."""

@@ -230,6 +230,12 @@ class Inference(Service):
         """A scheduler that has come back has an empty table."""
         await self._answers.enter_again()
 
+    @on("devices.tuned")
+    async def spread(self, event: Event) -> None:
+        """A device has another number of threads for each operation."""
+        tuning = convert(event.body, Tuning)
+        self._models.places.spread(tuning.device, tuning.chosen["spread"])
+
     @on("devices.*.quarantined")
     async def leave(self, event: Event) -> None:
         """Nothing is computed on a lost device any more: its models end, and are loaded elsewhere when asked."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from weakref import WeakKeyDictionary
 
-from microkernel.errors import Overloaded, PreconditionFailed, from_exception
+import msgspec
+
+from microkernel.errors import Overloaded, PreconditionFailed, Unavailable, from_exception
 from microkernel.message import convert
 from microkernel.policy import Claim, ProcessClass
 from microkernel.service import Service
@@ -22,6 +25,15 @@ MOST_SLOTS = 128
 MOST_TOKENS = 4096
 QUIET = 0.15  # part of the cores that other processes may take meanwhile
 AGAIN = 5.0  # seconds after which a model that was busy may be idle
+GLANCE = 0.3  # seconds in which it is seen whether others are busy, before anything is tried
+LONGEST_REST = 86_400.0  # seconds until something is tried again that others were in the way of, again and again
+
+
+class _Rest(msgspec.Struct, frozen=True):
+    """Since when a model has to be idle before it is tuned, and for how many seconds."""
+
+    since: float
+    seconds: float
 
 
 class Tuner:
@@ -33,26 +45,29 @@ class Tuner:
         self._settings = settings
         self._models = models
         self._at_work: str | None = None
-        self._not_before: dict[str, float] = {}  # by model, where it could not be tuned
+        self._rests: WeakKeyDictionary[Loaded, _Rest] = WeakKeyDictionary()  # that could not be tuned
 
     async def tune_idle(self) -> None:
-        """Tune a model of which nothing was measured on its device yet, and that was idle for as long as is set."""
+        """Tune a model of which nothing was measured on its device yet, and that was idle for as long as is set.
+
+        Where others were in the way it is tried again after a longer rest, and after twice that; where it failed, not.
+        """
         now, after = self._service.clock.now(), self._settings.tune_after
         if not after or self._at_work is not None or (self._settings.slots and self._settings.token_budget):
             return
         for loaded in self._models.all():
-            rests_since = max(loaded.asked_at, self._not_before.get(loaded.name, 0.0))
-            if loaded.sizes.tuned or not loaded.idle or now - rests_since < after:
+            rest = self._rests.get(loaded, _Rest(0.0, after))
+            if loaded.sizes.tuned or not loaded.idle or now - max(loaded.asked_at, rest.since) < rest.seconds:
                 continue
             try:
                 await self.tune(loaded)
-            except Overloaded as error:
+            except (Overloaded, Unavailable) as error:
                 self._service.log.debug("model '%s' is not tuned yet: %s", loaded.name, error)
-                self._not_before[loaded.name] = now
+                self._rests[loaded] = _Rest(now, min(LONGEST_REST, 2 * rest.seconds))
             except Exception as error:  # noqa: BLE001 - whatever a device's library raises: it answers as it did
                 failure = from_exception(error, service=self._service.name)
                 self._service.log.warning("model '%s' is not tuned: %s", loaded.name, failure.message)
-                self._not_before[loaded.name] = math.inf
+                self._rests[loaded] = _Rest(now, math.inf)
             return
 
     async def tune(self, loaded: Loaded, *, anyway: bool = False) -> Tuning:
@@ -62,31 +77,27 @@ class Tuner:
         """
         if self._at_work is not None:
             raise PreconditionFailed(f"model '{self._at_work}' is being tuned", remedy="wait until that has ended")
-        self._at_work, asked_at = loaded.name, loaded.asked_at
+        self._at_work = loaded.name
         try:
-            with loaded.asked():  # it stays meanwhile
+            with loaded.kept():
                 return await self._tune(loaded, anyway=anyway)
         finally:
-            self._at_work, loaded.asked_at = None, asked_at
+            self._at_work = None
 
     async def _tune(self, loaded: Loaded, *, anyway: bool) -> Tuning:
         before, since = await self._device(loaded), self._service.clock.now()
-        if before.running or before.queued or loaded.runner.generations:
+        if before.running or before.queued or before.tuning or loaded.runner.generations:
             raise Overloaded(
                 f"{loaded.device} is at work: what was measured beside it would not hold without",
                 remedy="tune while nothing runs",
                 retry_after=AGAIN,
             )
+        if not anyway:
+            await self._service.clock.sleep(GLANCE)
+            await self._check_quiet(loaded, before, since)
         found = await self._measure(loaded)
-        after, seconds = await self._device(loaded), self._service.clock.now() - since
-        taken = (after.others_seconds - before.others_seconds) / seconds
-        if taken > QUIET * after.cores and not anyway:
-            raise Overloaded(
-                f"other processes kept {taken:.1f} of {after.cores} cores busy: what was measured beside them does not "
-                "hold without",
-                remedy="tune while they rest",
-                retry_after=AGAIN,
-            )
+        if not anyway:
+            await self._check_quiet(loaded, before, since)
         ask = KeepTuning(
             device=loaded.device,
             subject=loaded.subject,
@@ -100,6 +111,18 @@ class Tuner:
         self._service.log.info("model '%s' on %s: %s", loaded.name, loaded.device, told)
         self._service.publish("inference.tuned", tuning)
         return tuning
+
+    async def _check_quiet(self, loaded: Loaded, before: Device, since: float) -> None:
+        """Raise `Overloaded` where other processes were in the way since then."""
+        after = await self._device(loaded)
+        taken = after.others_since(before, self._service.clock.now() - since)
+        if taken > QUIET * after.cores:
+            raise Overloaded(
+                f"other processes kept {taken:.1f} of {after.cores} cores busy: what was measured beside them does not "
+                "hold without",
+                remedy="tune while they rest",
+                retry_after=AGAIN,
+            )
 
     async def _measure(self, loaded: Loaded) -> Trials:
         slots, tokens, reservation = await self._room(loaded)

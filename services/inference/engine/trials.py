@@ -43,6 +43,8 @@ def measure(engine: Engine, *, most_slots: int, most_tokens: int) -> Generator[N
 
     Raises what a step raises, and `Unavailable` once `engine` is closed.
     """
+    if engine.relief.closed:
+        raise _closed()
     trials = Trials()
     slots = list(_doubled(1, most_slots))
     tokens = list(_doubled(min(SHORTEST, most_tokens), most_tokens))
@@ -98,7 +100,7 @@ class _Steps:
         """Seconds of a step in which so many decode."""
         ids = range(count)
         for each in ids:
-            self._add(each, PROMPT, answer=PATIENCE)
+            self._add(each, min(PROMPT, self._model.context_length // 2), answer=PATIENCE)
         begun = set[int]()
         while len(begun) < count:
             begun |= self._step()
@@ -129,13 +131,17 @@ class _Steps:
     def _step(self) -> set[int]:
         """Whose tokens came."""
         if self._model.relief.closed:
-            raise Unavailable("the model is being unloaded", may_have_run=True)
+            raise _closed()
         with self._threads:
             outputs = self._engine.step()
         for output in outputs:
             if output.error is not None:
                 raise output.error
         return {output.id for output in outputs}
+
+
+def _closed() -> Unavailable:
+    return Unavailable("the model is being unloaded", retry_after=1.0, may_have_run=True)
 
 
 def _doubled(first: int, last: int) -> Iterator[int]:

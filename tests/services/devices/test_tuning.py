@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 
 import msgspec
@@ -15,7 +16,7 @@ from microkernel.errors import Denied, NotFound, Overloaded, PreconditionFailed
 from microkernel.executor import Executor
 from microkernel.plugins import Plugin
 from microkernel.testing import TestKernel
-from services.devices import kept_tunings
+from services.devices import kept_tunings, others
 from services.devices.service import Devices
 from services.devices.tuner import choose_threads, worth_trying
 
@@ -56,6 +57,7 @@ class Stone(Loom):
 def quiet(monkeypatch):
     """No other process does anything."""
     monkeypatch.setattr(module, "others_seconds", lambda: 0.0)
+    monkeypatch.setattr(others, "others_seconds", lambda: 0.0)
 
 
 @pytest.fixture
@@ -137,6 +139,34 @@ async def test_a_device_that_rests_is_tuned_once_by_itself(loom, tmp_path):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(2.5):
                 await anext(begun)
+
+
+async def test_beside_others_nothing_is_begun_and_after_each_try_in_vain_it_is_longer_until_the_next(loom, monkeypatch):
+    busy = itertools.count(step=100)  # seconds of others' work, more with each look
+    async with TestKernel(Devices, settings={"devices": {"tune_after": 0.1}}) as system:
+        service = system.kernel._slots["devices"].instance.service
+        async with system.subscribe("devices.tuning") as begun:
+            monkeypatch.setattr(others, "others_seconds", lambda: float(next(busy)))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(2.5):
+                    await anext(begun)
+            monkeypatch.setattr(others.Others, "quiet", property(lambda self: False))
+            found = service._found["loom0"]
+            pauses = []
+            for _ in range(3):
+                monkeypatch.setattr(service, "_is_idle", lambda found: True)
+                await service.tune_idle()
+                pauses.append(found.pause)
+        assert pauses == [pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.8)]
+        assert found.needs_tuning
+
+
+async def test_cores_that_this_process_may_not_use_are_in_nobodys_way(loom):
+    async with TestKernel(Devices) as system:
+        before = msgspec.structs.replace(await system.call("devices.show", name="loom0"), machine_cores=10)
+        for seconds, taken in ((12.0, 0.0), (14.0, 1.0), (20.0, 4.0)):  # of ten cores, six are not ours
+            after = msgspec.structs.replace(before, others_seconds=before.others_seconds + seconds)
+            assert after.others_since(before, 2.0) == taken
 
 
 async def test_a_device_at_work_is_not_measured(loom):

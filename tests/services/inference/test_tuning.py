@@ -10,8 +10,9 @@ from tiny_model import write_tiny_model
 
 import services.devices.service as devices
 from microkernel.capability import Rights
-from microkernel.errors import Denied, MicrokernelError, NotFound, Overloaded, PreconditionFailed
+from microkernel.errors import Denied, MicrokernelError, NotFound, Overloaded, PreconditionFailed, Unavailable
 from microkernel.testing import TestKernel
+from services.devices import others
 from services.devices.messages import Tuning
 from services.inference import loaded
 from services.inference.engine import trials
@@ -29,6 +30,7 @@ def tiny(tmp_path_factory):
 def quiet(monkeypatch):
     """No other process does anything."""
     monkeypatch.setattr(devices, "others_seconds", lambda: 0.0)
+    monkeypatch.setattr(others, "others_seconds", lambda: 0.0)
 
 
 def settings_of(tiny, **settings):
@@ -176,6 +178,52 @@ async def test_a_trial_that_breaks_costs_no_model(tiny, monkeypatch):
         await asyncio.sleep(1.2)  # it is looked after again
         assert len(tried) == 1, "once is enough"
         assert (await answer(system, max_tokens=3))[1].finish_reason == "length"
+
+
+async def test_a_model_that_was_unloaded_meanwhile_is_tuned_when_it_is_back(tiny, monkeypatch):
+    def leaves(*_: object, **__: object):
+        tried.append(1)
+        if len(tried) == 1:
+            raise Unavailable("the model is being unloaded")
+        return measure_as_usual(*_, **__)
+
+    tried: list[int] = []
+    measure_as_usual = loaded.measure
+    monkeypatch.setattr(loaded, "measure", leaves)
+    async with (
+        node(tiny, tune_after=0.1) as system,
+        system.subscribe("inference.tuned") as tuned,
+        asyncio.timeout(60),
+    ):
+        assert (await anext(tuned)).body.title == "tiny"
+    assert len(tried) == 2
+
+
+async def test_who_asks_a_model_while_it_is_tuned_has_asked_it(tiny, monkeypatch):
+    monkeypatch.setattr(trials, "ROUNDS", 10_000)
+    async with node(tiny) as system:
+        model = system.kernel._slots["inference"].instance.service._models.find("tiny")
+        tuning = asyncio.create_task(system.call("inference.tune", anyway=True, deadline=None))
+        await asyncio.sleep(0.2)
+        before = model.asked_at
+        await answer(system, max_tokens=2)
+        tuning.cancel()
+        await asyncio.wait([tuning])
+        assert model.asked_at > before
+        assert model.idle
+
+
+async def test_models_by_torch_use_as_many_threads_as_were_chosen(tiny):
+    async with node(tiny, kernels=False) as system:
+        service = system.kernel._slots["inference"].instance.service
+        event = await system.call("devices.tune", name="cpu0", anyway=True, deadline=None)
+        chosen = event.chosen["spread"]
+        place = service._models.places._places["cpu0"]
+        place.computing.spread = 99
+        system.publish("devices.tuned", event)
+        async with asyncio.timeout(10):
+            while place.computing.spread != chosen:
+                await asyncio.sleep(0.01)
 
 
 async def test_only_root_tunes(tiny):

@@ -69,3 +69,7 @@ def test_a_model_finds_the_number_that_it_left():
     with threads:
         assert torch.get_num_threads() == found + 1
     assert torch.get_num_threads() == found
+    torch.set_num_threads(found + 2)  # the device gives another number now
+    with threads:
+        assert torch.get_num_threads() == found + 2
+    torch.set_num_threads(found)
