@@ -201,8 +201,13 @@ class Devices(Service):
         """Have as many threads as were chosen for this machine."""
         tuning = self._kept.find(found.device.facts.name, "", _machine(found.device))
         found.needs_tuning = tuning is None
-        if tuning is not None:
+        if tuning is None:
+            return
+        try:
             await self._use(found, tuning.chosen)
+        except Exception as error:  # noqa: BLE001 - a driver that cannot is no reason to lose its devices
+            failure = from_exception(error, service=self.name)
+            self.log.warning("%s is used as it came: %s", found.device.facts.name, failure.message)
 
     async def _tune(self, found: _Found, *, anyway: bool = False) -> Tuning | None:
         name = found.device.facts.name

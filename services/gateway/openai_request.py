@@ -39,6 +39,7 @@ TIERS = {
     "auto": ProcessClass.INTERACTIVE,
     "default": ProcessClass.INTERACTIVE,
     "priority": ProcessClass.INTERACTIVE,
+    "scale": ProcessClass.INTERACTIVE,
     "flex": ProcessClass.BATCH,
 }
 
@@ -112,7 +113,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tier(self) -> str | None:
         """The tier that the answer is given in, for who has asked for one."""
-        return "default" if self.service_tier in {"auto", "priority"} else self.service_tier
+        return self.service_tier if self.service_tier in {None, "flex"} else "default"
 
     def field_of(self, field: str | None) -> str | None:
         """The client's name of a field of `Chat` that an error names."""

@@ -72,7 +72,7 @@ def test_unknown_fields_are_ignored():
         ("stream", [True, False]),
         ("model", ["x", "x" * 512]),
         ("user", ["somebody"]),
-        ("service_tier", ["auto", "default", "priority", "flex"]),
+        ("service_tier", ["auto", "default", "priority", "scale", "flex"]),
         ("priority", [0, 19]),
         ("logprobs", [True, False]),
         ("logit_bias", [{}, {"50256": -100}]),
@@ -109,7 +109,7 @@ def test_values_within_their_limits_are_taken(field, values):
         ("model", [5, "x" * 513, []]),
         ("messages", [[], "Hello", {}, None]),
         ("user", [5]),
-        ("service_tier", ["scale", "", 5]),
+        ("service_tier", ["express", "", 5]),
         ("priority", [-1, 20, 1.5, "0"]),
         ("logprobs", [2, "yes"]),
         ("top_logprobs", [-1, 21, True, 3]),  # 3 without `logprobs`
