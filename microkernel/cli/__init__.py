@@ -23,6 +23,7 @@ from microkernel.cli import (
     describe,
     devices,
     doctor,
+    fs,
     log,
     maps,
     memory,
@@ -43,7 +44,7 @@ __all__ = ["main", "make_parser"]
 
 COMMANDS = (
     *(boot, chat, ps, top, signals, nice, why, policy, maps, services, call, describe, models, devices, memory),
-    *(log, watch, token, bench, doctor),
+    *(fs, log, watch, token, bench, doctor),
 )
 
 SHORT_HELP = """\

@@ -322,7 +322,7 @@ def test_what_is_plain_has_no_control_codes_and_ends_with_the_address(tmp_path: 
         process.communicate()
     shown = "".join(lines)
     assert "\x1b" not in shown
-    assert "found 5 services: devices, gateway, memory, monitor, scheduler" in shown
+    assert "found 6 services: devices, filesystem, gateway, memory, monitor, scheduler" in shown
     assert "address  http://127.0.0.1:" in shown
     assert f"mk chat --root {tmp_path / 'root'}" in shown
 
@@ -339,7 +339,7 @@ def test_a_terminal_sees_the_boot_live(tmp_path: Path):
         process.wait()
         os.close(terminal)
     assert "✓" in shown
-    assert "found 5 services" in shown
+    assert "found 6 services" in shown
     assert process.returncode == 0
 
 
@@ -642,6 +642,17 @@ def test_what_was_chosen_by_measuring_is_shown_kept_and_told_by_doctor(node: Nod
     shown = node.mk("devices").stdout
     assert "T_c create" in shown
     assert f"{device['chosen']['spread']} cores" in shown
+
+
+def test_the_node_is_a_tree_of_files(node: Node):
+    assert [each["path"] for each in json.loads(node.mk("--json", "fs", "ls").stdout)] == ["/dev", "/proc"]
+    assert "kv\tready" in node.mk("fs", "cat", "/proc/services").stdout
+    assert "state:\thealthy\n" in node.mk("fs", "cat", "/dev/cpu0").stdout
+    assert json.loads(node.mk("--json", "fs", "stat", "/dev/cpu0").stdout)[0]["kind"] == "live"
+    for wrong in (("cat", "/proc"), ("cat", "/proc/../etc/passwd"), ("ls", "/etc"), ("stat", "proc")):
+        done = node.mk("fs", *wrong)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: ")
 
 
 def test_a_benchmark_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):

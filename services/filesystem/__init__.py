@@ -1,0 +1,1 @@
+"""One tree of names: live state, and files."""
