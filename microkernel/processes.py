@@ -99,7 +99,7 @@ class OwnProcess:
                     return work.result  # type: ignore[no-any-return] # what `function` returned
         finally:
             self._waits_for = None
-            if work.goes_on:  # it rests nowhere any more
+            if work.rests:  # what is at a turn, the executor ends after it, and nobody waits for that
                 with suppress(MicrokernelError):
                     await executor.finish(work.end)
 
@@ -153,6 +153,7 @@ class OwnProcess:
 
     def _turns(self, work: _Work) -> Generator[None, None, bool]:
         """Quantum by quantum on a compute thread, until it ends (True), or is to rest or to have another turn."""
+        work.rests = False
         try:
             while not self._interrupted:
                 began = time.perf_counter()
@@ -164,6 +165,7 @@ class OwnProcess:
         except GeneratorExit:
             work.end()
             raise
+        work.rests = True
         return False
 
     def _claim_now(self) -> Claim:
@@ -175,6 +177,7 @@ class _Work:
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.result: Any = None
+        self.rests = False  # between two turns
         self._function = function
         self._arguments = arguments
         self._quanta: GeneratorType[Any, None, Any] | None = None
@@ -194,15 +197,10 @@ class _Work:
             return True
         return False
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether it has begun, and not ended."""
-        return self._quanta is not None and self._quanta.gi_frame is not None
-
     def end(self) -> None:
         """Have it clean up, where it has begun."""
         if self._quanta is not None:
-            with suppress(ValueError):  # it is at work on another thread, which ends it after its quantum
+            with suppress(ValueError):  # it has a turn again on another thread, which ends it
                 self._quanta.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +54,9 @@ def _show(args: argparse.Namespace) -> int:
 def _print(args: argparse.Namespace) -> int:
     async def work(system: System) -> int:
         out = sys.stdout.buffer
-        async with system.stream("filesystem.read", path=args.path) as pieces:
+        async with system.stream("filesystem.read", path=args.path, result_type=bytes) as pieces:
             async for piece in pieces:
-                out.write(piece if isinstance(piece, bytes) else base64.b64decode(piece))
+                out.write(piece)
         out.flush()
         return 0
 

@@ -110,6 +110,7 @@ async def test_one_that_is_killed_ends_its_call_and_cleans_up_on_its_thread():
         await system.call("scheduler.kill", pid=process.pid, why="enough")
         with pytest.raises(CallCancelled, match="enough"):
             await adding
+        assert sums.closed == [], "nobody waits for the quantum that runs"
         sums.permits.release(100)
         await until(lambda: sums.closed)
         assert sums.closed == ["cpu0.0"]
