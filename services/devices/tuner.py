@@ -99,16 +99,12 @@ def choose_threads(seconds: Mapping[int, Mapping[str, float]]) -> int:
 async def _together(executor: Executor, trial: Trial, threads: int) -> float:
     """Seconds for a piece of work each, where so many threads of one core are at it side by side."""
     works = (executor.run(_repeated, trial, claim=_claim(), one_core=True) for _ in range(threads))
-    spans = await asyncio.gather(*works)
-    return (max(end for _, end in spans) - min(begin for begin, _ in spans)) / (threads * REPEATS)
+    return max(await asyncio.gather(*works)) / (threads * REPEATS)
 
 
-def _repeated(trial: Trial) -> tuple[float, float]:
-    """When so many trials on one core began and ended."""
-    began = time.perf_counter()
-    for _ in range(REPEATS):
-        trial(1)
-    return began, time.perf_counter()
+def _repeated(trial: Trial) -> float:
+    """Seconds of so many trials on one core."""
+    return sum(trial(1) for _ in range(REPEATS))
 
 
 @asynccontextmanager

@@ -44,9 +44,11 @@ def sizes_of(settings: InferenceSettings, tuning: Tuning | None) -> Sizes:
 def chosen(trials: Trials) -> dict[str, int]:
     """The most answers at once that cost no throughput, and the fewest tokens in a step that gain no less.
 
-    A place more lets somebody begin earlier, and a shorter step lets somebody more urgent begin earlier.
+    A place more lets somebody begin earlier, and a shorter step lets somebody more urgent begin earlier. A step has its
+    tokens of prompts beside one for each answer: however many are given, prompts are read.
     """
-    return {"slots": max(_good(trials.decoding)), "token_budget": min(_good(trials.reading))}
+    slots = max(_good(trials.decoding))
+    return {"slots": slots, "token_budget": slots + min(_good(trials.reading))}
 
 
 def trials_of(tuning: Tuning | None) -> Trials:

@@ -53,7 +53,7 @@ def test_the_most_answers_that_cost_nothing_and_the_shortest_steps_that_gain_no_
         decoding={1: 0.010, 2: 0.011, 4: 0.012, 8: 0.0125, 16: 0.0245, 32: 0.080},
         reading={32: 0.04, 64: 0.06, 128: 0.102, 256: 0.200, 512: 0.401},
     )
-    assert chosen(found) == {"slots": 16, "token_budget": 128}
+    assert chosen(found) == {"slots": 16, "token_budget": 16 + 128}, "prompts are read beside sixteen answers, too"
 
 
 def test_what_is_set_goes_over_what_was_measured_and_that_over_a_guess():
