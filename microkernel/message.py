@@ -26,6 +26,8 @@ __all__ = [
     "convert",
     "fault_of",
     "invalid_from",
+    "is_root",
+    "may_touch",
     "to_builtins",
     "schema_of",
     "PRIORITY",
@@ -97,6 +99,16 @@ def calling_user() -> str | None:
     """The user on whose behalf the running handler was called; None for this node itself."""
     call = _current.get()
     return None if call is None else call.user
+
+
+def is_root() -> bool:
+    """Whether the running call comes from root or this node itself."""
+    return calling_user() in {None, "root"}
+
+
+def may_touch(owner: str) -> bool:
+    """Whether the running call may see and change what is `owner`'s: the owner may, and root, and this node itself."""
+    return calling_user() in {None, "root", owner}
 
 
 def convert(value: Any, kind: type[T], *, what: str = "message") -> T:

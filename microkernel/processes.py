@@ -24,7 +24,7 @@ from microkernel.errors import (
 )
 from microkernel.events import Event
 from microkernel.executor import Executor
-from microkernel.message import Message, calling_user
+from microkernel.message import Message, calling_user, is_root, may_touch
 from microkernel.policy import Claim, ProcessClass
 from microkernel.service import Service, every, handles, on
 
@@ -40,7 +40,7 @@ def checked_nice(nice: int, *, least: int = 0) -> int:
 
     Raises `Invalid`.
     """
-    least = LEAST_NICE if calling_user() in {None, "root"} else least
+    least = LEAST_NICE if is_root() else least
     if not least <= nice <= NICEST:
         raise Invalid(f"nice is {nice}, allowed is {least} to {NICEST}", field="nice")
     return nice
@@ -307,7 +307,7 @@ class ProcessService(Service):
 
     def _process(self, pid: int) -> OwnProcess:
         process = next((each for each in self._processes() if each.pid == pid), None)
-        if process is None or calling_user() not in {None, "root", process.claim.owner}:
+        if process is None or not may_touch(process.claim.owner):
             raise NotFound(f"{self.name} has no process {pid}", remedy="see `mk ps`")
         return process
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from microkernel import __version__
 from microkernel.driver import Driver, DriverDevice
 from microkernel.errors import Denied, NotFound, Overloaded, PreconditionFailed, Unavailable, from_exception
-from microkernel.message import Message, calling_user
+from microkernel.message import Message, is_root
 from microkernel.plugins import discover_drivers, load_in_thread
 from microkernel.service import Service, every, handles
 from services.devices.kept_tunings import KeptTunings
@@ -127,7 +127,7 @@ class Devices(Service):
 
         Raises `Overloaded` while something else is computed there, or other processes are busy: they would be measured.
         """
-        if calling_user() not in {None, "root"}:
+        if not is_root():
             raise Denied("only root tunes devices")
         return await self._tune(await self._find(message.name), anyway=message.anyway)
 
@@ -146,7 +146,7 @@ class Devices(Service):
     @handles
     async def keep_tuning(self, message: KeepTuning) -> Tuning:
         """Keep what was chosen for a subject, for the next time."""
-        if calling_user() not in {None, "root"}:
+        if not is_root():
             raise Denied("only root keeps what was chosen")
         return await self._keep(await self._find(message.device), message)
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 import msgspec
 
 from microkernel.errors import CallCancelled, MicrokernelError, NotFound, Overloaded, Unavailable
-from microkernel.message import Message, calling_user, convert
+from microkernel.message import Message, convert, may_touch
 from microkernel.policy import Claim, ProcessClass
 from microkernel.processes import checked_nice
 from microkernel.service import Service
@@ -95,7 +95,7 @@ class Answers:
     def find(self, pid: int) -> _Answer:
         """The answer that is process `pid`, if the caller may touch it. Raises `NotFound`."""
         for answer in self._running.values():
-            if answer.pid == pid and _may_touch(answer.entered.owner):
+            if answer.pid == pid and may_touch(answer.entered.owner):
                 return answer
         raise NotFound(f"no answer runs as process {pid}", field="pid", remedy="see `mk ps`")
 
@@ -289,11 +289,6 @@ class Answers:
             await self._service.call(to, message, deadline=1.0)
         except MicrokernelError as error:
             self._service.log.warning("could not tell %s: %s", to, error)
-
-
-def _may_touch(owner: str) -> bool:
-    """Whether the user of the running call may do something with a process of `owner`: as the scheduler sees it."""
-    return calling_user() in {None, "root", owner}
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):

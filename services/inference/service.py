@@ -12,7 +12,7 @@ import msgspec
 
 from microkernel.errors import CallCancelled, Denied, Invalid, PreconditionFailed
 from microkernel.events import Event
-from microkernel.message import calling_user, convert
+from microkernel.message import calling_user, convert, is_root
 from microkernel.processes import checked_nice
 from microkernel.service import Service, every, handles, on, streams
 from services.devices.messages import Tuning
@@ -159,7 +159,7 @@ class Inference(Service):
     @handles(deadline=None)
     async def tune(self, message: TuneModel) -> Tuning:
         """Choose how many requests of a model run at once, and how many tokens a step has, by trying."""
-        if calling_user() not in {None, "root"}:
+        if not is_root():
             raise Denied("only root tunes models")
         return await self._tuner.tune(await self._models.get(message.model), anyway=message.anyway)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from microkernel.errors import Denied, Invalid, MicrokernelError, NotFound
 from microkernel.events import Event
-from microkernel.message import Message, calling_service, calling_user
+from microkernel.message import Message, calling_service, calling_user, is_root, may_touch
 from microkernel.policy import Policy, ProcessClass
 from microkernel.processes import LEAST_NICE, NICEST
 from microkernel.service import Service, every, handles, on, streams
@@ -111,7 +111,7 @@ class Scheduler(Service):
         """What runs, oldest first and then the tasks of maps; users other than root see their own."""
         now = self.clock.now()
         processes = self._table.show(now, ended=message.ended) + self._maps.tasks(now)
-        return [process for process in processes if _may_touch(process)]
+        return [process for process in processes if may_touch(process.owner)]
 
     @handles
     async def kill(self, message: Kill) -> Process:
@@ -141,7 +141,7 @@ class Scheduler(Service):
         process = self._find(message.pid)
         if not LEAST_NICE <= message.nice <= NICEST:
             raise Invalid(f"nice is {message.nice}, allowed is {LEAST_NICE} to {NICEST}", field="nice")
-        if message.nice < process.nice and not _is_root():
+        if message.nice < process.nice and not is_root():
             raise Denied(f"only root makes a process less nice, from {process.nice} to {message.nice}")
         why = f"nice {message.nice}"
         await self._signal(process, Signal(pid=process.pid, signal="nice", why=why, nice=message.nice))
@@ -169,7 +169,7 @@ class Scheduler(Service):
             name=self._policy,
             policies=self._policies.names(),
             weights=dict(self._weights),
-            shares=[share for share in shares if _is_root() or share.owner == calling_user()],
+            shares=[share for share in shares if is_root() or share.owner == calling_user()],
         )
 
     @handles
@@ -198,13 +198,13 @@ class Scheduler(Service):
     async def map_items(self, message: Map) -> Any:
         """Call a function with each item: all values in order, or their reduction."""
         owner = calling_user() or message.owner
-        return await self._maps.value(message, owner=owner, is_root=_is_root())
+        return await self._maps.value(message, owner=owner, is_root=is_root())
 
     @streams(credit=16)
     async def imap(self, message: Map) -> AsyncIterator[Mapped]:
         """Call a function with each item: the values of each task, as its reader takes them."""
         owner = calling_user() or message.owner
-        async with aclosing(self._maps.results(message, owner=owner, is_root=_is_root())) as results:
+        async with aclosing(self._maps.results(message, owner=owner, is_root=is_root())) as results:
             async for piece in results:
                 yield piece
 
@@ -231,7 +231,7 @@ class Scheduler(Service):
         """The process, if the caller may touch it. Raises `NotFound`."""
         now = self.clock.now()
         process = self._maps.task(pid, now) or self._table.running(pid, now)
-        if not _may_touch(process):
+        if not may_touch(process.owner):
             raise NotFound(f"there is no process {pid}", remedy="see `mk ps`")
         return process
 
@@ -252,7 +252,7 @@ class Scheduler(Service):
 
     @staticmethod
     def _only_root(does: str) -> None:
-        if not _is_root():
+        if not is_root():
             raise Denied(f"only root {does}")
 
 
@@ -265,13 +265,3 @@ def _weight(weight: float) -> float:
     if not (math.isfinite(weight) and weight > 0.0):
         raise Invalid(f"a weight is more than 0, not {weight}", field="weight")
     return weight
-
-
-def _is_root() -> bool:
-    """Whether the running call comes from root or this node itself."""
-    return calling_user() in {None, "root"}
-
-
-def _may_touch(process: Process) -> bool:
-    """Whether the user of the running call may see and end `process`: its owner may, and root, and this node itself."""
-    return _is_root() or calling_user() == process.owner
