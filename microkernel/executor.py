@@ -177,6 +177,13 @@ class Executor:
         with self._lock:
             return question(self._policy)
 
+    def why(self, pid: int) -> str | None:
+        """What the work of a process waits for here, as the rest of a sentence; None where none of it waits."""
+        said = self.look(
+            lambda policy: next((policy.why(each) for each in policy.entries() if each.claim.pid == pid), None)
+        )
+        return None if said is None else f"waits for {self.name}, {said}"
+
     async def stop(self, *, timeout: float = 10.0) -> bool:
         """End the threads; jobs that wait end with `Unavailable`, those that run are waited for.
 

@@ -131,12 +131,7 @@ class OwnProcess:
         if self.paused:
             return "is paused, until it is resumed"
         executor = self._waits_for
-        if executor is None:
-            return "runs, on no device"
-        said = executor.look(
-            lambda policy: next((policy.why(each) for each in policy.entries() if each.claim.pid == self.pid), None)
-        )
-        return "runs" if said is None else f"waits for {executor.name}, {said}"
+        return "runs, on no device" if executor is None else executor.why(self.pid) or "runs"
 
     @asynccontextmanager
     async def block(self) -> AsyncIterator[OwnProcess]:

@@ -155,11 +155,8 @@ class Loaded:
     def asked(self) -> Iterator[None]:
         """Somebody asks it something, from here to the end of the block: it stays."""
         self.asked_at = self._now()
-        self._asking += 1
-        try:
+        with self.kept():
             yield
-        finally:
-            self._asking -= 1
 
     @contextmanager
     def kept(self) -> Iterator[None]:

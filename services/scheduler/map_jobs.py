@@ -284,13 +284,9 @@ class MapJobs:
         batch = next(found, None)
         if batch is None:
             return "has ended"
-        first = batch.pids[0]
         for executor in self._service.executors:
-            said = executor.look(
-                lambda policy: next((policy.why(each) for each in policy.entries() if each.claim.pid == first), None)
-            )
-            if said is not None:
-                return f"waits for {executor.name}, {said}"
+            if (said := executor.why(batch.pids[0])) is not None:
+                return said
         others = len(batch.pids) - 1
         return f"runs, or is next: its worker was given {counted(others)} with it" if others else "runs"
 
