@@ -4,10 +4,43 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from microkernel.errors import Overloaded
 from microkernel.message import Message
 from microkernel.timing import Timing
 
-__all__ = ["Device", "DeviceState", "FindTuning", "KeepTuning", "ShowDevice", "ThreadCosts", "Tune", "Tuning"]
+__all__ = [
+    "QUIET",
+    "Device",
+    "DeviceState",
+    "FindTuning",
+    "KeepTuning",
+    "ShowDevice",
+    "ThreadCosts",
+    "Tune",
+    "Tuning",
+    "beside_others",
+    "in_the_way",
+]
+
+
+QUIET = 0.15  # part of our cores that others may be in the way of, where something is measured
+
+
+def in_the_way(worked: float, seconds: float, cores: int, machine_cores: int) -> float:
+    """How many of our `cores` others kept busy in the mean, for whom the machine's worked so many seconds in `seconds`.
+
+    What they had of cores that this process may not use, was in nobody's way.
+    """
+    return max(0.0, worked / seconds - max(0, machine_cores - cores)) if seconds > 0.0 else 0.0
+
+
+def beside_others(taken: float, cores: int, *, retry_after: float) -> Overloaded:
+    """Why nothing is made of what was measured: others kept so many of our cores busy."""
+    return Overloaded(
+        f"other processes kept {taken:.1f} of {cores} cores busy: what was measured beside them does not hold without",
+        remedy="tune while they rest",
+        retry_after=retry_after,
+    )
 
 
 class DeviceState(StrEnum):
@@ -61,12 +94,8 @@ class Device(Message, kw_only=True):
     why: str = ""
 
     def others_since(self, before: Device, seconds: float) -> float:
-        """How many of its cores other processes kept busy in the mean, `seconds` after `before`.
-
-        What they had of cores that this process may not use, was in nobody's way.
-        """
-        busy = (self.others_seconds - before.others_seconds) / seconds if seconds > 0.0 else 0.0
-        return max(0.0, busy - max(0, self.machine_cores - self.cores))
+        """How many of its cores other processes kept busy in the mean, `seconds` after `before`."""
+        return in_the_way(self.others_seconds - before.others_seconds, seconds, self.cores, self.machine_cores)
 
 
 class ShowDevice(Message):

@@ -7,9 +7,14 @@ import time
 
 import psutil
 
-__all__ = ["Others", "others_seconds"]
+from services.devices.messages import QUIET, in_the_way
 
-QUIET = 0.15  # part of our cores that others may be in the way of
+__all__ = ["Others", "machine_cores", "others_seconds"]
+
+
+def machine_cores() -> int:
+    """How many there are, for us and for others."""
+    return os.cpu_count() or 1
 
 
 def others_seconds() -> float:
@@ -22,9 +27,8 @@ class Others:
     """What they took since it was made, or since `again`."""
 
     def __init__(self, cores: int) -> None:
-        """`cores` are those that this process may use; the machine may have more, which are in nobody's way."""
+        """`cores` are those that this process may use."""
         self._cores = cores
-        self._spare = max(0, (os.cpu_count() or cores) - cores)
         self.again()
 
     def again(self) -> None:
@@ -35,7 +39,7 @@ class Others:
     def cores(self) -> float:
         """How many of our cores they kept busy in the mean."""
         seconds = time.monotonic() - self._began
-        return max(0.0, (others_seconds() - self._seconds) / seconds - self._spare) if seconds > 0.0 else 0.0
+        return in_the_way(others_seconds() - self._seconds, seconds, self._cores, machine_cores())
 
     @property
     def quiet(self) -> bool:

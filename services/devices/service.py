@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from importlib.metadata import PackageNotFoundError, version
 
@@ -23,8 +22,9 @@ from services.devices.messages import (
     ThreadCosts,
     Tune,
     Tuning,
+    beside_others,
 )
-from services.devices.others import Others, others_seconds
+from services.devices.others import Others, machine_cores, others_seconds
 from services.devices.tuner import measure
 
 __all__ = ["Devices"]
@@ -232,12 +232,7 @@ class Devices(Service):
             try:
                 choice = await measure(found.device, executor, cores)
                 if not others.quiet and not anyway:
-                    raise Overloaded(
-                        f"other processes kept {others.cores:.1f} of {cores} cores busy: what was measured beside them "
-                        "does not hold without",
-                        remedy="tune while they rest",
-                        retry_after=AGAIN,
-                    )
+                    raise beside_others(others.cores, cores, retry_after=AGAIN)
             except BaseException:
                 await self._use(found, began)
                 raise
@@ -315,7 +310,7 @@ class Devices(Service):
             spread=found.spread,
             tuning=found.tuning.locked(),
             others_seconds=others_seconds(),
-            machine_cores=os.cpu_count() or facts.cores,
+            machine_cores=machine_cores(),
             policy=status.policy,
             costs=ThreadCosts(create=status.t_c, schedule=status.t_s, end=status.t_f),
             why=found.why,

@@ -11,7 +11,7 @@ from microkernel.errors import Overloaded, PreconditionFailed, Unavailable, from
 from microkernel.message import convert
 from microkernel.policy import Claim, ProcessClass
 from microkernel.service import Service
-from services.devices.messages import Device, KeepTuning, Tuning
+from services.devices.messages import QUIET, Device, KeepTuning, Tuning, beside_others
 from services.inference.engine.trials import Trials
 from services.inference.loaded import Loaded
 from services.inference.loaded_models import LoadedModels
@@ -23,7 +23,6 @@ __all__ = ["Tuner"]
 
 MOST_SLOTS = 128
 MOST_TOKENS = 4096
-QUIET = 0.15  # part of the cores that other processes may take meanwhile
 AGAIN = 5.0  # seconds after which a model that was busy may be idle
 GLANCE = 0.3  # seconds in which it is seen whether others are busy, before anything is tried
 LONGEST_REST = 86_400.0  # seconds until something is tried again that others were in the way of, again and again
@@ -117,12 +116,7 @@ class Tuner:
         after = await self._device(loaded)
         taken = after.others_since(before, self._service.clock.now() - since)
         if taken > QUIET * after.cores:
-            raise Overloaded(
-                f"other processes kept {taken:.1f} of {after.cores} cores busy: what was measured beside them does not "
-                "hold without",
-                remedy="tune while they rest",
-                retry_after=AGAIN,
-            )
+            raise beside_others(taken, after.cores, retry_after=AGAIN)
 
     async def _measure(self, loaded: Loaded) -> Trials:
         slots, tokens, reservation = await self._room(loaded)
