@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.command_line import INTERRUPTED, command_of, count, sigterm_interrupts, tell, write_json
+from benchmarks.command_line import INTERRUPTED, check_words, command_of, count, sigterm_interrupts, tell, write_json
 from benchmarks.default_model import stored_model
 from benchmarks.engine import streams
 from benchmarks.engine.findings import Finding, findings, render
@@ -176,9 +176,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves of the line `streams` there, as SVG")
     args = parser.parse_args(arguments)
     args.only = [word for words in args.only for each in words for word in each.split(",") if word]
-    for word in args.only:
-        if not any(word in name for name in NAMES):
-            parser.error(f"no line has '{word}' in its name: {', '.join(NAMES)}")
+    check_words(parser, args.only, NAMES)
     if args.model is not None:
         args.model = args.model.expanduser().absolute()
         if not args.model.is_file():

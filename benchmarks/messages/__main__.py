@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.command_line import INTERRUPTED, command_of, count, sigterm_interrupts, tell, write_json
+from benchmarks.command_line import (
+    INTERRUPTED,
+    check_words,
+    command_of,
+    count,
+    meant,
+    run_lines,
+    sigterm_interrupts,
+    tell,
+    write_json,
+)
 from benchmarks.machine import Machine, this_machine
 from benchmarks.measure import Round
 from benchmarks.messages.goals import Outcome, outcomes, render_outcomes
@@ -61,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     versions = package_versions(*PACKAGES, *sorted(packages))
     print("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
     with sigterm_interrupts():
-        results, complete = _run_all(lines, args.rounds, quick=args.quick)
+        results, complete = run_lines(
+            lines, "messages", lambda line, logs: _run(line, args.rounds, logs, quick=args.quick)
+        )
     _print(results)
     if args.json:
         found = Result(
@@ -75,19 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not complete:
         return INTERRUPTED
     return 1 if any(_ours_broke(each) for each in results) else 0
-
-
-def _run_all(lines: Sequence[Line], count: int, *, quick: bool) -> tuple[list[LineResult], bool]:
-    """Line by line; interrupted, what there is so far, and False."""
-    results: list[LineResult] = []
-    with tempfile.TemporaryDirectory(prefix="messages-") as logs:
-        for line in lines:
-            result, complete = _run(line, count, Path(logs), quick=quick)
-            results.append(result)
-            if not complete:
-                tell(f"interrupted in the line {line.name}")
-                return results, False
-    return results, True
 
 
 def _run(line: Line, count: int, logs: Path, *, quick: bool) -> tuple[LineResult, bool]:
@@ -159,9 +157,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     args = parser.parse_args(arguments)
     args.only = [word for words in args.only for word in words]
-    for word in args.only:
-        if not any(word in line.name for line in LINES):
-            parser.error(f"no line has '{word}' in its name: {', '.join(line.name for line in LINES)}")
+    check_words(parser, args.only, [line.name for line in LINES])
     args.rounds = args.rounds or (2 if args.quick else 7)
     return args
 
@@ -169,11 +165,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _wanted(only: Sequence[str]) -> list[Line]:
     """The lines that are named; a word that is no line's name stands for all that have it in theirs."""
     names = {line.name for line in LINES}
-    return [
-        line
-        for line in LINES
-        if not only or any(word == line.name if word in names else word in line.name for word in only)
-    ]
+    return [line for line in LINES if meant(only, line.name, names)]
 
 
 if __name__ == "__main__":

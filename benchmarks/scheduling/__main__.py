@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.command_line import INTERRUPTED, command_of, count, sigterm_interrupts, tell, write_json
+from benchmarks.command_line import (
+    INTERRUPTED,
+    check_words,
+    command_of,
+    count,
+    run_lines,
+    sigterm_interrupts,
+    tell,
+    write_json,
+)
 from benchmarks.engine.findings import Finding, findings, render
 from benchmarks.machine import Machine, this_machine
 from benchmarks.measure import Round
@@ -73,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     versions = package_versions(*PACKAGES, *sorted(packages))
     print("versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
     with sigterm_interrupts():
-        results, complete = _run_all(lines, args.rounds, quick=args.quick)
+        results, complete = run_lines(
+            lines, "scheduling", lambda line, logs: _run(line, args.rounds, logs, quick=args.quick)
+        )
     _print(lines, results)
     if args.plot:
         _plot(lines, results, args.plot, f"What a decision costs, {machine.cpu}")
@@ -89,19 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not complete:
         return INTERRUPTED
     return 1 if any(each.ours in each.skipped for each in results) else 0
-
-
-def _run_all(lines: Sequence[Line], count: int, *, quick: bool) -> tuple[list[LineResult], bool]:
-    """Line by line; interrupted, what there is so far, and False."""
-    results: list[LineResult] = []
-    with tempfile.TemporaryDirectory(prefix="scheduling-") as logs:
-        for line in lines:
-            result, complete = _run(line, count, Path(logs), quick=quick)
-            results.append(result)
-            if not complete:
-                tell(f"interrupted in the line {line.name}")
-                return results, False
-    return results, True
 
 
 def _run(line: Line, count: int, logs: Path, *, quick: bool) -> tuple[LineResult, bool]:
@@ -183,9 +180,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     args.only = [word for words in args.only for word in words]
-    for word in args.only:
-        if not any(word in name for name in NAMES):
-            parser.error(f"no line has '{word}' in its name: {', '.join(NAMES)}")
+    check_words(parser, args.only, NAMES)
     args.rounds = args.rounds or (1 if args.quick else 5)
     return args
 

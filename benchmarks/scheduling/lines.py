@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.command_line import meant
 from benchmarks.default_model import stored_model
 from benchmarks.measure import Measure
 from benchmarks.messages.line import ask
@@ -202,8 +203,4 @@ NAMES = tuple(line.name for line in LINES)
 
 def wanted(words: Sequence[str]) -> list[Line]:
     """The lines that are named; a word that is no line's name stands for all that have it in theirs."""
-    return [line for line in LINES if not words or any(_meant(word, line.name) for word in words)]
-
-
-def _meant(word: str, name: str) -> bool:
-    return word == name if word in NAMES else word in name
+    return [line for line in LINES if meant(words, line.name, NAMES)]
