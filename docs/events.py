@@ -11,6 +11,7 @@ from microkernel.lag import LoopBlocked
 from microkernel.message import Message
 from microkernel.spans import Span
 from services.devices.messages import Device, Tuning
+from services.filesystem.messages import Change
 from services.gateway.messages import Address
 from services.inference.messages import LoadedModel
 from services.memory.messages import Pressure, Quotas
@@ -56,6 +57,12 @@ EVENTS = (
     EventKind("scheduler.policy", {"name": str, "before": str}, "the policy is another one"),
     EventKind("memory.pressure", Pressure, "the memory of a device is on another rung"),
     EventKind("memory.quotas", Quotas, "a quota has changed; the body has all of them"),
+    EventKind(
+        "filesystem.changed.<folder>.…",
+        Change,
+        "a file or folder changes; the subject has the names of the folder that it is in, as far as they fit, with odd "
+        "characters as `:` and their number in hex (`my:20data`)",
+    ),
     EventKind("models.progress", PullProgress, "a pull goes on"),
     EventKind("models.changed", {"name": str, "action": str}, "the store changes; `action` is `pulled` or `removed`"),
     EventKind(

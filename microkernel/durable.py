@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["append", "create", "replace"]
+__all__ = ["append", "create", "replace", "replace_by"]
 
 PRIVATE = 0o600
 
 
 def create(path: Path, body: bytes) -> None:
     """Make `path`. Raises `FileExistsError`: of two that make it at once, one does."""
-    _write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE), body)
+    _write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE), (body,))
     _sync_folder(path.parent)
 
 
 def append(path: Path, body: bytes) -> None:
     """Add to `path`, which is made if it is not there; returns when it is on the disk."""
     is_new = not path.exists()
-    _write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE), body)
+    _write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE), (body,))
     if is_new:
         _sync_folder(path.parent)
 
 
 def replace(path: Path, body: bytes) -> None:
     """Put `body` in place of what `path` holds, in one step."""
+    replace_by(path, (body,))
+
+
+def replace_by(path: Path, pieces: Iterable[bytes]) -> None:
+    """`replace` for what does not fit into memory."""
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)  # of a process that was killed
-    create(fresh, body)
+    _write(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE), pieces)
     fresh.replace(path)
     _sync_folder(path.parent)
 
 
-def _write(handle: int, body: bytes) -> None:
+def _write(handle: int, pieces: Iterable[bytes]) -> None:
     with os.fdopen(handle, "wb") as file:
-        file.write(body)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

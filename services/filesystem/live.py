@@ -9,13 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from microkernel.errors import Invalid, NotFound, Unavailable
+from microkernel.errors import NotFound, Unavailable
 from microkernel.message import convert
 from microkernel.service import Service
 from services.devices.messages import Device
 from services.filesystem.messages import FileKind, Stat
 from services.filesystem.paths import TreePath
-from services.filesystem.volume import not_a_folder, not_there, part_of
+from services.filesystem.volume import Version, a_folder, no_versions, not_a_folder, not_there, page_of, part_of
 from services.memory.messages import Account
 from services.scheduler.messages import Process
 
@@ -31,35 +31,47 @@ class LiveFiles(ABC):
 
     about = ""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, mount: TreePath) -> None:
         """`service` is whose calls ask."""
         self._service = service
+        self._mount = mount
 
     @abstractmethod
     async def entries(self) -> Folder:
         """What there is now; each is written when it is read."""
 
-    async def stat(self, path: TreePath, at: TreePath) -> Stat:
-        return _stat(await self._find(path, at), at)
+    async def stat(self, path: TreePath, _user: str | None, /, version: Version = None) -> Stat:
+        found = await self._find(path, version)
+        return _stat(found, path, self.about if path == self._mount else "")
 
-    async def list(self, path: TreePath, at: TreePath) -> list[Stat]:
-        found = await self._find(path, at)
+    async def list(
+        self, path: TreePath, _user: str | None, /, version: Version = None, *, after: str = "", limit: int = 10_000
+    ) -> list[Stat]:
+        found = await self._find(path, version)
         if not isinstance(found, dict):
-            raise not_a_folder(at)
-        return [_stat(found[name], at / name) for name in sorted(found, key=_in_order)]
+            raise not_a_folder(path)
+        listed = [_stat(found[name], path / name) for name in sorted(found, key=_in_order)]
+        return page_of(listed, after, limit)
 
-    async def read(self, path: TreePath, at: TreePath, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
-        found = await self._find(path, at)
+    async def read(
+        self, path: TreePath, _user: str | None, /, start: int, stop: int | None, version: Version = None
+    ) -> AsyncGenerator[bytes, None]:
+        found = await self._find(path, version)
         if isinstance(found, dict):
-            raise Invalid(f"{at} is a folder", field="path", remedy=f"mk fs ls {at}")
+            raise a_folder(path)
         for piece in part_of((await found()).encode(), start, stop):
             yield piece
 
-    async def _find(self, path: TreePath, at: TreePath) -> Any:
+    async def close(self) -> None:  # noqa: B027 # nothing is open, of none of them
+        """See `Volume`."""
+
+    async def _find(self, path: TreePath, version: Version) -> Any:
+        if version is not None:
+            raise no_versions(path)
         found: Any = await self.entries()
-        for name in path.names:
+        for name in path.below(self._mount).names:
             if not isinstance(found, dict) or name not in found:
-                raise not_there(at)
+                raise not_there(path)
             found = found[name]
         return found
 
@@ -187,8 +199,8 @@ def lines(fields: Mapping[str, object]) -> str:
     return "".join(f"{name}:\t{' '.join(str(value).split())}\n" for name, value in fields.items())
 
 
-def _stat(found: Any, at: TreePath) -> Stat:
-    return Stat(path=str(at), kind=FileKind.FOLDER if isinstance(found, dict) else FileKind.LIVE)
+def _stat(found: Any, path: TreePath, about: str = "") -> Stat:
+    return Stat(path=str(path), kind=FileKind.FOLDER if isinstance(found, dict) else FileKind.LIVE, about=about)
 
 
 def _in_order(name: str) -> tuple[bool, int, str]:

@@ -6,7 +6,43 @@ from enum import StrEnum
 
 from microkernel.message import Message
 
-__all__ = ["FileKind", "ListFolder", "ReadFile", "ShowFile", "Stat"]
+__all__ = [
+    "EVERYBODY",
+    "Access",
+    "Change",
+    "ChangeAccess",
+    "Collect",
+    "Collected",
+    "CopyFile",
+    "Damage",
+    "Difference",
+    "Diff",
+    "FileKind",
+    "FileQuota",
+    "FileVersion",
+    "Grant",
+    "History",
+    "ListFolder",
+    "MakeFolder",
+    "NameSnapshot",
+    "ReadFile",
+    "RemoveFile",
+    "RenameFile",
+    "RollBack",
+    "Scrub",
+    "Scrubbed",
+    "SetFileQuota",
+    "ShowFile",
+    "Snapshot",
+    "Stat",
+    "TakeSnapshot",
+    "UseOfFiles",
+    "WatchFiles",
+    "WriteFile",
+    "WriteStream",
+]
+
+EVERYBODY = "*"
 
 
 class FileKind(StrEnum):
@@ -17,16 +53,20 @@ class FileKind(StrEnum):
     LIVE = "live"
 
 
-class ShowFile(Message):
-    """Ask what a path leads to."""
+class ShowFile(Message, kw_only=True):
+    """Ask what a path leads to; `version` is a number, or the name of a snapshot, and None is now."""
 
     path: str
+    version: int | str | None = None
 
 
-class ListFolder(Message):
-    """Ask what is in a folder."""
+class ListFolder(Message, kw_only=True):
+    """Ask what is in a folder: at most `limit` names, those after the name `after`."""
 
     path: str = "/"
+    version: int | str | None = None
+    after: str = ""
+    limit: int = 10_000
 
 
 class ReadFile(Message, kw_only=True):
@@ -35,12 +75,252 @@ class ReadFile(Message, kw_only=True):
     path: str
     start: int = 0
     stop: int | None = None
+    version: int | str | None = None
+
+
+class WriteFile(Message, kw_only=True):
+    """Put `content` in place of what a path leads to. Folders on the way are made.
+
+    With `if_version` it is done only where that is the file's version; 0 is none: nothing may be there.
+    """
+
+    path: str
+    content: bytes
+    if_version: int | None = None
+
+
+class WriteStream(Message, kw_only=True):
+    """`WriteFile` whose content comes in pieces.
+
+    With `start` the file is kept, and the pieces are put in place of its bytes from there on.
+    """
+
+    path: str
+    start: int | None = None
+    if_version: int | None = None
+
+
+class MakeFolder(Message, kw_only=True):
+    """Make a folder, and those on the way to it."""
+
+    path: str
+    exist_ok: bool = False
+
+
+class RemoveFile(Message, kw_only=True):
+    """Remove a file, or a folder; one that is not empty with `recursive` only."""
+
+    path: str
+    recursive: bool = False
+
+
+class RenameFile(Message, kw_only=True):
+    """Give a file or folder another path; a file that is there is replaced with `replace` only."""
+
+    path: str
+    to: str
+    replace: bool = False
+
+
+class CopyFile(Message, kw_only=True):
+    """Have a file's content under another path too; within a volume no byte is copied."""
+
+    path: str
+    to: str
+    version: int | str | None = None
+
+
+class History(Message, kw_only=True):
+    """Ask for the versions of what a path leads or has led to, the newest first."""
+
+    path: str
+    limit: int = 1000
+
+
+class RollBack(Message, kw_only=True):
+    """Make a file or folder what it was at a version; this is a version itself."""
+
+    path: str
+    version: int | str
+
+
+class Diff(Message, kw_only=True):
+    """Ask what became different in a folder from one version to another, or to now."""
+
+    path: str = "/"
+    since: int | str
+    until: int | str | None = None
+
+
+class TakeSnapshot(Message, kw_only=True):
+    """Name the tree as it is now; what it has is kept until the name is removed. `path` says of which volume."""
+
+    name: str
+    path: str = "/"
+
+
+class NameSnapshot(Message, kw_only=True):
+    """Name a snapshot."""
+
+    name: str
+    path: str = "/"
+
+
+class ChangeAccess(Message, kw_only=True):
+    """Say who may do what from a file or folder on downwards; None is what holds above it."""
+
+    path: str
+    grants: dict[str, tuple[str, ...]] | None
+
+
+class SetFileQuota(Message, kw_only=True):
+    """Say how many bytes an owner may keep in a volume, old versions included; None is no limit."""
+
+    owner: str
+    limit_bytes: int | None
+    path: str = "/"
+
+
+class Collect(Message, kw_only=True):
+    """Forget versions that ended more than `older_than` seconds ago; None is what the settings say.
+
+    With `dry_run` nothing is done, and all is counted.
+    """
+
+    path: str = "/"
+    older_than: float | None = None
+    dry_run: bool = False
+
+
+class Scrub(Message, kw_only=True):
+    """Read all that is kept in a volume, and compare it with its checksums."""
+
+    path: str = "/"
+
+
+class WatchFiles(Message, kw_only=True):
+    """Ask to be told what changes at a path and below it; with `since` also what has changed since that version."""
+
+    path: str = "/"
+    since: int | None = None
 
 
 class Stat(Message, kw_only=True):
-    """What a path leads to. A `live` file is written anew whenever somebody reads it, so nobody knows its size."""
+    """What a path leads to. A `live` file is written anew whenever somebody reads it, so nobody knows its size.
+
+    `size` is in bytes, `modified` is Unix time in seconds, `digest` BLAKE3 in hex; `version` is the one that made it
+    what it is, and `by` who did.
+    """
 
     path: str
     kind: FileKind
     size: int | None = None
     about: str = ""
+    version: int | None = None
+    modified: float | None = None
+    owner: str | None = None
+    by: str | None = None
+    digest: str | None = None
+
+
+class FileVersion(Message, kw_only=True):
+    """One version of a file or folder: where it was, what made it so, and up to which version it was so."""
+
+    version: int
+    path: str
+    action: str
+    at: float
+    by: str
+    size: int | None = None
+    digest: str | None = None
+    until: int | None = None
+
+
+class Change(Message, kw_only=True):
+    """What has changed at a path: `action` is made, written, removed, renamed, copied or rolled back."""
+
+    path: str
+    action: str
+    version: int
+    by: str
+    at: float
+    size: int | None = None
+    before: str | None = None
+
+
+class Difference(Message, kw_only=True):
+    """What became different at a path: `how` is added, removed or changed."""
+
+    path: str
+    how: str
+    kind: FileKind
+    size: int | None = None
+    before: int | None = None
+
+
+class Snapshot(Message, kw_only=True):
+    """A version that has a name."""
+
+    name: str
+    version: int
+    at: float
+    by: str
+
+
+class Grant(Message, kw_only=True):
+    """What a user may do: `read`, `add` names to folders, `write` (change, rename and remove). `*` is everybody."""
+
+    user: str
+    rights: tuple[str, ...]
+
+
+class Access(Message, kw_only=True):
+    """Who may do what with a file or folder. `given_at` is the path whose list holds for it."""
+
+    path: str
+    owner: str
+    given_at: str
+    grants: tuple[Grant, ...]
+
+
+class FileQuota(Message, kw_only=True):
+    """What an owner may keep, in bytes; None is no limit."""
+
+    owner: str
+    limit_bytes: int | None
+
+
+class UseOfFiles(Message, kw_only=True):
+    """What an owner keeps: files and old versions of them, in bytes, and the limit."""
+
+    owner: str
+    bytes: int
+    versions: int
+    limit_bytes: int | None = None
+
+
+class Collected(Message, kw_only=True):
+    """What was forgotten, or would be: versions, and the contents that nothing else has."""
+
+    versions: int
+    contents: int
+    bytes: int
+    dry_run: bool
+
+
+class Damage(Message, kw_only=True):
+    """What is not what it was: where, whose content it is, which bytes, and whether it was repaired."""
+
+    what: str
+    paths: tuple[str, ...] = ()
+    start: int | None = None
+    stop: int | None = None
+    repaired: bool = False
+
+
+class Scrubbed(Message, kw_only=True):
+    """What a scrub has read, and found."""
+
+    contents: int
+    bytes: int
+    damages: tuple[Damage, ...] = ()

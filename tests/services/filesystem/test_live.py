@@ -35,7 +35,7 @@ def fields(text: str) -> dict[str, str]:
 
 
 async def test_the_root_leads_to_what_is_mounted(system):
-    assert await names_in(system, "/") == ["/dev", "/proc"]
+    assert {"/dev", "/proc"} < set(await names_in(system, "/"))
     root = await system.call("filesystem.stat", path="/")
     assert (root.path, root.kind) == ("/", "folder")
     assert (await system.call("filesystem.stat", path="/proc")).about

@@ -1,0 +1,85 @@
+"""Forgets versions that nobody keeps, and the contents that nothing refers to any more.
+
+A version is kept for as long as the settings say, and as long as a snapshot has it. What was in a folder that is
+forgotten goes with it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from services.filesystem.stored.changes import Changes
+from services.filesystem.stored.database import FIELDS, PAST, Entry, entry_of, past_of
+
+__all__ = ["Forgotten", "collect"]
+
+FREE = f"""
+SELECT {PAST} FROM past WHERE died_at <= ? AND NOT EXISTS (
+    SELECT 1 FROM snapshot WHERE version >= born AND version < died) LIMIT ?
+"""  # noqa: S608 # constants of ours
+
+
+class Forgotten(msgspec.Struct):
+    """What one step has forgotten; `files` are contents that may be removed once it is committed."""
+
+    versions: int = 0
+    contents: int = 0
+    bytes: int = 0
+    files: list[str] = msgspec.field(default_factory=list)
+
+
+def collect(changes: Changes, before: float, most: int) -> Forgotten:
+    """Forget at most `most` versions that ended before a time, in Unix seconds, and what only they refer to."""
+    found = [past_of(row) for row in changes.db.execute(FREE, (before, most)).fetchall()]
+    if not found:
+        return Forgotten()
+    with changes.undone_on_error():
+        step = _Collection(changes)
+        for past in found:
+            changes.db.execute("DELETE FROM past WHERE id = ?", (past.id,))
+            step.gone(past.entry)
+        horizon = max(past.died for past in found)
+        changes.db.execute("UPDATE counter SET value = max(value, ?) WHERE name = 'horizon'", (horizon,))
+        return step.forgotten
+
+
+class _Collection:
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+        self._db = changes.db
+        self.forgotten = Forgotten()
+
+    def gone(self, entry: Entry) -> None:
+        """A row has gone: its content and, for the last one of a folder, what was in that, may have to go too."""
+        self.forgotten.versions += 1
+        self._changes.usage.take(entry)
+        if entry.content is not None:
+            self._content(entry.content)
+        elif entry.folder and not self._has_row(entry.node):
+            self._inside(entry.node)
+
+    def _inside(self, folder: int) -> None:
+        if self._changes.access.at(folder) is not None:
+            self._changes.access.put(folder, None)
+        for table in ("entry", "past"):
+            sql = f"SELECT {FIELDS} FROM {table} WHERE parent = ?"  # noqa: S608 # one of these two
+            rows = [entry_of(row) for row in self._db.execute(sql, (folder,)).fetchall()]
+            self._db.execute(f"DELETE FROM {table} WHERE parent = ?", (folder,))  # noqa: S608
+            for entry in rows:
+                self.gone(entry)
+
+    def _has_row(self, node: int) -> bool:
+        sql = "SELECT 1 FROM entry WHERE node = ?1 UNION ALL SELECT 1 FROM past WHERE node = ?1 LIMIT 1"
+        return self._db.execute(sql, (node,)).fetchone() is not None
+
+    def _content(self, number: int) -> None:
+        sql = "SELECT 1 FROM entry WHERE content = ?1 UNION ALL SELECT 1 FROM past WHERE content = ?1 LIMIT 1"
+        if self._db.execute(sql, (number,)).fetchone() is not None:
+            return
+        row = self._db.execute("DELETE FROM content WHERE id = ? RETURNING size, file", (number,)).fetchone()
+        if row is None:
+            return
+        self.forgotten.contents += 1
+        self.forgotten.bytes += row[0]
+        if row[1] is not None:
+            self.forgotten.files.append(row[1])
