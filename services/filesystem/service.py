@@ -120,6 +120,8 @@ class Filesystem(Service):
         for mount, volume in mounts.items():
             if isinstance(volume, StoredVolume):
                 await volume.open()
+                if volume.lost is not None:
+                    self.log.error("%s", volume.lost.what)
             self._tree.mounts[mount] = volume
 
     async def stop(self) -> None:

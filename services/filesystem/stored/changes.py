@@ -59,6 +59,11 @@ class Changes:
         self.access.load()
         self.superfluous, self.told = [], []
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether all that was counted up is in the table."""
+        return self._counted == (self.version, self._node)
+
     def keep_counters(self) -> None:
         """Before the commit: what was counted up."""
         if self._counted != (self.version, self._node):

@@ -44,14 +44,17 @@ class Committer:
         *,
         path: Path | None,
         name: str,
+        committed: Callable[[int], None],
         remove: Callable[[list[str]], None],
         tell: Callable[[Change], None],
     ) -> None:
-        """`open_changes` is called on the thread; `path` is the database's, for errors. `remove` gets contents that
-        came in and were there; `tell` is called on the loop with what has changed.
+        """`open_changes` is called on the thread; `path` is the database's, for errors. `committed` is told of the
+        newest version on the disk; `remove` gets contents that came in and were there; `tell` is called on the loop with
+        what has changed.
         """
         self._open = open_changes
         self._path = path
+        self._committed = committed
         self._remove = remove
         self._tell = tell
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -125,8 +128,11 @@ class Committer:
                 except MicrokernelError as error:
                     job.error = error
                 job.told = changes.told[first:]
+            is_change = not changes.is_counted
             changes.keep_counters()
             db.execute("COMMIT")
+            if is_change:
+                self._committed(changes.version)
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")

@@ -12,7 +12,7 @@ from microkernel.errors import DataLoss
 from services.filesystem.paths import TreePath
 from services.filesystem.stored.contents import Content, ContentStore, ContentWriter, damaged, digest_of
 
-__all__ = ["INLINE", "Streams"]
+__all__ = ["INLINE", "STEP", "Streams"]
 
 T = TypeVar("T")
 

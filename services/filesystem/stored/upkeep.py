@@ -59,7 +59,8 @@ class Upkeep:
 
         Where there is a mirror, contents that are whole are copied to it, and those that are not are repaired from it.
         """
-        damages = await self._volume.look(_damaged_rows)
+        damages = [] if self._volume.lost is None else [self._volume.lost]
+        damages += await self._volume.look(_damaged_rows)
         mirror = self._volume.settings.mirror
         place = None if mirror is None else await asyncio.to_thread(Path(mirror).expanduser)
         contents = size = last = 0
@@ -186,7 +187,7 @@ class _TakenBack(Exception):  # no error: the way out of a transaction
 def _damaged_rows(sight: Sight) -> list[Damage]:
     """What SQLite and the seals of rows say."""
     db = sight.names.db
-    found = [Damage(what=str(row[0])) for row in db.execute("PRAGMA quick_check(20)") if row[0] != "ok"]
+    found = [Damage(what=str(row[0])) for row in db.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
     for table in ("entry", "past"):
         for row in db.execute(f"SELECT {FIELDS} FROM {table}"):  # noqa: S608 # one of these two
             try:

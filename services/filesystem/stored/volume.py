@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
@@ -13,8 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
-from microkernel.errors import DataLoss, Invalid, MicrokernelError, NotFound, Overloaded
-from services.filesystem.messages import EVERYBODY, Change, FileKind, Stat
+from microkernel.errors import DataLoss, Invalid, MicrokernelError, NotFound, Overloaded, PreconditionFailed
+from services.filesystem.messages import EVERYBODY, Change, Damage, FileKind, Stat
 from services.filesystem.paths import TreePath
 from services.filesystem.stored.access import AccessLists, Rights
 from services.filesystem.stored.changes import Changes
@@ -22,11 +23,12 @@ from services.filesystem.stored.collection import collect
 from services.filesystem.stored.committer import Committer
 from services.filesystem.stored.contents import Content, ContentFiles, ContentMemory, digest_of
 from services.filesystem.stored.database import TOP, Entry, create
+from services.filesystem.stored.mark import Mark
 from services.filesystem.stored.names import Names, Way
 from services.filesystem.stored.placement import NOBODY, Placement
 from services.filesystem.stored.readers import Readers
 from services.filesystem.stored.settings import VolumeSettings
-from services.filesystem.stored.streams import INLINE, Streams
+from services.filesystem.stored.streams import INLINE, STEP, Streams
 from services.filesystem.stored.usage import Usage
 from services.filesystem.volume import Version, a_folder, folder_stat, not_a_folder, not_there
 
@@ -78,6 +80,8 @@ class StoredVolume:
         self.about = about
         self.settings = settings
         self.now = now
+        self.lost: Damage | None = None  # what was found to be lost when it was opened
+        self._mark: Mark | None = None
         self._folder = folder
         self._first = first or {}
         self._top = {EVERYBODY: Rights.READ} if top is None else top
@@ -92,7 +96,12 @@ class StoredVolume:
         """Make what is not there, and clear away what a crash has left. Raises `DataLoss` and `PreconditionFailed`."""
         name = f"filesystem {self.mount}"
         self._committer = Committer(
-            self._open_changes, path=self._database, name=name, remove=self.store.remove, tell=self._changed
+            self._open_changes,
+            path=self._database,
+            name=name,
+            committed=self._mark_version,
+            remove=self.store.remove,
+            tell=self._changed,
         )
         await self._committer.start()
         self._readers = None if self._database is None else Readers(self._database, name)
@@ -103,6 +112,8 @@ class StoredVolume:
             await self._readers.close()
         await self.streams.close()
         await self._committer.close()
+        if self._mark is not None:
+            self._mark.close()
 
     async def look(self, work: Callable[[Sight], T], user: str | None = None) -> T:
         """What `work` makes of what is committed."""
@@ -203,6 +214,7 @@ class StoredVolume:
         room = await self.look(lambda sight: self._room(sight, path), user)
 
         def check(size: int) -> None:
+            self._check_disk(STEP)  # what is on its way has not all been written yet
             if room is not None and size > room:
                 raise Overloaded(
                     f"{path} takes more than {size} bytes, and {max(0, room)} are left of the quota",
@@ -264,6 +276,7 @@ class StoredVolume:
             self.store.open_store()
         db = create(self._database)
         usage = Usage(db, self.settings)
+        self._mark = Mark(None if self._folder is None else self._folder / "newest")
         self._access = AccessLists(db)
         changes = Changes(db, usage, self._access, self.now, own_folders=self._own_folders)
         if changes.version == 0:
@@ -277,7 +290,16 @@ class StoredVolume:
             changes.keep_counters()
             db.execute("COMMIT")
             changes.told.clear()
+        newest = self._mark.read()
+        if newest > changes.version:
+            what = f"versions {changes.version + 1} to {newest} are lost: the log of {self._database} was damaged"
+            self.lost = Damage(what=what)
+            changes.version = newest  # no number is given twice
         return changes
+
+    def _mark_version(self, version: int) -> None:
+        assert self._mark is not None
+        self._mark.write(version)
 
     def _changed(self, change: Change) -> None:
         """Something has changed: paths are now those of the tree."""
@@ -288,6 +310,7 @@ class StoredVolume:
 
     async def _put(self, path: TreePath, content: Content, user: str | None, if_version: int | None) -> Stat:
         def work(changes: Changes) -> Entry:
+            self._check_disk(0 if content.inline is None else content.size)
             return changes.put(self.inside(path), content, user, if_version)
 
         try:
@@ -296,6 +319,19 @@ class StoredVolume:
             if content.file is not None:
                 await asyncio.to_thread(self.store.remove, [content.file])
             raise
+
+    def _check_disk(self, more: int) -> None:
+        """Raises `PreconditionFailed` where so many bytes more are not to be put on the disk."""
+        if self._folder is None:
+            return
+        found = os.statvfs(self._folder)
+        free, reserve = found.f_bavail * found.f_frsize, self.settings.reserve_bytes
+        if free - more < reserve:
+            raise PreconditionFailed(
+                f"the disk of {self._folder} has {free} bytes left, of which {reserve} stay free",
+                remedy="remove files and forget their old versions (mk fs collect), or free space beside them",
+                may_have_run=False,
+            )
 
     async def _content(self, path: TreePath, user: str | None, version: Version) -> tuple[Entry, Content]:
         """The entry and the content at a path. Raises `NotFound`, and `Invalid` for a folder."""

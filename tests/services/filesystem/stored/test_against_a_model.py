@@ -252,8 +252,8 @@ class Volume(RuleBasedStateMachine):
             return
         found = {each.path: each.how for each in self.run(self.differences(since, until))}
         old, new = self.then[since], self.then[until]
-        expected = {path: "removed" for path in old.keys() - new.keys()}
-        expected |= {path: "added" for path in new.keys() - old.keys()}
+        expected = dict.fromkeys(old.keys() - new.keys(), "removed")
+        expected |= dict.fromkeys(new.keys() - old.keys(), "added")
         expected |= {path: "changed" for path in old.keys() & new.keys() if old[path] != new[path]}
         by_key: dict[tuple[str, ...], list[str]] = {}  # a name that changes its case is one change, and not two
         for path, how in expected.items():
