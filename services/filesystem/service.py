@@ -116,36 +116,36 @@ class Filesystem(Service):
             parse("/proc"): ProcessFiles(self, parse("/proc")),
             parse("/dev"): DeviceFiles(self, parse("/dev")),
         }
-        self._tree = Tree({})
+        self.tree = Tree({})
         for mount, volume in mounts.items():
             if isinstance(volume, StoredVolume):
                 await volume.open()
                 if volume.lost is not None:
                     self.log.error("%s", volume.lost.what)
-            self._tree.mounts[mount] = volume
+            self.tree.mounts[mount] = volume
 
     async def stop(self) -> None:
-        for volume in self._tree.mounts.values():
+        for volume in self.tree.mounts.values():
             await volume.close()
 
     @handles(idempotent=True)
     async def stat(self, message: ShowFile) -> Stat:
         """What a path leads to."""
-        return await self._tree.stat(parse(message.path), _user(), message.version)
+        return await self.tree.stat(parse(message.path), _user(), message.version)
 
     @handles(name="list", idempotent=True)
     async def list_folder(self, message: ListFolder) -> list[Stat]:
         """What is in a folder, by name; users other than root see what they may."""
         if not 1 <= message.limit <= MOST_LISTED:
             raise Invalid(f"limit is {message.limit}, allowed is 1 to {MOST_LISTED}", field="limit")
-        return await self._tree.list(
+        return await self.tree.list(
             parse(message.path), _user(), message.version, after=message.after, limit=message.limit
         )
 
     @streams(credit=16)
     async def read(self, message: ReadFile) -> AsyncIterator[bytes]:
         """A file's bytes, piece by piece, each compared with its checksum."""
-        pieces = self._tree.read(parse(message.path), _user(), message.start, message.stop, message.version)
+        pieces = self.tree.read(parse(message.path), _user(), message.start, message.stop, message.version)
         async with aclosing(pieces):
             async for piece in pieces:
                 yield piece
@@ -154,55 +154,55 @@ class Filesystem(Service):
     async def write(self, message: WriteFile) -> Stat:
         """Put a content in place of what is at a path; on the disk, and a version, when this answers."""
         path = parse(message.path)
-        return await self._tree.writable(path).write(path, message.content, _user(), message.if_version)
+        return await self.tree.writable(path).write(path, message.content, _user(), message.if_version)
 
     @streams(credit=16)
     async def write_stream(self, message: WriteStream, inputs: Inputs[bytes]) -> AsyncIterator[Stat]:
         """`write` in pieces, of any length in all; the one item is what is there once the last piece is on the disk."""
         path = parse(message.path)
-        volume = self._tree.writable(path)
+        volume = self.tree.writable(path)
         yield await volume.write_stream(path, inputs, _user(), message.start, message.if_version)
 
     @handles
     async def make_folder(self, message: MakeFolder) -> Stat:
         """Make a folder, and those on the way to it."""
         path = parse(message.path)
-        return await self._tree.writable(path).make_folder(path, _user(), exist_ok=message.exist_ok)
+        return await self.tree.writable(path).make_folder(path, _user(), exist_ok=message.exist_ok)
 
     @handles
     async def remove(self, message: RemoveFile) -> None:
         """Remove a file or folder; its versions stay."""
         path = parse(message.path)
-        self._tree.check_free(path)
-        await self._tree.writable(path).remove(path, _user(), recursive=message.recursive)
+        self.tree.check_free(path)
+        await self.tree.writable(path).remove(path, _user(), recursive=message.recursive)
 
     @handles
     async def rename(self, message: RenameFile) -> Stat:
         """Give a file or folder another path."""
-        return await self._tree.rename(parse(message.path), parse(message.to), _user(), replace=message.replace)
+        return await self.tree.rename(parse(message.path), parse(message.to), _user(), replace=message.replace)
 
     @handles
     async def copy(self, message: CopyFile) -> Stat:
         """Have a file's content under another path too."""
-        return await self._tree.copy(parse(message.path), parse(message.to), _user(), message.version)
+        return await self.tree.copy(parse(message.path), parse(message.to), _user(), message.version)
 
     @handles(idempotent=True)
     async def history(self, message: History) -> list[FileVersion]:
         """The versions of what a path leads to, or has led to, the newest first."""
         path = parse(message.path)
-        return await Versions(self._tree.stored(path)).history(path, _user(), message.limit)
+        return await Versions(self.tree.stored(path)).history(path, _user(), message.limit)
 
     @handles(deadline=None)
     async def roll_back(self, message: RollBack) -> int:
         """Make a file or folder what it was at a version; how many names that has changed."""
         path = parse(message.path)
-        return await Versions(self._tree.stored(path)).roll_back(path, message.version, _user())
+        return await Versions(self.tree.stored(path)).roll_back(path, message.version, _user())
 
     @streams
     async def diff(self, message: Diff) -> AsyncIterator[Difference]:
         """What became different in a folder from one version to another, or to now."""
         path = parse(message.path)
-        found = Versions(self._tree.stored(path)).diff(path, message.since, message.until, _user())
+        found = Versions(self.tree.stored(path)).diff(path, message.since, message.until, _user())
         async with aclosing(found):
             async for each in found:
                 yield each
@@ -211,35 +211,35 @@ class Filesystem(Service):
     async def snapshot(self, message: TakeSnapshot) -> Snapshot:
         """Name the tree as it is now; what it has is kept."""
         _only_root("name versions of a whole volume")
-        return await Versions(self._tree.stored(parse(message.path))).take(message.name, _user())
+        return await Versions(self.tree.stored(parse(message.path))).take(message.name, _user())
 
     @handles(idempotent=True)
     async def snapshots(self, message: ShowFile) -> list[Snapshot]:
         """All snapshots of the volume that has a path."""
-        return await Versions(self._tree.stored(parse(message.path))).snapshots()
+        return await Versions(self.tree.stored(parse(message.path))).snapshots()
 
     @handles
     async def forget_snapshot(self, message: NameSnapshot) -> None:
         """Take a snapshot's name away; what only it had may be collected."""
         _only_root("forget snapshots")
-        await Versions(self._tree.stored(parse(message.path))).forget(message.name)
+        await Versions(self.tree.stored(parse(message.path))).forget(message.name)
 
     @handles(idempotent=True)
     async def access(self, message: ShowFile) -> Access:
         """Who may do what with a file or folder."""
         path = parse(message.path)
-        return await access_of(self._tree.stored(path), path, _user())
+        return await access_of(self.tree.stored(path), path, _user())
 
     @handles(idempotent=True)
     async def change_access(self, message: ChangeAccess) -> Access:
         """Say who may do what from a file or folder on downwards; for its owner, and root."""
         path = parse(message.path)
-        return await change_access(self._tree.stored(path), path, message.grants, _user())
+        return await change_access(self.tree.stored(path), path, message.grants, _user())
 
     @handles(idempotent=True)
     async def usage(self, message: ShowFile) -> list[UseOfFiles]:
         """What each owner keeps in the volume that has a path; users other than root see what is theirs."""
-        found = await Upkeep(self._tree.stored(parse(message.path))).usage()
+        found = await Upkeep(self.tree.stored(parse(message.path))).usage()
         return [each for each in found if is_root() or each.owner == _user()]
 
     @handles(idempotent=True)
@@ -247,20 +247,20 @@ class Filesystem(Service):
         """Say how many bytes an owner may keep, from now on and over restarts."""
         _only_root("set quotas")
         quota = FileQuota(owner=message.owner, limit_bytes=message.limit_bytes)
-        await Upkeep(self._tree.stored(parse(message.path))).set_quota(quota)
+        await Upkeep(self.tree.stored(parse(message.path))).set_quota(quota)
 
     @handles(deadline=None)
     async def collect(self, message: Collect) -> Collected:
         """Forget old versions, and the contents that only they have."""
         _only_root("forget versions")
-        upkeep = Upkeep(self._tree.stored(parse(message.path)))
+        upkeep = Upkeep(self.tree.stored(parse(message.path)))
         return await upkeep.collect(message.older_than, dry_run=message.dry_run)
 
     @handles(deadline=None)
     async def scrub(self, message: Scrub) -> Scrubbed:
         """Read all that is kept, compare it with its checksums, and repair what a mirror has."""
         _only_root("scrub")
-        return await Upkeep(self._tree.stored(parse(message.path))).scrub()
+        return await Upkeep(self.tree.stored(parse(message.path))).scrub()
 
     @streams
     async def watch(self, message: WatchFiles) -> AsyncIterator[Change]:
@@ -272,7 +272,7 @@ class Filesystem(Service):
             try:
                 last: dict[TreePath, int] = {}
                 if message.since is not None:
-                    volume = self._tree.stored(path)
+                    volume = self.tree.stored(path)
                     for change in await changes_since(volume, path, message.since, _user()):
                         last[volume.mount] = max(last.get(volume.mount, 0), change.version)
                         yield change
@@ -280,7 +280,7 @@ class Filesystem(Service):
                     change = await coming
                     coming = asyncio.ensure_future(anext(changes))
                     place = path_in(change.path)
-                    volume = self._tree.stored(place)
+                    volume = self.tree.stored(place)
                     if change.version > last.get(volume.mount, 0) and await may_read(volume, place, _user()):
                         yield change
             finally:
@@ -290,7 +290,7 @@ class Filesystem(Service):
     @every(HOUR)
     async def collect_old(self) -> None:
         """Forget what is older than the settings say."""
-        for volume in list(self._tree.mounts.values()):
+        for volume in list(self.tree.mounts.values()):
             if isinstance(volume, StoredVolume):
                 done = await Upkeep(volume).collect()
                 if done.versions:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from benchmarks import judged
 from benchmarks.scheduling import __main__ as program
 from benchmarks.scheduling import decisions
 from benchmarks.scheduling.decisions import ALONG, CASES, CURVE, NEW, Steady
@@ -119,7 +120,7 @@ def run(monkeypatch, tmp_path, capsys, subject, *more):
 def test_a_peer_that_is_not_installed_is_left_out_by_name_and_ours_is_measured(monkeypatch, tmp_path, capsys):
     prepared = []
     subject = line("benchmarks.scheduling.decisions:Decisions", prepare=lambda: prepared.append(1))
-    monkeypatch.setattr(program, "Rounds", rounds_of({"ours": {subject.measures["time"].name: 2e-6}}))
+    monkeypatch.setattr(judged, "Rounds", rounds_of({"ours": {subject.measures["time"].name: 2e-6}}))
     code, out, result = run(monkeypatch, tmp_path, capsys, subject)
     assert code == 0
     assert prepared == [1]

@@ -42,7 +42,7 @@ class Changes:
     ) -> None:
         """`now` is Unix time. In `own_folders` of the top, a folder with a user's name is that user's."""
         self.db = db
-        self.names = Names(db)
+        self.names = Names(db, remembers=True)
         self.usage = usage
         self.access = access
         self._now = now
@@ -57,6 +57,8 @@ class Changes:
         self._node = self.names.count("node")
         self._counted = (self.version, self._node)
         self.access.load()
+        self.usage.reset()
+        self.names.forget()
         self.superfluous, self.told = [], []
 
     @property
@@ -64,8 +66,9 @@ class Changes:
         """Whether all that was counted up is in the table."""
         return self._counted == (self.version, self._node)
 
-    def keep_counters(self) -> None:
-        """Before the commit: what was counted up."""
+    def keep(self) -> None:
+        """Before the commit: write what is in memory."""
+        self.usage.keep()
         if self._counted != (self.version, self._node):
             self.db.execute("UPDATE counter SET value = ? WHERE name = 'version'", (self.version,))
             self.db.execute("UPDATE counter SET value = ? WHERE name = 'node'", (self._node,))
@@ -204,6 +207,7 @@ class Changes:
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
         """For changes that find out on the way that they cannot be done."""
+        self.usage.keep()
         kept = (self.version, self._node, len(self.superfluous), len(self.told))
         self.db.execute("SAVEPOINT change")
         try:
@@ -213,6 +217,8 @@ class Changes:
             self.version, self._node = kept[:2]
             del self.superfluous[kept[2] :], self.told[kept[3] :]
             self.access.load()
+            self.usage.reset()
+            self.names.forget()
             raise
         finally:
             self.db.execute("RELEASE change")
@@ -221,11 +227,13 @@ class Changes:
         """A row more; `fresh` where its owner has not had its content."""
         self.usage.add(entry, is_new=fresh)
         self.db.execute(INSERT, msgspec.structs.astuple(entry))
+        self.names.remember(entry)
 
     def bury(self, entry: Entry, user: str | None, ending: str) -> None:
         """Put a row where those are that have ended, with the running version."""
         self.db.execute(BURY, (self.version, self._now(), user or NOBODY, ending, entry.parent, entry.key))
         self.db.execute("DELETE FROM entry WHERE parent = ? AND key = ?", (entry.parent, entry.key))
+        self.names.forget(entry)
 
     def tell(
         self, path: TreePath, entry: Entry | None, user: str | None, action: str, before: TreePath | None = None

@@ -34,6 +34,7 @@ def collect(changes: Changes, before: float, most: int) -> Forgotten:
     if not found:
         return Forgotten()
     with changes.undone_on_error():
+        changes.names.forget()
         step = _Collection(changes)
         for past in found:
             changes.db.execute("DELETE FROM past WHERE id = ?", (past.id,))

@@ -49,8 +49,8 @@ class Committer:
         tell: Callable[[Change], None],
     ) -> None:
         """`open_changes` is called on the thread; `path` is the database's, for errors. `committed` is told of the
-        newest version on the disk; `remove` gets contents that came in and were there; `tell` is called on the loop with
-        what has changed.
+        newest version on the disk; `remove` gets contents that came in and were there; `tell` is called on the loop
+        with what has changed.
         """
         self._open = open_changes
         self._path = path
@@ -129,7 +129,7 @@ class Committer:
                     job.error = error
                 job.told = changes.told[first:]
             is_change = not changes.is_counted
-            changes.keep_counters()
+            changes.keep()
             db.execute("COMMIT")
             if is_change:
                 self._committed(changes.version)

@@ -21,6 +21,7 @@ from microkernel.errors import DataLoss, PreconditionFailed
 
 __all__ = [
     "FIELDS",
+    "PAGE",
     "PAST",
     "SHARED",
     "TOP",
@@ -37,6 +38,7 @@ __all__ = [
 FORMAT = 1
 SHARED = 16 << 10  # bytes above which equal contents are kept once: to look for small ones costs more than it saves
 TOP = 1  # the node of the volume's own root, which has no name
+PAGE = 4096  # bytes
 CACHE_KIB = 32 << 10
 
 FIELDS = "parent, key, name, node, folder, owner, size, content, at, by, action, born, seal"
@@ -146,6 +148,7 @@ def create(path: Path | None) -> sqlite3.Connection:
     """
     with faults_named(path):
         db = connect(path)
+        db.execute(f"PRAGMA page_size = {PAGE}")
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript("BEGIN IMMEDIATE;" + SCHEMA)
         db.execute("INSERT OR IGNORE INTO counter VALUES ('format', ?), ('version', 0), ('node', ?), ('horizon', 0)",

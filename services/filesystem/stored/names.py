@@ -24,6 +24,8 @@ SELECT {FIELDS} FROM past WHERE parent = :parent AND key > :after AND born <= :v
 ORDER BY 2 LIMIT :limit
 """  # noqa: S608
 
+REMEMBERED = 65_536  # folders
+
 Way = tuple[Entry, ...]
 """The entries from the top of a volume to a file or folder, that one included; none for the top itself."""
 
@@ -31,17 +33,42 @@ Way = tuple[Entry, ...]
 class Names:
     """The names of a volume, as one connection sees them."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, *, remembers: bool = False) -> None:
+        """Whoever is told of all changes, by `remember` and `forget`, may remember folders: the writer."""
         self.db = db
+        self._folders: dict[tuple[int, str], Entry] | None = {} if remembers else None
 
     def child(self, parent: int, name: str, version: int | None = None) -> Entry | None:
         """What a name in a folder leads to, or a twin of that name; None for nothing."""
         key = twin_key(name)
         if version is None:
+            known = None if self._folders is None else self._folders.get((parent, key))
+            if known is not None:
+                return known
             row = self.db.execute(NOW, (parent, key)).fetchone()
         else:
             row = self.db.execute(THEN, {"parent": parent, "key": key, "version": version}).fetchone()
-        return None if row is None else entry_of(row)
+        if row is None:
+            return None
+        entry = entry_of(row)
+        if version is None:
+            self.remember(entry)
+        return entry
+
+    def remember(self, entry: Entry) -> None:
+        """An entry is there; folders are looked up again and again."""
+        if self._folders is not None and entry.folder:
+            if len(self._folders) >= REMEMBERED:
+                self._folders.clear()
+            self._folders[entry.parent, entry.key] = entry
+
+    def forget(self, entry: Entry | None = None) -> None:
+        """An entry is there no more; None is all of them."""
+        if self._folders is not None:
+            if entry is None:
+                self._folders.clear()
+            else:
+                self._folders.pop((entry.parent, entry.key), None)
 
     def children(self, parent: int, version: int | None = None, *, after: str = "", limit: int = -1) -> list[Entry]:
         """What is in a folder, by name, from behind the name `after`; -1 is no limit. Rows are not checked: one that is

@@ -22,7 +22,7 @@ from services.filesystem.stored.changes import Changes
 from services.filesystem.stored.collection import collect
 from services.filesystem.stored.committer import Committer
 from services.filesystem.stored.contents import Content, ContentFiles, ContentMemory, digest_of
-from services.filesystem.stored.database import TOP, Entry, create
+from services.filesystem.stored.database import PAGE, TOP, Entry, create
 from services.filesystem.stored.mark import Mark
 from services.filesystem.stored.names import Names, Way
 from services.filesystem.stored.placement import NOBODY, Placement
@@ -36,6 +36,8 @@ __all__ = ["Sight", "StoredVolume"]
 
 T = TypeVar("T")
 
+LOOK = 0.05  # seconds for which the free space of a disk is known: asking takes 17 us
+ROW_ON_DISK = 16 << 10  # bytes of pages that a change may take
 PATIENCE = 3  # times that a file is looked up again, when a collection took its content away in between
 
 
@@ -83,6 +85,8 @@ class StoredVolume:
         self.lost: Damage | None = None  # what was found to be lost when it was opened
         self._mark: Mark | None = None
         self._folder = folder
+        self._free = 0  # bytes of the disk, when it was last looked at
+        self._looked = -math.inf
         self._first = first or {}
         self._top = {EVERYBODY: Rights.READ} if top is None else top
         self._own_folders = own_folders
@@ -287,7 +291,7 @@ class StoredVolume:
                 assert made is not None
                 changes.access.put(made.node, grants)
             changes.version = max(changes.version, 1)
-            changes.keep_counters()
+            changes.keep()
             db.execute("COMMIT")
             changes.told.clear()
         newest = self._mark.read()
@@ -310,7 +314,8 @@ class StoredVolume:
 
     async def _put(self, path: TreePath, content: Content, user: str | None, if_version: int | None) -> Stat:
         def work(changes: Changes) -> Entry:
-            self._check_disk(0 if content.inline is None else content.size)
+            # In the log and, after it, in the database; a file is on the disk already.
+            self._check_disk(ROW_ON_DISK + (0 if content.inline is None else 2 * content.size), changes.db)
             return changes.put(self.inside(path), content, user, if_version)
 
         try:
@@ -320,15 +325,23 @@ class StoredVolume:
                 await asyncio.to_thread(self.store.remove, [content.file])
             raise
 
-    def _check_disk(self, more: int) -> None:
-        """Raises `PreconditionFailed` where so many bytes more are not to be put on the disk."""
+    def _check_disk(self, more: int, db: sqlite3.Connection | None = None) -> None:
+        """Raises `PreconditionFailed` where so many bytes more are not to be put on the disk.
+
+        What goes into a database may take pages of it that are free.
+        """
         if self._folder is None:
             return
-        found = os.statvfs(self._folder)
-        free, reserve = found.f_bavail * found.f_frsize, self.settings.reserve_bytes
-        if free - more < reserve:
+        now, reserve = time.monotonic(), self.settings.reserve_bytes
+        if now - self._looked > LOOK or self._free - more < reserve:
+            found = os.statvfs(self._folder)
+            self._free, self._looked = found.f_bavail * found.f_frsize, now
+            if db is not None:
+                self._free += db.execute("PRAGMA freelist_count").fetchone()[0] * PAGE
+        self._free -= more
+        if self._free < reserve:
             raise PreconditionFailed(
-                f"the disk of {self._folder} has {free} bytes left, of which {reserve} stay free",
+                f"the disk of {self._folder} has {self._free + more} bytes left, of which {reserve} stay free",
                 remedy="remove files and forget their old versions (mk fs collect), or free space beside them",
                 may_have_run=False,
             )

@@ -142,22 +142,22 @@ def until_opened(log: Path, read: int) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 12 MiB."""
+    """A file system of 24 MiB."""
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(tmp_path)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)], capture_output=True, check=False
     )
     if made.returncode != 0:
         pytest.skip("only root mounts a small file system")
     yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def grow(disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=60m", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("size", [3_000, 60_000, 500_000])
-@pytest.mark.parametrize("reserve", [2 << 20, 0])
+@pytest.mark.parametrize("size", [20_000, 60_000, 500_000])
+@pytest.mark.parametrize("reserve", [8 << 20, 0])
 async def test_a_full_disk_refuses_what_it_cannot_hold_and_loses_nothing(small_disk, size, reserve):
     volume = await opened(small_disk, reserve_bytes=reserve)
     files: Files = {}

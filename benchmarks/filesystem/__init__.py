@@ -1,0 +1,1 @@
+"""The tree: large files against cp and cat, small durable ones against plain files, names by the million, search."""
