@@ -20,8 +20,21 @@ def default_model() -> Path:
     given = os.environ.get("MICROKERNEL_TEST_MODEL")
     if given:
         return Path(given)
-    from microkernel.errors import Unavailable
     from services.models.messages import DEFAULT_MODEL
+
+    return _fetched(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def embedding_model() -> Path:
+    """The default embedding model's folder, fetched and kept as the default model is."""
+    from services.models.messages import DEFAULT_EMBEDDING_MODEL
+
+    return _fetched(DEFAULT_EMBEDDING_MODEL)
+
+
+def _fetched(ref: str) -> Path:
+    from microkernel.errors import Unavailable
     from services.models.pull import pull
     from services.models.store import ModelStore
     from services.models.transfer import Transfer
@@ -30,6 +43,6 @@ def default_model() -> Path:
     store = ModelStore(Path(cache) if cache else Path.home() / ".cache" / "microkernel" / "tests")
     store.open()
     try:
-        return Path(pull(store, DEFAULT_MODEL, Transfer()).path)
+        return Path(pull(store, ref, Transfer()).path)
     except Unavailable as error:
-        pytest.skip(f"the default model cannot be fetched: {error}")
+        pytest.skip(f"{ref} cannot be fetched: {error}")

