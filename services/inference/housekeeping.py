@@ -52,6 +52,7 @@ class Housekeeping:
     ) -> None:
         """`models` are those on the device; `rest` takes one off it, and is told why."""
         self.saved: SavedPages | None = None
+        self.beside: dict[str, Holding] = {}  # what else there is on the device, by name
         self._service = service
         self._device = device
         self._ledger = ledger
@@ -85,9 +86,10 @@ class Housekeeping:
     async def tick(self) -> bool:
         """Report what has changed, and go on with what the rung asks for; returns whether something had changed."""
         stand = [(loaded.name, loaded.runner.steps, loaded.pages, tuple(loaded.adapters)) for loaded in self._models()]
+        stand_beside = tuple(self.beside)
         stand_of_disk = 0 if self.saved is None else self.saved.nbytes
         calm = self._pressure.rung is Rung.CALM
-        if calm and (stand, stand_of_disk) == self._told:
+        if calm and (stand, stand_beside, stand_of_disk) == self._told:
             return False
         try:
             await self._report()
@@ -96,7 +98,7 @@ class Housekeeping:
         except MicrokernelError as error:
             self._service.log.warning("memory was not told what models take: %s", error)
             return False
-        self._told = (stand, stand_of_disk)
+        self._told = (stand, stand_beside, stand_of_disk)
         return True
 
     async def press(self, pressure: Pressure) -> None:
@@ -108,7 +110,7 @@ class Housekeeping:
     async def _report(self) -> None:
         uses = [(loaded, await loaded.with_pages(Relief.use)) for loaded in tuple(self._models())]
         holdings = [holding_of(loaded, use, self._device) for loaded, use in uses if use is not None]
-        report = ReportUse(device=self._device, holdings=tuple(holdings))
+        report = ReportUse(device=self._device, holdings=(*holdings, *self.beside.values()))
         self._pressure = convert(await self._service.call("memory.report", report), Pressure)
         if self.saved is not None:
             on_disk = Holding(name=SAVED, device=self._device, resident_bytes=self.saved.nbytes)

@@ -15,6 +15,7 @@ from microkernel.errors import (
     from_report,
 )
 from microkernel.service import Service
+from services.inference.encoder.loading import LoadedEncoders, is_encoder
 from services.inference.loaded import Loaded
 from services.inference.loaded_adapters import Asked, LoadedAdapters
 from services.inference.loader import Loader
@@ -48,6 +49,7 @@ class LoadedModels:
         self.places = Places(service, settings, self._loaded.values, self._rest, self._is_waited_for)
         self._loader = Loader(service, settings, self.places, self._stored, numbers)
         self.adapters = LoadedAdapters(service, settings, self, self._stored, self.places)
+        self.encoders = LoadedEncoders(service, settings, self.places, self._stored)
 
     async def load_default(self) -> None:
         """Load the model that answers who names none, before which they wait; then its adapters."""
@@ -127,11 +129,13 @@ class LoadedModels:
         for loaded in [loaded for loaded in self._loaded.values() if loaded.device == device]:
             self._service.log.warning("model '%s' leaves %s", loaded.name, device)
             self._begin_to_unload(loaded, rests=True)
+        self.encoders.leave(device)
 
     async def shown(self) -> list[LoadedModel]:
         """All models and adapters that can be asked, the default one first."""
         shown = {name: self.describe(loaded) for name, loaded in self._loaded.items()}
         shown |= {adapter.name: adapter for adapter in self.adapters.shown()}
+        shown |= self.encoders.shown()
         for name in self._loading:
             shown.setdefault(name, LoadedModel(name=name, state="loading"))
         for name in self._resting:
@@ -143,7 +147,11 @@ class LoadedModels:
             shown.setdefault(
                 model.name,
                 LoadedModel(
-                    name=model.name, state="failed" if why else "stored", why=why, created=int(model.pulled_at)
+                    name=model.name,
+                    state="failed" if why else "stored",
+                    why=why,
+                    created=int(model.pulled_at),
+                    embeds=is_encoder(model),
                 ),
             )
         return sorted(shown.values(), key=lambda model: (not model.default, model.state != "ready", model.name))
@@ -152,7 +160,8 @@ class LoadedModels:
         """Unload all, and end the threads of their devices and of the disk; a device that does not answer is left."""
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await asyncio.gather(*(self._take_off(loaded) for loaded in (*self._unloading, *self._loaded.values())))
+                leaving = (*self._unloading, *self._loaded.values())
+                await asyncio.gather(self.encoders.close(), *(self._take_off(loaded) for loaded in leaving))
                 await self.places.close()
         except TimeoutError:
             self._service.log.warning("models leave when their devices get to it: they have not in %g s", CLOSE_TIMEOUT)

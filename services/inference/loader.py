@@ -22,7 +22,7 @@ from services.inference.loaded import Loaded
 from services.inference.messages import OutputParams
 from services.inference.opened import Opened, fit, open_model
 from services.inference.place import Place, Places
-from services.inference.placement import AUTO, candidates, has_own_memory, usable
+from services.inference.placement import devices_for, has_own_memory
 from services.inference.settings import InferenceSettings
 from services.inference.sizes import Sizes, sizes_of
 from services.inference.stored_models import StoredModels
@@ -59,7 +59,7 @@ class Loader:
 
         `enter` is called with it before another one is put anywhere. Raises whatever the last device says.
         """
-        *first, last = await self._devices()
+        *first, last = await devices_for(self._service, self._settings.device)
         for device in first:
             try:
                 return await self._put_on(model, device, enter)
@@ -67,13 +67,6 @@ class Loader:
                 failure = from_exception(error, service=self._service.name)
                 self._service.log.warning("model '%s' is not put on %s: %s", model.name, device.name, failure.message)
         return await self._put_on(model, last, enter)
-
-    async def _devices(self) -> list[Device]:
-        """Where a model may go, the best first, and one at least."""
-        wanted = self._settings.device
-        if wanted == AUTO:
-            return candidates(convert(await self._service.call("devices.list"), list[Device]))
-        return [usable(convert(await self._service.call("devices.show", name=wanted), Device))]
 
     async def _put_on(self, model: Model, device: Device, enter: Callable[[Loaded], None]) -> Loaded:
         began = self._service.clock.now()

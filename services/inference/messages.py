@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from microkernel.buffers import Array
 from microkernel.message import Message
 from microkernel.policy import ProcessClass
 
 __all__ = [
+    "LONGEST_TEXT",
     "MOST_ANSWERS",
+    "MOST_CHARACTERS",
+    "MOST_TEXTS",
     "Chat",
     "ChatMessage",
     "Complete",
+    "Embed",
+    "Embeddings",
     "ForgetContext",
     "Grammar",
     "LoadAdapter",
@@ -35,6 +41,11 @@ __all__ = [
 
 MOST_ANSWERS = 128
 """To one prompt."""
+
+MOST_TEXTS = 8192
+LONGEST_TEXT = 1 << 20
+MOST_CHARACTERS = 1 << 26
+"""Of texts that vectors are made of at once, of characters in one, and in all of them."""
 
 
 class ChatMessage(Message, kw_only=True):
@@ -173,6 +184,34 @@ class Piece(Message, kw_only=True):
     usage: Usage | None = None
 
 
+class Embed(Message, kw_only=True):
+    """Ask for a vector of each text. `model` None is the one in the settings, which is pulled when it is first asked.
+
+    There may be 8,192 texts, of 1,048,576 characters each and 67,108,864 in all. What an encoder does not take of a
+    long text is left out. An empty text has a vector too. Other fields as in `Chat`.
+    """
+
+    texts: list[str]
+    model: str | None = None
+    owner: str = "local"
+    process_class: ProcessClass = ProcessClass.BACKGROUND
+    nice: int = 0
+    due: float | None = None
+
+
+class Embeddings(Message, kw_only=True):
+    """Vectors of texts: `vectors` is float32 [texts, dimensions], in the order of the texts.
+
+    `tokens` were computed in all, those of begin and end included; of `truncated` texts the end was left out.
+    """
+
+    vectors: Array
+    model: str
+    dimensions: int
+    tokens: int
+    truncated: int = 0
+
+
 class PauseProcess(Message):
     """Let an answer rest; its reader waits. Its pages stay while nobody else needs them, or go at once (`swap`)."""
 
@@ -258,7 +297,8 @@ class UnloadAdapter(Message):
 class LoadedModel(Message, kw_only=True):
     """A model that answers. `state` is loading, ready or failed (then `why` says so). `created` is Unix time.
 
-    An adapter is shown as one too: `parent` is the model that it is for.
+    An adapter is shown as one too: `parent` is the model that it is for. One that `embeds` makes vectors of texts, and
+    writes none.
     """
 
     name: str
@@ -276,3 +316,4 @@ class LoadedModel(Message, kw_only=True):
     running: int = 0
     waiting: int = 0
     parent: str = ""
+    embeds: bool = False

@@ -16,7 +16,7 @@ from services.inference.housekeeping import Housekeeping
 from services.inference.loaded import Loaded
 from services.inference.room import Room
 from services.inference.settings import InferenceSettings
-from services.memory.messages import Pressure, Quotas, Reservation
+from services.memory.messages import Holding, Pressure, Quotas, Reservation
 
 __all__ = ["Place", "Places"]
 
@@ -100,9 +100,17 @@ class Places:
         reserved = [*loaded.reservations, *loaded.adapters.values(), loaded.pages]
         await self._places[loaded.device].room.give_back(reserved)
 
-    def check_open(self, loaded: Loaded) -> None:
-        """Raise `Overloaded` where memory of its device is so short that nothing new begins beside what runs."""
-        self._places[loaded.device].memory.check_open()
+    def hold(self, holding: Holding) -> None:
+        """Count what is on a device beside the models that write."""
+        self._places[holding.device].memory.beside[holding.name] = holding
+
+    def let_go(self, device: str, name: str) -> None:
+        """What was counted under that name has left the device."""
+        self._places[device].memory.beside.pop(name, None)
+
+    def check_open(self, device: str) -> None:
+        """Raise `Overloaded` where memory of a device is so short that nothing new begins beside what runs."""
+        self._places[device].memory.check_open()
 
     async def keep_quotas(self, quotas: Quotas) -> None:
         """Have what runs keep these quotas."""

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from microkernel.errors import Unavailable
+from microkernel.message import convert
+from microkernel.service import Service
 from services.devices.messages import Device, DeviceState
 
-__all__ = ["AUTO", "candidates", "has_own_memory", "usable"]
+__all__ = ["AUTO", "candidates", "devices_for", "has_own_memory", "usable"]
 
 AUTO = "auto"
 OWN_MEMORY = frozenset({"cuda", "xpu"})  # torch's kinds of device; a Mac's GPU shares the machine's
+
+
+async def devices_for(service: Service, wanted: str) -> list[Device]:
+    """Where a model may go, the best first, and one at least; `wanted` is a device's name, or "auto".
+
+    Raises `Unavailable` where nothing can be computed there.
+    """
+    if wanted == AUTO:
+        return candidates(convert(await service.call("devices.list"), list[Device]))
+    return [usable(convert(await service.call("devices.show", name=wanted), Device))]
 
 
 def candidates(devices: Sequence[Device]) -> list[Device]:

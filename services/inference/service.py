@@ -1,4 +1,4 @@
-"""Answers chats and completions with the models that are loaded."""
+"""Answers chats and completions, and makes vectors of texts, with the models that are loaded."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from services.devices.messages import Tuning
 from services.inference.admission import Admission
 from services.inference.answers import Answers, Wanted
 from services.inference.context_files import ContextFiles
+from services.inference.embedding import Embedding, check_texts
+from services.inference.encoder.loading import AT_ONCE
 from services.inference.engine.context import Context
 from services.inference.engine.engine import Request
 from services.inference.loaded_adapters import Asked
@@ -27,6 +29,8 @@ from services.inference.messages import (
     MOST_ANSWERS,
     Chat,
     Complete,
+    Embed,
+    Embeddings,
     ForgetContext,
     LoadAdapter,
     LoadedModel,
@@ -64,6 +68,7 @@ class Inference(Service):
         self._numbers = itertools.count(1)
         self._answers = Answers(self, self._numbers, self._charge)
         self._models = LoadedModels(self, self.settings, self._numbers)
+        self._embedding = Embedding(self, self._models.encoders, self._charge)
         self._tuner = Tuner(self, self.settings, self._models)
         self._admission = Admission(self.settings.rates)
         self._contexts = ContextFiles(self.state_dir / "contexts" / "named", self.settings.contexts_bytes)
@@ -78,7 +83,7 @@ class Inference(Service):
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
         asked = await self._models.asked(message.model)
-        self._models.places.check_open(asked.loaded)
+        self._models.places.check_open(asked.loaded.device)
         with asked.stays():
             prompt = await asked.loaded.encode_chat(message.messages)
             last = message.messages[-1].content if message.messages else ""
@@ -92,7 +97,7 @@ class Inference(Service):
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
         asked = await self._models.asked(message.model)
-        self._models.places.check_open(asked.loaded)
+        self._models.places.check_open(asked.loaded.device)
         with asked.stays():
             prompt = message.prompt
             tokens = await asked.loaded.encode_text(prompt) if isinstance(prompt, str) else prompt
@@ -101,6 +106,14 @@ class Inference(Service):
             async with aclosing(self._answers.give(asked, wanted, requests)) as pieces:
                 async for piece in pieces:
                     yield piece
+
+    @handles(deadline=None, concurrency=AT_ONCE, idempotent=True)
+    async def embed(self, message: Embed) -> Embeddings:
+        """A vector of each text, by a model for that; chats go first, unless its class says otherwise."""
+        check_texts(message.texts)
+        owner = calling_user() or message.owner
+        self._admission.ask(owner, self.clock.now())
+        return await self._embedding.embed(message, owner)
 
     @handles
     async def pause(self, message: PauseProcess) -> None:
@@ -151,6 +164,9 @@ class Inference(Service):
     @handles
     async def unload(self, message: UnloadModel) -> None:
         """Take a model off the device; its answers end with `UNAVAILABLE`."""
+        if (encoder := self._models.encoders.find(message.name)) is not None:
+            await self._models.encoders.unload(encoder)
+            return
         loaded = self._models.find(message.name)
         if loaded.name == self._models.default:
             raise PreconditionFailed(f"'{loaded.name}' is the default model", remedy="boot with another --model")
@@ -183,8 +199,10 @@ class Inference(Service):
 
     @handles
     async def signal(self, message: Signal) -> None:
-        """The scheduler ends, pauses, resumes or renices a process that is one of our answers."""
-        if message.signal == "kill":
+        """The scheduler ends, pauses, resumes or renices a process that is one of our answers, or embeds texts."""
+        if self._embedding.has(message.pid):
+            await self._embedding.signal(message)
+        elif message.signal == "kill":
             self._answers.end(message.pid, CallCancelled(f"process {message.pid}: {message.why}"))
         elif message.signal == "pause":
             await self._answers.pause(message.pid, swap=False)
@@ -198,12 +216,15 @@ class Inference(Service):
     @handles(idempotent=True)
     async def why(self, message: Explain) -> str:
         """What an answer waits for, as the rest of a sentence about its process."""
+        if self._embedding.has(message.pid):
+            return self._embedding.why(message.pid)
         return await self._answers.why(message.pid)
 
     @every(0.5)
     async def report(self) -> None:
         """Tell the scheduler what each answer has used so far, and cut readers that take nothing."""
         await self._answers.report()
+        await self._embedding.report()
 
     @every(1.0)
     async def tune_idle(self) -> None:
@@ -223,12 +244,15 @@ class Inference(Service):
     @on("memory.pressure")
     async def feel_pressure(self, event: Event) -> None:
         """Memory is on another rung."""
-        await self._models.places.press(convert(event.body, Pressure))
+        pressure = convert(event.body, Pressure)
+        await self._models.encoders.press(pressure)
+        await self._models.places.press(pressure)
 
     @on("service.scheduler.running")
     async def enter_again(self, _: Event) -> None:
         """A scheduler that has come back has an empty table."""
         await self._answers.enter_again()
+        await self._embedding.enter_again()
 
     @on("devices.tuned")
     async def spread(self, event: Event) -> None:

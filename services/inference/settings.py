@@ -6,13 +6,14 @@ from microkernel.message import Message
 from services.inference.admission import OwnerRate
 from services.inference.engine.forward import PageDtype
 from services.inference.messages import SamplingParams
-from services.models.messages import DEFAULT_MODEL
+from services.models.messages import DEFAULT_EMBEDDING_MODEL, DEFAULT_MODEL
 
 __all__ = ["InferenceSettings"]
 
 
 class InferenceSettings(Message, kw_only=True):
-    """`model` is loaded at the start and answers who names none. `device` is one of `mk devices`; with "auto" it is an
+    """`model` is loaded at the start and answers who names none; `embedding_model` makes their vectors, and is loaded
+    when it is first asked. `device` is one of `mk devices`; with "auto" it is an
     accelerator on which the model can be loaded, or else the CPU. Sampling defaults are for what neither request
     nor model says. `slots` is how many requests run at once, `context_length` the longest of them in tokens,
     `cache_share` the part of the device's free memory that their pages may take, `owner_share` the part of the
@@ -32,6 +33,7 @@ class InferenceSettings(Message, kw_only=True):
     """
 
     model: str = DEFAULT_MODEL
+    embedding_model: str = DEFAULT_EMBEDDING_MODEL
     device: str = "auto"
     slots: int | None = None
     context_length: int | None = 8192
