@@ -18,8 +18,9 @@ import msgspec
 from microkernel.errors import DataLoss, Invalid
 from services.models.disk import readable
 from services.models.gguf_header import read_gguf_header
+from services.models.names import is_file_name
 
-__all__ = ["Description", "describe", "is_adapter_folder", "is_model_folder", "is_wanted", "one_gguf"]
+__all__ = ["NESTED", "Description", "describe", "is_adapter_folder", "is_model_folder", "is_wanted", "one_gguf"]
 
 WANTED = (
     "*.safetensors",
@@ -43,6 +44,7 @@ UNWANTED = (
     "trainer_state*",
     "*.incomplete",
 )
+NESTED = frozenset({"1_Pooling/config.json"})  # what sentence-transformers keeps in a folder of its own
 JSON_LIMIT = 64 << 20  # bytes
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 HEADER_LIMIT = 100_000_000  # the safetensors format's own limit
@@ -98,7 +100,14 @@ def is_adapter_folder(names: Iterable[str]) -> bool:
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a file of a folder or repository belongs to a model that we can run."""
+    """Whether a file of a folder or repository belongs to a model that we can run, and its name is safe.
+
+    Names are relative to the model's folder. Of what lies deeper, only the files in `NESTED` are wanted.
+    """
+    if name in NESTED:
+        return True
+    if not is_file_name(name):
+        return False
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in UNWANTED):
         return False
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in WANTED)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from microkernel.errors import DataLoss
+from services.models.layout import NESTED
 from services.models.names import is_name
 
 __all__ = ["BLOB", "Manifest", "StoredFile", "digest_of_model", "read_manifest"]
@@ -17,7 +18,7 @@ BLOB = re.compile(r"sha256-[0-9a-f]{64}")
 
 
 class StoredFile(msgspec.Struct, frozen=True):
-    """One file of a model: its own name, sha256 in hex, and size."""
+    """One file of a model: its name in the model's folder, sha256 in hex, and size."""
 
     name: str
     digest: str
@@ -50,15 +51,20 @@ def read_manifest(path: Path) -> Manifest:
         raise
     except OSError as error:
         raise DataLoss(f"the manifest {path} cannot be read: {error.strerror}") from error
-    flat = all(file.name == Path(file.name).name and BLOB.fullmatch(f"sha256-{file.digest}") for file in manifest.files)
+    safe = all(_is_safe(file.name) and BLOB.fullmatch(f"sha256-{file.digest}") for file in manifest.files)
     if (
         manifest.version != 1
         or manifest.name != path.stem
         or not is_name(manifest.name)
-        or not (flat and manifest.files)
+        or not (safe and manifest.files)
     ):
         raise DataLoss(f"the manifest {path} is damaged: it is not what this store has written")
     return manifest
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a file of that name stays in the model's folder."""
+    return name == Path(name).name or name in NESTED
 
 
 def digest_of_model(files: tuple[StoredFile, ...]) -> str:

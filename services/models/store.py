@@ -243,7 +243,10 @@ class ModelStore:
 
     def _publish(self, manifest: Manifest) -> None:
         folder = self._snapshot(manifest)
-        links = {file.name: Path("../../../blobs", f"sha256-{file.digest}") for file in manifest.files}
+        links = {
+            file.name: Path("../../../blobs" if "/" not in file.name else "../../../../blobs", f"sha256-{file.digest}")
+            for file in manifest.files
+        }
         if not all((folder / name).is_symlink() and (folder / name).readlink() == to for name, to in links.items()):
             self._link(folder, links)
         content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
@@ -254,10 +257,13 @@ class ModelStore:
         with disk.writing(self.snapshots, 0):
             fresh.mkdir(parents=True)
             for name, to in links.items():
+                (fresh / name).parent.mkdir(exist_ok=True)
                 (fresh / name).symlink_to(to)
             if folder.exists():
                 shutil.rmtree(folder)
             fresh.rename(folder)
+        for inner in {(folder / name).parent for name in links}:
+            disk.flush_folder(inner)
         disk.flush_folder(folder)
         disk.flush_folder(folder.parent)
         disk.flush_folder(self.snapshots)

@@ -26,7 +26,7 @@ from microkernel.errors import (
 )
 from services.models import disk
 from services.models.child import Exit, run_child
-from services.models.layout import describe, is_adapter_folder, is_model_folder, is_wanted, one_gguf
+from services.models.layout import NESTED, describe, is_adapter_folder, is_model_folder, is_wanted, one_gguf
 from services.models.names import HubRef, is_file_name, name_for
 from services.models.sources import Fetched
 from services.models.store import Scratch, Staged
@@ -105,7 +105,7 @@ def _chosen(ref: HubRef, listing: Listing) -> list[HubFile]:
     by_name = {file.name: file for file in listing.files}
     where = f"hf:{ref.repository}"
     if ref.file is None:
-        layout = [name for name in by_name if is_wanted(name) and is_file_name(name)]
+        layout = [name for name in by_name if is_wanted(name)]
         if is_model_folder(layout) or is_adapter_folder(layout):
             return [by_name[name] for name in sorted(layout)]
     gguf = one_gguf(by_name, ref.file, where=where, ref=where)
@@ -134,7 +134,8 @@ def _checked(files: list[HubFile], scratch: Scratch, transfer: Transfer, *, tota
                 f"{file.name} is damaged: {found.bytes} of {file.size} bytes, sha256 {found.digest[:8]}…",
                 remedy="pull again: it is fetched anew",
             )
-        staged.append(Staged(file.name.rpartition("/")[2], part, found.digest, found.bytes))
+        name = file.name if file.name in NESTED else file.name.rpartition("/")[2]
+        staged.append(Staged(name, part, found.digest, found.bytes))
     return tuple(staged)
 
 

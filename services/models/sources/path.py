@@ -8,7 +8,7 @@ from pathlib import Path
 
 from microkernel.errors import Aborted, DataLoss, Invalid, NotFound
 from services.models import disk
-from services.models.layout import Description, describe, is_adapter_folder, is_model_folder, is_wanted
+from services.models.layout import NESTED, Description, describe, is_adapter_folder, is_model_folder, is_wanted
 from services.models.names import PathRef, is_file_name, name_for
 from services.models.sources import Fetched
 from services.models.store import Scratch, Staged
@@ -55,7 +55,8 @@ def _files_of(path: Path) -> dict[str, Path]:
     if not stat.S_ISDIR(mode):
         raise Invalid(f"{path} is neither a file nor a folder", field="ref")
     names = sorted(child.name for child in path.iterdir() if child.is_file())
-    wanted = [name for name in names if is_wanted(name) and is_file_name(name)]
+    nested = sorted(name for name in NESTED if (path / name).is_file())
+    wanted = [name for name in (*names, *nested) if is_wanted(name)]
     if not is_model_folder(wanted) and not is_adapter_folder(wanted):
         ggufs = [name for name in names if name.lower().endswith(".gguf")]
         hint = (
@@ -68,7 +69,7 @@ def _files_of(path: Path) -> dict[str, Path]:
 
 
 def _copy(name: str, path: Path, scratch: Scratch, transfer: Transfer, *, done: int, total: int) -> Staged:
-    target = scratch.fresh / name
+    target = scratch.fresh / name.replace("/", "-")
     try:
         source = path.open("rb")
     except OSError as error:

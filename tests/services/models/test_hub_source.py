@@ -161,6 +161,13 @@ def test_a_model_folder_comes_without_pickles(store, hub, folder_files) -> None:
     }
 
 
+def test_a_repository_of_an_encoder_comes_with_its_pooling(store, hub, folder_files) -> None:
+    hub.files = {**folder_files(0), "1_Pooling/config.json": b'{"pooling_mode": "cls"}', "onnx/config.json": b"{}"}
+    model = pull(store, "hf:org/tiny", Transfer(), sources=hub.sources)
+    assert (Path(model.path) / "1_Pooling" / "config.json").read_bytes() == b'{"pooling_mode": "cls"}'
+    assert not (Path(model.path) / "onnx").exists()
+
+
 def test_an_adapter_comes_without_pickles_and_with_the_license_of_its_repository(store, hub, adapter_files) -> None:
     hub.files = {**adapter_files, "adapter_model.bin": b"pickle", "training_args.bin": b"pickle"}
     model = pull(store, "hf:org/tiny", Transfer(), sources=hub.sources)

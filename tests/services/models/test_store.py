@@ -130,6 +130,7 @@ def test_a_missing_or_shortened_file_is_noticed_when_the_model_is_looked_up(stor
         lambda text: text.replace('"version": 1', '"version": 7'),
         lambda text: text.replace('"name": "one"', '"name": "../one"'),
         lambda text: text.replace('"sha256', '"').replace('"digest": "', '"digest": "../../etc/'),
+        lambda text: text.replace("Tiny-Model", "other/Tiny-Model"),
         lambda text: json.dumps({**json.loads(text), "files": []}),
     ],
 )
