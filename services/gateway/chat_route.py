@@ -18,9 +18,9 @@ from aiohttp import web
 from microkernel.errors import Internal, Invalid, MicrokernelError, NotFound, Unavailable, from_exception
 from microkernel.message import convert
 from services.gateway.bodies import Bodies
-from services.gateway.door import Visitor, visitor_of
-from services.gateway.errors_http import answer_for, error_response
-from services.gateway.models_route import loaded_models
+from services.gateway.door import visitor_of
+from services.gateway.errors_http import answer_for
+from services.gateway.models_route import model_not_found
 from services.gateway.openai_answer import KEEP_ALIVE, ChunkWriter, completion_json, event, usage_of
 from services.gateway.openai_request import ChatRequest, parse_chat
 from services.gateway.read_ahead import ReadAhead
@@ -62,7 +62,7 @@ class ChatRoute:
                     return await self._streamed(request, answer, pieces)
                 return await _whole(answer, pieces)
             except NotFound as error:
-                return await _not_found(visitor, error)
+                return await model_not_found(visitor, error)
             except Invalid as error:
                 error.field = asked.field_of(error.field)
                 raise
@@ -178,10 +178,3 @@ def _finished(ended: list[Piece], asked: ChatRequest) -> list[Piece]:
     if len(ended) != (asked.n or 1):
         raise Internal("the answer broke off without a reason", service="inference")
     return ended
-
-
-async def _not_found(visitor: Visitor, error: NotFound) -> web.Response:
-    """Of the things that may not be there, tell whether it is the model or what would run it."""
-    await loaded_models(visitor)
-    error.field = error.field or "model"
-    return error_response(answer_for(error, code="model_not_found"))

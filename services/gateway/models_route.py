@@ -11,7 +11,7 @@ from services.gateway.errors_http import answer_for, error_response
 from services.gateway.openai_answer import ANSWERS, model_json, models_json
 from services.inference.messages import LoadedModel
 
-__all__ = ["list_models", "loaded_models", "show_model"]
+__all__ = ["list_models", "loaded_models", "model_not_found", "show_model"]
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -33,6 +33,13 @@ async def show_model(request: web.Request) -> web.Response:
         why = f": {model.why}" if model.why else ""
         raise Unavailable(f"the model '{name}' is {model.state}{why}", service="inference", retry_after=1.0)
     return web.Response(body=model_json(model), content_type="application/json")
+
+
+async def model_not_found(visitor: Visitor, error: NotFound) -> web.Response:
+    """Of the things that may not be there, tell whether it is the model or what would run it."""
+    await loaded_models(visitor)
+    error.field = error.field or "model"
+    return error_response(answer_for(error, code="model_not_found"))
 
 
 async def loaded_models(visitor: Visitor) -> list[LoadedModel]:

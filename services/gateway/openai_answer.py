@@ -156,6 +156,7 @@ def _model(model: LoadedModel) -> dict[str, Any]:
         "quantization": model.quantization,
         "parameters": model.parameters,
         "device": model.device,
+        "embeds": model.embeds,
     }
 
 

@@ -20,6 +20,7 @@ from services.gateway.bodies import Bodies
 from services.gateway.chat_route import ChatRoute
 from services.gateway.connections import Connections
 from services.gateway.door import PEER, Door
+from services.gateway.embeddings_route import EmbeddingsRoute
 from services.gateway.encryption import HANDSHAKE_TIMEOUT, server_context
 from services.gateway.health_route import HealthRoutes
 from services.gateway.listen import address_of, is_loopback, open_sockets
@@ -80,6 +81,7 @@ class Gateway(Service):
             endings.create_task(self._wire.close("the gateway stops", after=1.0, drain=seconds))
         await self._runner.cleanup()
         await self._chats.close()
+        await self._embeddings.close()
         late = await self._connections.ended(CUT_TIMEOUT)
         if late:
             self.log.warning("%d connections hold on after they were closed", late)
@@ -98,11 +100,9 @@ class Gateway(Service):
 
     def _make_runner(self, epoch: str, *, local: bool) -> web.AppRunner:
         settings = self.settings
-        self._chats = ChatRoute(
-            settings,
-            Bodies(limit=settings.body_limit, total=settings.bodies_limit, seconds=settings.body_seconds),
-            self.log,
-        )
+        bodies = Bodies(limit=settings.body_limit, total=settings.bodies_limit, seconds=settings.body_seconds)
+        self._chats = ChatRoute(settings, bodies, self.log)
+        self._embeddings = EmbeddingsRoute(settings, bodies)
         rates = Rates()
         self._door = Door(
             self.port,
@@ -133,6 +133,7 @@ class Gateway(Service):
                 web.get("/v1/models", list_models),
                 web.get("/v1/models/{name:.+}", show_model),
                 web.post("/v1/chat/completions", self._chats.answer),
+                web.post("/v1/embeddings", self._embeddings.answer),
             ]
         )
         # A closed connection ends its answer at once.

@@ -34,6 +34,12 @@ class Embedding:
         """The vectors of `message`'s texts. Raises `NotFound`, `Invalid`, and `CallCancelled` where it is killed."""
         encoder = await self._encoders.get(message.model or None)
         self._encoders.check_open(encoder)
+        if message.dimensions not in {None, encoder.config.hidden_size}:
+            raise Invalid(
+                f"vectors of '{encoder.name}' have {encoder.config.hidden_size} dimensions, not {message.dimensions}",
+                remedy="leave dimensions out",
+                field="dimensions",
+            )
         spawn = Spawn(
             kind="embed",
             title=_title(message.texts),

@@ -188,11 +188,13 @@ class Embed(Message, kw_only=True):
     """Ask for a vector of each text. `model` None is the one in the settings, which is pulled when it is first asked.
 
     There may be 8,192 texts, of 1,048,576 characters each and 67,108,864 in all. What an encoder does not take of a
-    long text is left out. An empty text has a vector too. Other fields as in `Chat`.
+    long text is left out. An empty text has a vector too. A model of other `dimensions` than are asked for is refused.
+    Other fields as in `Chat`.
     """
 
     texts: list[str]
     model: str | None = None
+    dimensions: int | None = None
     owner: str = "local"
     process_class: ProcessClass = ProcessClass.BACKGROUND
     nice: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from microkernel.errors import NotFound, Unavailable
+from microkernel.errors import MicrokernelError, NotFound, Unavailable
 from microkernel.message import convert
 from microkernel.service import Service
 from services.models.messages import Model, PullProgress
@@ -30,6 +30,13 @@ class StoredModels:
                 if step.model is not None:
                     return step.model
         raise Unavailable(f"the pull of {ref} ended without a model")
+
+    async def known(self, ref: str) -> Model | None:
+        """The stored model, or what lies at a path; None where it would have to be pulled, or is damaged."""
+        try:
+            return convert(await self._service.call("models.find", ref=ref), Model)
+        except MicrokernelError:
+            return None
 
     async def all(self) -> list[Model]:
         """Models and adapters; none on a node without a store."""

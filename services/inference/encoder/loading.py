@@ -46,12 +46,11 @@ class LoadedEncoders:
         Raises `NotFound`, and whatever is in the way of loading it.
         """
         default = self._settings.embedding_model
-        ref = default if name in {None, default, default.removeprefix("pypi:")} else str(name)
+        wanted = default if name in {None, default, default.removeprefix("pypi:")} else str(name)
         for loaded in self._loaded.values():
-            if ref in {loaded.name, loaded.ref}:
+            if wanted in {loaded.name, loaded.ref}:
                 return loaded
-        if ref != default and ref not in {model.name for model in await self._stored.all()}:
-            raise NotFound(f"no model is named '{ref}'", field="model", remedy="see `mk models` or GET /v1/models")
+        ref = wanted if wanted == default else await self._ref_of(wanted)
         task = self._loading.get(ref)
         if task is None:
             task = self._loading[ref] = self._service.spawn(self._load(ref), name=f"load {ref}")
@@ -103,6 +102,16 @@ class LoadedEncoders:
 
     def _on(self, device: str) -> list[LoadedEncoder]:
         return [loaded for loaded in self._loaded.values() if loaded.device == device]
+
+    async def _ref_of(self, name: str) -> str:
+        """What a model that is stored, or the one in the settings, is found by. Raises `NotFound`."""
+        if name in {model.name for model in await self._stored.all()}:
+            return name
+        default = self._settings.embedding_model
+        known = await self._stored.known(default)
+        if known is None or known.name != name:
+            raise NotFound(f"no model is named '{name}'", field="model", remedy="see `mk models` or GET /v1/models")
+        return default
 
     async def _load(self, ref: str) -> LoadedEncoder | MicrokernelError:
         """The loaded encoder, or the error: one that cannot be loaded is no reason to restart the service."""

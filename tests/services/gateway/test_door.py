@@ -61,7 +61,7 @@ async def test_a_token_is_taken_from_either_header(site, header):
         assert response.status == 200
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/v1", "/v1/embeddings", "/v1/chat", "/favicon.ico", "/v1/models/"])
+@pytest.mark.parametrize("path", ["/metrics", "/v1", "/v1/audio", "/v1/chat", "/favicon.ico", "/v1/models/"])
 async def test_an_unknown_route_is_told_in_openais_shape(site, path):
     async with site.http() as client, client.get(path) as response:
         assert response.status == 404

@@ -178,6 +178,13 @@ async def test_a_model_that_writes_makes_no_vectors(tiny):
         await answer(system, max_tokens=2)
 
 
+async def test_other_dimensions_than_the_models_are_refused(system):
+    with pytest.raises(Invalid, match="have 32 dimensions, not 16") as caught:
+        await vectors(system, ["cat"], dimensions=16)
+    assert caught.value.field == "dimensions"
+    assert (await vectors(system, ["cat"], dimensions=HIDDEN)).shape == (1, HIDDEN)
+
+
 async def test_a_stored_encoder_is_asked_by_its_name(tiny, bert):
     async with node(tiny) as system:
         async with system.stream("models.pull", ref=str(bert), name="mine") as progress:
