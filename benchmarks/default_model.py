@@ -1,20 +1,32 @@
-"""The model that is measured where none is named."""
+"""The models that are measured where none is named."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["stored_model"]
+__all__ = ["stored_encoder", "stored_model"]
 
 
 def stored_model() -> Path:
     """The default model from the usual state folder's store, pulled into it if it is not there yet."""
-    from microkernel.root import default_root
     from services.models.messages import DEFAULT_MODEL
+
+    return _stored(DEFAULT_MODEL)
+
+
+def stored_encoder() -> Path:
+    """The same for the default embedding model."""
+    from services.models.messages import DEFAULT_EMBEDDING_MODEL
+
+    return _stored(DEFAULT_EMBEDDING_MODEL)
+
+
+def _stored(ref: str) -> Path:
+    from microkernel.root import default_root
     from services.models.pull import pull
     from services.models.store import ModelStore
     from services.models.transfer import Transfer
 
     store = ModelStore(default_root() / "models")
     store.open()
-    return Path(pull(store, DEFAULT_MODEL, Transfer()).path)
+    return Path(pull(store, ref, Transfer()).path)
