@@ -242,11 +242,11 @@ async def test_unloading_ends_what_is_computed(system, monkeypatch):
 
 async def test_a_chat_goes_on_between_two_layers_of_much_text(system):
     await vectors(system, TEXTS)
-    work = asyncio.create_task(vectors(system, ["a b c cat dogs on the mat"] * 4000))
+    work = asyncio.create_task(vectors(system, ["a b c cat dogs on the mat"] * 8000))
     _, last = await answer(system, max_tokens=4, temperature=0)
     assert last.usage.completion_tokens == 4
     assert not work.done()  # it came later and ends sooner
-    assert (await work).shape == (4000, HIDDEN)
+    assert (await work).shape == (8000, HIDDEN)
 
 
 async def test_who_may_not_call_it_is_denied(system):
