@@ -20,10 +20,15 @@ __all__ = [
     "FileKind",
     "FileQuota",
     "FileVersion",
+    "Found",
     "Grant",
+    "Grep",
     "History",
+    "IndexFolder",
+    "IndexState",
     "ListFolder",
     "MakeFolder",
+    "Match",
     "NameSnapshot",
     "ReadFile",
     "RemoveFile",
@@ -31,6 +36,7 @@ __all__ = [
     "RollBack",
     "Scrub",
     "Scrubbed",
+    "Search",
     "SetFileQuota",
     "ShowFile",
     "Snapshot",
@@ -205,6 +211,37 @@ class WatchFiles(Message, kw_only=True):
     since: int | None = None
 
 
+class IndexFolder(Message, kw_only=True):
+    """Have the text in a folder indexed from now on, for search by meaning; or not any more."""
+
+    path: str
+    indexed: bool = True
+
+
+class Search(Message, kw_only=True):
+    """Ask for pieces of text that mean what `query` says, the nearest first.
+
+    `path` is where they are to be, `owner` whose files; `since` and `until` are Unix times of the files' versions.
+    """
+
+    query: str
+    path: str = "/"
+    limit: int = 10
+    owner: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+class Grep(Message, kw_only=True):
+    """Ask for lines that have a regular expression, or with `literal` these very characters, in them."""
+
+    pattern: str
+    path: str = "/"
+    ignore_case: bool = False
+    literal: bool = False
+    limit: int = 1000
+
+
 class Stat(Message, kw_only=True):
     """What a path leads to. A `live` file is written anew whenever somebody reads it, so nobody knows its size.
 
@@ -316,6 +353,38 @@ class Damage(Message, kw_only=True):
     start: int | None = None
     stop: int | None = None
     repaired: bool = False
+
+
+class Found(Message, kw_only=True):
+    """A piece of a file that means what was asked for. `score` is the cosine of its vector and the query's."""
+
+    path: str
+    score: float
+    text: str
+    start: int
+    stop: int
+    version: int
+    owner: str
+    modified: float
+
+
+class Match(Message, kw_only=True):
+    """A line that has the pattern in it; `line` counts from 1."""
+
+    path: str
+    line: int
+    text: str
+
+
+class IndexState(Message, kw_only=True):
+    """What is indexed: folders, pieces in memory with their bytes, files that wait, and why they do."""
+
+    folders: tuple[str, ...]
+    pieces: int
+    bytes: int
+    waiting: int
+    model: str | None = None
+    why: str = ""
 
 
 class Scrubbed(Message, kw_only=True):

@@ -24,9 +24,14 @@ from services.filesystem.messages import (
     Difference,
     FileQuota,
     FileVersion,
+    Found,
+    Grep,
     History,
+    IndexFolder,
+    IndexState,
     ListFolder,
     MakeFolder,
+    Match,
     NameSnapshot,
     ReadFile,
     RemoveFile,
@@ -34,6 +39,7 @@ from services.filesystem.messages import (
     RollBack,
     Scrub,
     Scrubbed,
+    Search,
     SetFileQuota,
     ShowFile,
     Snapshot,
@@ -46,6 +52,7 @@ from services.filesystem.messages import (
 )
 from services.filesystem.model_files import ModelFiles
 from services.filesystem.paths import ROOT, TreePath, parse
+from services.filesystem.search.search import Searches
 from services.filesystem.stored.access import Rights
 from services.filesystem.stored.settings import VolumeSettings
 from services.filesystem.stored.told import access_of, change_access, changes_since, may_read
@@ -86,7 +93,7 @@ class Filesystem(Service):
     """One tree of names: files with all their versions, `/tmp` in memory, `/proc` and `/dev` the node as it is now."""
 
     name = "filesystem"
-    uses = ("kernel", "devices", "memory", "models", "scheduler")
+    uses = ("kernel", "devices", "inference", "memory", "models", "scheduler")
     Settings: ClassVar[type[Message]] = FilesystemSettings
     settings: FilesystemSettings
 
@@ -101,6 +108,7 @@ class Filesystem(Service):
             own_folders=OWN_FOLDERS,
             tell=self._changed,
         )
+        self._searches = Searches(self, disk)
         memory = StoredVolume(
             TMP,
             None,
@@ -123,6 +131,8 @@ class Filesystem(Service):
                 if volume.lost is not None:
                     self.log.error("%s", volume.lost.what)
             self.tree.mounts[mount] = volume
+
+        await self._searches.start()
 
     async def stop(self) -> None:
         for volume in self.tree.mounts.values():
@@ -287,6 +297,31 @@ class Filesystem(Service):
                 coming.cancel()
                 await asyncio.wait([coming])
 
+    @handles
+    async def index(self, message: IndexFolder) -> IndexState:
+        """Have the text in a folder indexed for search by meaning, or not any more."""
+        _only_root("say what is indexed")
+        return await self._searches.index(self._on_disk(message.path), is_indexed=message.indexed)
+
+    @handles(idempotent=True)
+    async def index_state(self) -> IndexState:
+        """What is indexed, and what waits to be."""
+        _only_root("see what is indexed")
+        return await self._searches.state()
+
+    @handles(idempotent=True)
+    async def search(self, message: Search) -> list[Found]:
+        """Pieces of text that mean what the query says, of indexed files that the caller may read."""
+        return await self._searches.search(message, self._on_disk(message.path), _user())
+
+    @streams
+    async def grep(self, message: Grep) -> AsyncIterator[Match]:
+        """Lines of text files that have a pattern in them."""
+        found = self._searches.grep(message, self._on_disk(message.path), _user())
+        async with aclosing(found):
+            async for match in found:
+                yield match
+
     @every(HOUR)
     async def collect_old(self) -> None:
         """Forget what is older than the settings say."""
@@ -298,8 +333,16 @@ class Filesystem(Service):
                         "%d old versions of %s are forgotten, %d bytes", done.versions, volume.mount, done.bytes
                     )
 
+    def _on_disk(self, text: str) -> TreePath:
+        """A path in the volume that is searched. Raises `Invalid` for others."""
+        path = parse(text)
+        if self.tree.stored(path) is not self.tree.volume(ROOT):
+            raise Invalid(f"{path} is not on the disk, and is not searched", field="path")
+        return path
+
     def _changed(self, change: Change) -> None:
         self._watchers.tell(change)
+        self._searches.changed(change)
         self.publish(subject_of(change), change)
 
 

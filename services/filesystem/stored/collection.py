@@ -80,6 +80,8 @@ class _Collection:
         row = self._db.execute("DELETE FROM content WHERE id = ? RETURNING size, file", (number,)).fetchone()
         if row is None:
             return
+        if self._db.execute("DELETE FROM pieced WHERE content = ?", (number,)).rowcount:
+            self._db.execute("DELETE FROM piece WHERE content = ?", (number,))
         self.forgotten.contents += 1
         self.forgotten.bytes += row[0]
         if row[1] is not None:

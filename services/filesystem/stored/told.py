@@ -9,7 +9,8 @@ from services.filesystem.stored.access import Rights, grants_of, rights_of
 from services.filesystem.stored.changes import Changes
 from services.filesystem.stored.database import FIELDS, PAST, TOP, entry_of, past_of
 from services.filesystem.stored.placement import NOBODY
-from services.filesystem.stored.volume import Sight, StoredVolume
+from services.filesystem.stored.sight import Sight
+from services.filesystem.stored.volume import StoredVolume
 from services.filesystem.volume import not_there
 
 __all__ = ["access_of", "change_access", "changes_since", "may_read"]

@@ -17,7 +17,8 @@ from services.filesystem.stored.collection import Forgotten, collect
 from services.filesystem.stored.contents import PART, Content, ContentFiles, ContentStore, digest_of
 from services.filesystem.stored.database import FIELDS, SHARED, entry_of
 from services.filesystem.stored.names import Names
-from services.filesystem.stored.volume import Sight, StoredVolume
+from services.filesystem.stored.sight import Sight
+from services.filesystem.stored.volume import StoredVolume
 
 __all__ = ["Upkeep"]
 

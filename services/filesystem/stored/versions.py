@@ -16,7 +16,8 @@ from services.filesystem.stored.differences import differences
 from services.filesystem.stored.names import Names, Way
 from services.filesystem.stored.placement import NOBODY
 from services.filesystem.stored.rollback import roll_back
-from services.filesystem.stored.volume import Sight, StoredVolume
+from services.filesystem.stored.sight import Sight
+from services.filesystem.stored.volume import StoredVolume
 from services.filesystem.volume import Version, not_there
 
 __all__ = ["Versions"]

@@ -28,35 +28,18 @@ from services.filesystem.stored.names import Names, Way
 from services.filesystem.stored.placement import NOBODY, Placement
 from services.filesystem.stored.readers import Readers
 from services.filesystem.stored.settings import VolumeSettings
+from services.filesystem.stored.sight import Sight
 from services.filesystem.stored.streams import INLINE, STEP, Streams
 from services.filesystem.stored.usage import Usage
 from services.filesystem.volume import Version, a_folder, folder_stat, not_a_folder, not_there
 
-__all__ = ["Sight", "StoredVolume"]
+__all__ = ["StoredVolume"]
 
 T = TypeVar("T")
 
 LOOK = 0.05  # seconds for which the free space of a disk is known: asking takes 17 us
 ROW_ON_DISK = 16 << 10  # bytes of pages that a change may take
 PATIENCE = 3  # times that a file is looked up again, when a collection took its content away in between
-
-
-class Sight(msgspec.Struct, frozen=True):
-    """What one connection sees of a volume, for one user."""
-
-    names: Names
-    access: AccessLists
-    usage: Usage
-    placement: Placement
-    user: str | None
-
-    def find(self, path: TreePath, version: Version = None) -> tuple[Way, int | None]:
-        """The way to what the user may read, and the version as a number. Raises `NotFound`."""
-        number = self.names.version_of(version)
-        way = self.names.way(path, number)
-        if len(way) < len(path.names) or (way and not self.access.of(self.user, way) & Rights.READ):
-            raise not_there(path)
-        return way, number
 
 
 class StoredVolume:
@@ -124,6 +107,10 @@ class StoredVolume:
         if self._readers is None:  # a database in memory has one connection
             return await self._committer.run(lambda changes: work(self._sight(changes.db, user)))
         return await self._readers.run(lambda db: work(self._sight(db, user)))
+
+    async def content(self, number: int) -> Content | None:
+        """A content by its number; None where it was collected."""
+        return await self.look(lambda sight: sight.content(number))
 
     async def change(self, work: Callable[[Changes], T]) -> T:
         """Do `work` with the tables; it is on the disk when this returns."""
@@ -353,11 +340,10 @@ class StoredVolume:
             way, _ = sight.find(self.inside(path), version)
             if not way or way[-1].folder:
                 raise a_folder(path)
-            sql = "SELECT digest, size, inline, file, sums FROM content WHERE id = ?"
-            row = sight.names.db.execute(sql, (way[-1].content,)).fetchone()
-            if row is None:
+            content = None if way[-1].content is None else sight.content(way[-1].content)
+            if content is None:
                 raise NotFound(f"the content of {path} was collected a moment ago")
-            return way[-1], Content(*row)
+            return way[-1], content
 
         return await self.look(work, user)
 
