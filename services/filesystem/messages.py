@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from microkernel.message import Message
 
@@ -29,6 +30,8 @@ __all__ = [
     "ListFolder",
     "MakeFolder",
     "Match",
+    "MountStorage",
+    "Mounted",
     "NameSnapshot",
     "ReadFile",
     "RemoveFile",
@@ -42,6 +45,7 @@ __all__ = [
     "Snapshot",
     "Stat",
     "TakeSnapshot",
+    "Unmount",
     "UseOfFiles",
     "WatchFiles",
     "WriteFile",
@@ -393,3 +397,44 @@ class Scrubbed(Message, kw_only=True):
     contents: int
     bytes: int
     damages: tuple[Damage, ...] = ()
+
+
+class MountStorage(Message, kw_only=True):
+    """Put other storage into the tree at `path`, by a URL of fsspec; it comes back after a restart.
+
+    `options` go to the back end; `options_env` name variables of the node's environment with those that nobody is to
+    read. The others are as in `[services.filesystem.mounts]`.
+    """
+
+    path: str
+    url: str
+    options: dict[str, Any] = {}
+    options_env: dict[str, str] = {}
+    writable: bool = False
+    cache_bytes: int | None = None
+    cache_seconds: float | None = None
+    users: tuple[str, ...] | None = None
+
+
+class Unmount(Message, kw_only=True):
+    """Take other storage out of the tree, with what is kept of it here; what is there stays."""
+
+    path: str
+
+
+class Mounted(Message, kw_only=True):
+    """Other storage in the tree: `cached_bytes` are kept here, up to `cache_bytes`.
+
+    `atomic` says of a writable one whether a file is there whole or not at all while it is put; `configured` that it is
+    in the settings; `problem` why it is not in the tree.
+    """
+
+    path: str
+    kind: str
+    url: str
+    writable: bool
+    cached_bytes: int = 0
+    cache_bytes: int = 0
+    atomic: bool | None = None
+    configured: bool = False
+    problem: str | None = None

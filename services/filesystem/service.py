@@ -32,6 +32,8 @@ from services.filesystem.messages import (
     ListFolder,
     MakeFolder,
     Match,
+    Mounted,
+    MountStorage,
     NameSnapshot,
     ReadFile,
     RemoveFile,
@@ -45,6 +47,7 @@ from services.filesystem.messages import (
     Snapshot,
     Stat,
     TakeSnapshot,
+    Unmount,
     UseOfFiles,
     WatchFiles,
     WriteFile,
@@ -52,7 +55,9 @@ from services.filesystem.messages import (
 )
 from services.filesystem.model_files import ModelFiles
 from services.filesystem.paths import ROOT, TreePath, parse
+from services.filesystem.remote.mounts import Mounts
 from services.filesystem.search.search import Searches
+from services.filesystem.settings import FilesystemSettings
 from services.filesystem.stored.access import Rights
 from services.filesystem.stored.settings import VolumeSettings
 from services.filesystem.stored.told import access_of, change_access, changes_since, may_read
@@ -75,18 +80,6 @@ FIRST = {
     "home": {EVERYBODY: Rights.READ},
 }
 OWN_FOLDERS = frozenset({"contexts", "home"})
-
-
-class FilesystemSettings(VolumeSettings, kw_only=True):
-    """The section `[services.filesystem]`.
-
-    `quotas` say what an owner may keep on disk, in bytes, old versions included; `default_quota` what all others may.
-    Versions are kept for `keep_seconds` after they have ended, those of snapshots for longer. `mirror` is a folder on
-    another disk, to which a scrub copies all contents, and from which it repairs what is damaged. `tmp_bytes` is what
-    `/tmp` may hold, which is in memory.
-    """
-
-    tmp_bytes: int = 256 << 20
 
 
 class Filesystem(Service):
@@ -131,11 +124,13 @@ class Filesystem(Service):
                 if volume.lost is not None:
                     self.log.error("%s", volume.lost.what)
             self.tree.mounts[mount] = volume
+        self._mounts = Mounts(self.tree, disk, frozenset(FIRST), self.state_dir, self.log)
+        await self._mounts.open(self.settings.mounts)
 
         await self._searches.start()
 
     async def stop(self) -> None:
-        for volume in self.tree.mounts.values():
+        for volume in list(self.tree.mounts.values()):
             await volume.close()
 
     @handles(idempotent=True)
@@ -271,6 +266,23 @@ class Filesystem(Service):
         """Read all that is kept, compare it with its checksums, and repair what a mirror has."""
         _only_root("scrub")
         return await Upkeep(self.tree.stored(parse(message.path))).scrub()
+
+    @handles
+    async def mount(self, message: MountStorage) -> Mounted:
+        """Put other storage into the tree; it is asked for nothing yet."""
+        _only_root("mount")
+        return await self._mounts.mount(message)
+
+    @handles
+    async def unmount(self, message: Unmount) -> None:
+        """Take other storage out of the tree; who reads there is told."""
+        _only_root("unmount")
+        await self._mounts.unmount(parse(message.path))
+
+    @handles(idempotent=True)
+    async def mounts(self) -> list[Mounted]:
+        """Other storage in the tree, by path; users other than root see what they may read."""
+        return self._mounts.list(_user())
 
     @streams
     async def watch(self, message: WatchFiles) -> AsyncIterator[Change]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import re
 import time
 
@@ -279,4 +280,6 @@ def test_pieces_have_all_of_a_text_and_say_where_they_are(text):
     assert [body[piece.start : piece.stop].decode() for piece in pieces] == [piece.text for piece in pieces]
     assert pieces[0].start == 0
     assert pieces[-1].stop == len(body)
-    assert all(after.start <= before.stop and after.start > before.start for before, after in zip(pieces, pieces[1:]))
+    assert all(
+        after.start <= before.stop and after.start > before.start for before, after in itertools.pairwise(pieces)
+    )
