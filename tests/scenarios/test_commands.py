@@ -655,6 +655,19 @@ def test_the_node_is_a_tree_of_files(node: Node):
         assert done.stderr.startswith("error: ")
 
 
+def test_other_storage_is_mounted_listed_and_taken_out_again(node, tmp_path):
+    (tmp_path / "a.txt").write_text("elsewhere\n")
+    mounted = node.mk("--json", "fs", "mount", tmp_path.as_uri(), "/mnt/here", "--writable", "--option", "x=1")
+    assert json.loads(mounted.stdout)[0]["path"] == "/mnt/here"
+    assert node.mk("fs", "cat", "/mnt/here/a.txt").stdout == "elsewhere\n"
+    (told,) = json.loads(node.mk("--json", "fs", "mounts").stdout)
+    assert (told["url"], told["writable"], told["atomic"]) == (tmp_path.as_uri(), True, True)
+    assert tmp_path.as_uri() in node.mk("fs", "mounts").stdout
+    assert "password" in node.mk("fs", "mount", "https://ann:hunter22@host/x", "/mnt/there").stderr
+    assert node.mk("fs", "umount", "/mnt/here").returncode == 0
+    assert json.loads(node.mk("--json", "fs", "mounts").stdout) == []
+
+
 def test_a_benchmark_that_is_not_there_is_told_with_those_that_are(tmp_path: Path):
     done = mk("bench", "run", "nothing", folder=tmp_path)
     assert done.returncode == 1
