@@ -58,10 +58,10 @@ EVENTS = (
     EventKind("memory.pressure", Pressure, "the memory of a device is on another rung"),
     EventKind("memory.quotas", Quotas, "a quota has changed; the body has all of them"),
     EventKind(
-        "filesystem.changed.<folder>.…",
+        "filesystem.changed<folders>",
         Change,
-        "a file or folder changes; the subject has the names of the folder that it is in, as far as they fit, with odd "
-        "characters as `:` and their number in hex (`my:20data`)",
+        "a file or folder changes; `<folders>` are the names of the folder that it is in, as far as they fit: "
+        "`.data.reports`, with odd characters as `:` and their number in hex (`.my:20data`)",
     ),
     EventKind("models.progress", PullProgress, "a pull goes on"),
     EventKind("models.changed", {"name": str, "action": str}, "the store changes; `action` is `pulled` or `removed`"),

@@ -66,7 +66,7 @@ from services.filesystem.stored.versions import Versions
 from services.filesystem.stored.volume import StoredVolume
 from services.filesystem.tree import Tree
 from services.filesystem.volume import Volume
-from services.filesystem.watchers import Watchers, path_in, subject_of
+from services.filesystem.watchers import Watchers, folders_of, path_in
 
 __all__ = ["Filesystem", "FilesystemSettings"]
 
@@ -355,7 +355,8 @@ class Filesystem(Service):
     def _changed(self, change: Change) -> None:
         self._watchers.tell(change)
         self._searches.changed(change)
-        self.publish(subject_of(change), change)
+        folders = folders_of(change)
+        self.publish(f"filesystem.changed{folders}", change)
 
 
 def _user() -> str | None:

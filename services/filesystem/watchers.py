@@ -10,11 +10,11 @@ from microkernel.errors import Overloaded
 from services.filesystem.messages import Change
 from services.filesystem.paths import TreePath
 
-__all__ = ["Watchers", "subject_of"]
+__all__ = ["Watchers", "folders_of"]
 
 LIMIT = 4096  # changes that wait for one reader
 FOLDERS = 8  # names of folders in a subject, which has 16 at the most
-LONGEST = 200  # characters of a subject, of 256
+LONGEST = 180  # characters: a whole subject has 256 at the most
 _ODD = re.compile(r"[^A-Za-z0-9_\-]")
 
 
@@ -51,12 +51,12 @@ class Watchers:
         )
 
 
-def subject_of(change: Change) -> str:
-    """The subject of a change: `filesystem.changed`, and the names of the folder that it is in.
+def folders_of(change: Change) -> str:
+    """What the subject of a change ends with: the names of the folder that it is in, as `.data.reports`.
 
     What a subject's name may not have, is written as `:` and its number in hex: `my data` is `my:20data`.
     """
-    subject = "filesystem.changed"
+    subject = ""
     for name in path_in(change.path).parent.names[:FOLDERS]:
         longer = f"{subject}.{_ODD.sub(lambda odd: f':{ord(odd[0]):x}', name)}"
         if len(longer) > LONGEST:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import signal
 import socket
 import stat
@@ -645,14 +646,70 @@ def test_what_was_chosen_by_measuring_is_shown_kept_and_told_by_doctor(node: Nod
 
 
 def test_the_node_is_a_tree_of_files(node: Node):
-    assert [each["path"] for each in json.loads(node.mk("--json", "fs", "ls").stdout)] == ["/dev", "/proc"]
+    assert {"/dev", "/proc"} < {each["path"] for each in json.loads(node.mk("--json", "fs", "ls").stdout)}
     assert "kv\tready" in node.mk("fs", "cat", "/proc/services").stdout
     assert "state:\thealthy\n" in node.mk("fs", "cat", "/dev/cpu0").stdout
-    assert json.loads(node.mk("--json", "fs", "stat", "/dev/cpu0").stdout)[0]["kind"] == "live"
+    assert json.loads(node.mk("--json", "fs", "stat", "/dev/cpu0").stdout)["kind"] == "live"
     for wrong in (("cat", "/proc"), ("cat", "/proc/../etc/passwd"), ("ls", "/etc"), ("stat", "proc")):
         done = node.mk("fs", *wrong)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("error: ")
+
+
+def test_files_go_into_the_tree_and_out_of_it_and_about_in_it(node: Node, tmp_path: Path):
+    content = random.Random(6).randbytes(700_000)
+    (tmp_path / "in").write_bytes(content)
+    assert "/data/go/a: 683.6 KiB, version" in node.mk("fs", "put", str(tmp_path / "in"), "/data/go/a").stdout
+    assert node.mk("fs", "get", "/data/go/a", str(tmp_path / "out")).returncode == 0
+    assert (tmp_path / "out").read_bytes() == content
+    for action in (("mkdir", "/data/go/f"), ("mv", "/data/go/a", "/data/go/f/b"), ("cp", "/data/go/f/b", "/data/go/c")):
+        done = node.mk("fs", *action)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert [each["path"] for each in json.loads(node.mk("--json", "fs", "ls", "/data/go").stdout)] == [
+        "/data/go/c",
+        "/data/go/f",
+    ]
+    assert "/data/go/f/b" in node.mk("fs", "ls", "/data/go/f").stdout
+    assert node.mk("fs", "rm", "/data/go").stderr.startswith("error: /data/go is not empty")
+    assert node.mk("fs", "rm", "-r", "/data/go").returncode == 0
+    assert node.mk("fs", "get", "/data/go/c", str(tmp_path / "late")).returncode == 1
+    assert not list(tmp_path.glob("late*"))
+
+
+def test_versions_of_files_are_told_compared_and_gone_back_to(node: Node, tmp_path: Path):
+    def write(text: str) -> None:
+        (tmp_path / "note").write_text(text)
+        node.mk("fs", "put", str(tmp_path / "note"), "/data/versions/note")
+
+    write("first\n")
+    assert "first-state is version" in node.mk("fs", "snapshot", "first-state").stdout
+    write("second\n")
+    assert node.mk("fs", "cat", "/data/versions/note", "--at", "first-state").stdout == "first\n"
+    history = json.loads(node.mk("--json", "fs", "history", "/data/versions/note").stdout)
+    assert [each["action"] for each in history] == ["written", "written"]
+    assert "written" in node.mk("fs", "history", "/data/versions/note").stdout
+    assert "changed" in node.mk("fs", "diff", "first-state", "/data/versions").stdout
+    assert "first-state" in node.mk("fs", "snapshots").stdout
+    node.mk("fs", "rollback", "/data/versions/note", str(history[1]["version"]))
+    assert node.mk("fs", "cat", "/data/versions/note").stdout == "first\n"
+    assert node.mk("fs", "snapshot", "first-state", "--forget").returncode == 0
+    assert "forgotten" in node.mk("fs", "collect", "--older-than", "0", "--dry-run").stdout
+    assert "0 damages" in node.mk("fs", "scrub").stdout
+    assert "/data/versions/note:1: first" in node.mk("fs", "grep", "fi.st", "/data/versions").stdout
+    assert node.mk("fs", "grep", "nothing like it", "/data").returncode == 1
+
+
+def test_rights_and_quotas_of_files_are_told_and_changed(node: Node, tmp_path: Path):
+    (tmp_path / "in").write_bytes(b"1")
+    node.mk("fs", "put", str(tmp_path / "in"), "/data/rights/a")
+    given = node.mk("fs", "access", "/data/rights", "--give", "ann=read,write", "--give", "*=read").stdout
+    assert "ann" in given
+    assert "by the list of /data/rights" in node.mk("fs", "access", "/data/rights/a").stdout
+    assert "by the list of /data" in node.mk("fs", "access", "/data/rights", "--inherit").stdout
+    assert node.mk("fs", "quota", "bob", "10G").returncode == 0
+    assert node.mk("fs", "quota", "bob", "lots").returncode == 2
+    assert "root" in node.mk("fs", "usage").stdout
+    assert "no folder" in node.mk("fs", "index").stdout
 
 
 def test_other_storage_is_mounted_listed_and_taken_out_again(node, tmp_path):
