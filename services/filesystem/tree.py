@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncGenerator, Mapping
 
 from microkernel.errors import AlreadyExists, Invalid, NotFound, PreconditionFailed
 from services.filesystem.messages import Stat
 from services.filesystem.paths import ROOT, TreePath, twin_key
+from services.filesystem.posix import posix
 from services.filesystem.stored.volume import StoredVolume
 from services.filesystem.volume import (
     Version,
@@ -97,6 +99,7 @@ class Tree:
             raise PreconditionFailed(
                 f"{path} and {to} are in different volumes, and only files are moved between volumes",
                 remedy="copy what is in it, then remove it",
+                causes=posix(errno.EXDEV),
             )
         if not replace and await self._is_there(to, user):
             raise AlreadyExists(f"{to} is there already", field="to")
@@ -107,7 +110,9 @@ class Tree:
     def check_free(self, path: TreePath) -> None:
         """Raises `PreconditionFailed` for a path at or above a mounted volume: that has no other place."""
         if path == ROOT or self._leads_to_mount(path):
-            raise PreconditionFailed(f"a volume is mounted at or below {path}", remedy="mk fs mounts")
+            raise PreconditionFailed(
+                f"a volume is mounted at or below {path}", remedy="mk fs mounts", causes=posix(errno.EBUSY)
+            )
 
     async def _is_there(self, path: TreePath, user: str | None) -> bool:
         try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Protocol, runtime_checkable
 
 from microkernel.errors import Invalid, NotFound, PreconditionFailed
 from services.filesystem.messages import FileKind, Stat
 from services.filesystem.paths import TreePath
+from services.filesystem.posix import posix
 
 __all__ = [
     "CHUNK",
@@ -103,17 +105,19 @@ def not_there(path: TreePath, remedy: str | None = None) -> NotFound:
 
 def not_a_folder(path: TreePath) -> Invalid:
     """A file, where a folder was asked for."""
-    return Invalid(f"{path} is a file", field="path", remedy=f"mk fs cat {path}")
+    return Invalid(f"{path} is a file", field="path", remedy=f"mk fs cat {path}", causes=posix(errno.ENOTDIR))
 
 
 def a_folder(path: TreePath) -> Invalid:
     """A folder, where a file was asked for."""
-    return Invalid(f"{path} is a folder", field="path", remedy=f"mk fs ls {path}")
+    return Invalid(f"{path} is a folder", field="path", remedy=f"mk fs ls {path}", causes=posix(errno.EISDIR))
 
 
 def read_only(path: TreePath) -> PreconditionFailed:
     """A change, where nothing can be changed."""
-    return PreconditionFailed(f"{path} cannot be written to", remedy="mk fs mounts shows what can")
+    return PreconditionFailed(
+        f"{path} cannot be written to", remedy="mk fs mounts shows what can", causes=posix(errno.EROFS)
+    )
 
 
 def no_versions(path: TreePath) -> Invalid:

@@ -5,6 +5,7 @@ Each change looks at all that it needs, and raises before it writes a row; what 
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import msgspec
 from microkernel.errors import AlreadyExists, Invalid, NotFound, PreconditionFailed
 from services.filesystem.messages import Change
 from services.filesystem.paths import TreePath, twin_key
+from services.filesystem.posix import posix
 from services.filesystem.stored.access import AccessLists, Rights
 from services.filesystem.stored.contents import Content
 from services.filesystem.stored.database import FIELDS, SHARED, TOP, Entry
@@ -100,6 +102,10 @@ class Changes:
 
     def make_folder(self, path: TreePath, user: str | None, *, exist_ok: bool = False) -> Entry | None:
         """A folder, and those on the way; None for one that is there. Raises as `put`."""
+        if not path.names:
+            if exist_ok:
+                return None
+            raise AlreadyExists("the top of a volume is there already", field="path")
         way, missing, before = self._placement.place(path, user, folder_ok=True)
         if before is not None:
             if before.folder and exist_ok:
@@ -118,12 +124,16 @@ class Changes:
         """End a name. Raises `NotFound`, `Denied`, and `PreconditionFailed` for a folder that is not empty."""
         way = self._placement.readable(path, user)
         if not way:
-            raise Invalid("the top of a volume cannot be removed", field="path")
+            raise Invalid("the top of a volume cannot be removed", field="path", causes=posix(errno.EBUSY))
         entry = way[-1]
         self._placement.need(user, way, Rights.WRITE, path)
         if entry.folder:
             if not recursive and self.names.children(entry.node, limit=1):
-                raise PreconditionFailed(f"{path} is not empty", remedy="remove it with all that is in it: --recursive")
+                raise PreconditionFailed(
+                    f"{path} is not empty",
+                    remedy="remove it with all that is in it: --recursive",
+                    causes=posix(errno.ENOTEMPTY),
+                )
             self._placement.need_below(way, user, path)
         self.version += 1
         self.bury(entry, user, "removed")
@@ -134,7 +144,7 @@ class Changes:
         """Another path for the same node. Raises as `remove` and `put`."""
         source = self._placement.readable(path, user)
         if not source:
-            raise Invalid("the top of a volume has no other name", field="path")
+            raise Invalid("the top of a volume has no other name", field="path", causes=posix(errno.EBUSY))
         moved = source[-1]
         self._placement.need(user, source, Rights.WRITE, path)
         if moved.folder:
@@ -254,6 +264,7 @@ class Changes:
         raise PreconditionFailed(
             f"{path} is at version {there}, not {if_version}" if there else f"there is no {path}",
             remedy="read it again, and write what follows from that",
+            causes=posix(errno.ESTALE),
         )
 
     def _entry(

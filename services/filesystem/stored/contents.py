@@ -21,6 +21,7 @@ import msgspec
 import xxhash
 
 from microkernel.errors import DataLoss, NotFound, PreconditionFailed
+from services.filesystem.posix import posix
 
 __all__ = [
     "PART",
@@ -343,6 +344,7 @@ def _room(path: Path) -> Iterator[None]:
             f"nothing more can be written to {path.parent}: {error.strerror}",
             remedy="free space on its disk" if error.errno in FULL else "check the disk and the folder's rights",
             may_have_run=False,
+            causes=posix(error.errno or errno.EIO),
         ) from error
 
 

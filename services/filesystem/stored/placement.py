@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 from microkernel.errors import AlreadyExists, Denied, Invalid, NotFound
 from services.filesystem.paths import TreePath
+from services.filesystem.posix import posix
 from services.filesystem.stored.access import AccessLists, Rights
 from services.filesystem.stored.database import TOP, Entry
 from services.filesystem.stored.names import Names, Way
@@ -30,7 +33,7 @@ class Placement:
         Raises `Invalid` for what is no file's place, `AlreadyExists` for a twin, `Denied` where nothing may be added.
         """
         if not path.names:
-            raise Invalid("the top of a volume is a folder", field="path")
+            raise Invalid("the top of a volume is a folder", field="path", causes=posix(errno.EISDIR))
         way: list[Entry] = []
         parent = TOP
         for place, name in enumerate(path.names):
@@ -48,10 +51,11 @@ class Placement:
                 )
             if last:
                 if found.folder and not folder_ok:
-                    raise Invalid(f"{path} is a folder", field="path")
+                    raise Invalid(f"{path} is a folder", field="path", causes=posix(errno.EISDIR))
                 return tuple(way), (), found
             if not found.folder:
-                raise Invalid(f"{TreePath(path.names[: place + 1])} is a file, not a folder", field="path")
+                at = TreePath(path.names[: place + 1])
+                raise Invalid(f"{at} is a file, not a folder", field="path", causes=posix(errno.ENOTDIR))
             way.append(found)
             parent = found.node
         raise AssertionError("a path that is not the top has a last name")

@@ -5,10 +5,12 @@ An owner pays for each content once, however many of its files and old versions 
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 
 from microkernel.errors import Overloaded
 from services.filesystem.messages import EVERYBODY, FileQuota, UseOfFiles
+from services.filesystem.posix import posix
 from services.filesystem.stored.database import Entry
 from services.filesystem.stored.settings import VolumeSettings
 
@@ -57,6 +59,7 @@ class Usage:
                 f"the volume keeps {self.whole()} bytes of {whole}, and this takes {needed}",
                 remedy="remove files",
                 may_have_run=False,
+                causes=posix(errno.ENOSPC),
             )
         limit = self.limit(owner)
         if limit is None:
@@ -67,6 +70,7 @@ class Usage:
                 f"'{owner}' keeps {used} bytes of {limit}, and this takes {needed}",
                 remedy="remove files, and forget their old versions: mk fs collect",
                 may_have_run=False,
+                causes=posix(errno.EDQUOT),
             )
 
     def of(self, owner: str) -> tuple[int, int]:

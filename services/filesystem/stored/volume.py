@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import sqlite3
@@ -17,6 +18,7 @@ import msgspec
 from microkernel.errors import DataLoss, Invalid, MicrokernelError, NotFound, Overloaded, PreconditionFailed
 from services.filesystem.messages import EVERYBODY, Change, Damage, FileKind, Stat
 from services.filesystem.paths import TreePath
+from services.filesystem.posix import posix
 from services.filesystem.stored.access import AccessLists, Rights
 from services.filesystem.stored.changes import Changes
 from services.filesystem.stored.collection import collect
@@ -211,6 +213,7 @@ class StoredVolume:
                     f"{path} takes more than {size} bytes, and {max(0, room)} are left of the quota",
                     remedy="remove files, and forget their old versions: mk fs collect",
                     may_have_run=False,
+                    causes=posix(errno.EDQUOT),
                 )
 
         if start is not None:
