@@ -80,7 +80,10 @@ class ListFolder(Message, kw_only=True):
 
 
 class ReadFile(Message, kw_only=True):
-    """Ask for a file's bytes from `start` up to `stop`, or to its end."""
+    """Ask for a file's bytes from `start` up to `stop`, or to its end.
+
+    With the `version` that its `Stat` tells, parts that are asked for one after the other are of one content.
+    """
 
     path: str
     start: int = 0

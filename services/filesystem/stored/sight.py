@@ -25,9 +25,16 @@ class Sight(msgspec.Struct, frozen=True):
     user: str | None
 
     def find(self, path: TreePath, version: Version = None) -> tuple[Way, int | None]:
-        """The way to what the user may read, and the version as a number. Raises `NotFound`."""
-        number = self.names.version_of(version)
-        way = self.names.way(path, number)
+        """The way to what the user may read, and the version as a number; None is now. Raises `NotFound`.
+
+        The version that a `Stat` tells leads to what it told of, also when others of that time are not kept any more.
+        """
+        way = () if version is None else self.names.way(path)
+        if way and len(way) == len(path.names) and way[-1].born == version:
+            number = None
+        else:
+            number = self.names.version_of(version)
+            way = self.names.way(path, number)
         if len(way) < len(path.names) or (way and not self.access.of(self.user, way) & Rights.READ):
             raise not_there(path)
         return way, number

@@ -168,3 +168,17 @@ async def test_no_versions_are_kept_of_what_is_live(root):
                 root.ask("roll_back", "/dev", version=1)):  # fmt: skip
         with pytest.raises(Invalid, match="no versions are kept"):
             await ask
+
+
+@pytest.mark.parametrize("top", ["/data", "/tmp"])
+async def test_what_is_there_is_read_by_the_version_that_its_stat_tells_for_as_long_as_it_is_there(root, top):
+    kept = await root.write(f"{top}/a", b"1")
+    await root.write(f"{top}/b", b"2")
+    await root.ask("remove", f"{top}/b")
+    await root.ask("collect", top, older_than=0.0)
+    assert await root.read(f"{top}/a", version=kept.version) == b"1"
+    assert await root.ask("stat", f"{top}/a", version=kept.version) == kept
+    await root.write(f"{top}/a", b"3")
+    await root.ask("collect", top, older_than=0.0)
+    with pytest.raises(NotFound, match="is not kept any more"):
+        await root.read(f"{top}/a", version=kept.version)
