@@ -22,6 +22,7 @@ __all__ = [
     "encode_inline",
     "encode_plain",
     "has_long_bytes",
+    "is_long_bytes",
     "refuse",
     "value_of",
 ]
@@ -68,7 +69,7 @@ class HoldsBuffers(Exception):
 
 def encode_plain(value: Any) -> bytes:
     """`value` as JSON; raises `HoldsBuffers` where it holds an array or long bytes, else what msgspec raises."""
-    if type(value) in _known_to_be_long and has_long_bytes(value):
+    if is_long_bytes(value) or (type(value) in _known_to_be_long and has_long_bytes(value)):
         raise HoldsBuffers
     body = _plain.encode(value)
     if len(body) >= LONG_BYTES and has_long_bytes(value):
@@ -158,6 +159,11 @@ def _fill(placeholder: dict[str, Any], left: dict[int, memoryview], as_text: boo
 def to_text(buffer: memoryview) -> str:
     """Bytes as they are in JSON: base64."""
     return str(msgspec.to_builtins(buffer))
+
+
+def is_long_bytes(value: Any) -> bool:
+    """Whether it is bytes that are worth a binary frame: to try them as text first costs more than to send them."""
+    return type(value) in _BYTES and memoryview(value).nbytes >= LONG_BYTES
 
 
 def has_long_bytes(value: Any) -> bool:

@@ -25,6 +25,7 @@ from microkernel.wire.body import (
     encode_inline,
     encode_plain,
     has_long_bytes,
+    is_long_bytes,
     refuse,
     value_of,
 )
@@ -200,6 +201,8 @@ def body_of(value: Any, *, what: str, limit: int, binary: int = 0) -> Body:
 
 def text_of(value: Any, limit: int) -> bytes | None:
     """`value` as JSON, for the most part what `body_of` says; None where it takes a closer look."""
+    if is_long_bytes(value):
+        return None
     try:
         text = _encoder.encode(value)
     except (HoldsBuffers, TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):

@@ -74,6 +74,18 @@ def test_long_bytes_travel_beside_and_short_ones_as_base64() -> None:
     assert codec.decode_body(body([[LONG], (LONG,)]), list[list[bytes]]) == [[LONG], [LONG]]
 
 
+def test_bytes_that_go_beside_are_not_written_as_text_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Never:
+        def encode(self, value: Any) -> bytes:
+            raise AssertionError(f"{len(value)} bytes were made text")
+
+    monkeypatch.setattr("microkernel.wire.codec._encoder", Never())
+    monkeypatch.setattr("microkernel.wire.body._plain", Never())
+    for value in (LONG, bytearray(LONG), memoryview(LONG)):
+        assert codec.text_of(value, BINARY) is None
+        assert bytes(body(value).buffers[0]) == LONG
+
+
 def test_where_no_type_says_bytes_they_are_the_text_that_they_are_in_json() -> None:
     assert codec.decode_body(body({"raw": LONG})) == msgspec.to_builtins({"raw": LONG})
     assert codec.given(body({"raw": LONG}), what="x") == {"raw": LONG}
