@@ -95,6 +95,11 @@ class System:
         return self._connection.url
 
     @property
+    def is_over(self) -> bool:
+        """Whether the link has ended for good: no other one is tried, and all calls fail."""
+        return self._connection.is_over
+
+    @property
     def _session(self) -> ClientSession:
         return self._connection.session
 

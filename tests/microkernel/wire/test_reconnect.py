@@ -189,8 +189,10 @@ async def test_a_token_that_is_no_good_any_more_ends_the_client(monkeypatch: pyt
         await here.maths.hanging.wait()
         here.wire._authenticate = nobody
         break_link(system)
+        assert not system.is_over
         with pytest.raises(Unauthenticated, match="does not let this client in"):
             await call
+        assert system.is_over
         with pytest.raises(Unauthenticated):
             await system.call("maths.add", a=1, b=1)
 
