@@ -14,8 +14,9 @@ from typing import Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
 
+from microkernel.buffers import decode_custom
 from microkernel.errors import Invalid, MicrokernelError, Overloaded, PreconditionFailed
-from microkernel.message import convert
+from microkernel.message import convert, invalid_from
 
 __all__ = ["Inputs", "input_type"]
 
@@ -135,7 +136,10 @@ class Inputs(Generic[T]):
         what = f"an item for {self.target}"
         if isinstance(item, msgspec.Raw):
             try:
-                item = msgspec.json.decode(item)
+                # By its type: what is bytes is text in JSON, and would stay that.
+                return msgspec.json.decode(item, type=self._kind, dec_hook=decode_custom)
+            except msgspec.ValidationError as error:
+                raise invalid_from(error, what) from error
             except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
                 raise Invalid(f"{what}: {error}") from error
         return convert(item, self._kind, what=what)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from wire_node import ALL, break_link, node
 
 import microkernel as mk
+from microkernel import Service, streams
 from microkernel.errors import CallCancelled, Invalid, PreconditionFailed
+from microkernel.inputs import Inputs
+
+
+class Echo(Service):
+    """Gives bytes back."""
+
+    name = "echo"
+
+    @streams
+    async def back(self, inputs: Inputs[bytes]) -> AsyncIterator[bytes]:
+        """Each item as it came."""
+        async for item in inputs:
+            yield item
 
 
 async def test_what_is_sent_into_a_stream_is_answered_in_order() -> None:
@@ -121,3 +136,17 @@ async def test_a_stream_that_is_first_read_and_first_written_at_once_is_opened_o
         assert first == 5
         await stream.aclose()
         await here.maths.until(lambda: here.maths.closed == 1)
+
+
+@pytest.mark.parametrize("size", [0, 3, 16_383, 16_384, 3_000_000])
+async def test_bytes_are_bytes_whether_they_go_as_text_or_beside_it(size: int) -> None:
+    item = bytes(range(256)) * (size // 256 + 1)
+    async with node(Echo) as here, mk.connect(here.url, ALL) as system:
+        async with system.stream("echo.back", result_type=bytes) as stream:
+            for _ in range(3):
+                await stream.send(item[:size])
+                assert await anext(stream) == item[:size]
+        async with system.stream("echo.back", result_type=bytes) as stream:
+            await stream.send("no base64 -")
+            with pytest.raises(Invalid, match=r"an item for echo\.back"):
+                await anext(stream)
