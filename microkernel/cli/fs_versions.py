@@ -35,6 +35,8 @@ def add(action: Action) -> None:
     collecting = action("collect", "forget old versions", _collect)
     collecting.add_argument("--older-than", metavar="DAYS", type=float, help="than the settings say otherwise")
     collecting.add_argument("--dry-run", action="store_true", help="only count")
+    forgetting = action("forget", "forget now what a path has led to before", _forget)
+    forgetting.add_argument("path", metavar="PATH", help="in the tree")
     action("scrub", "read all files on the disk, and compare them with their checksums", _scrub)
 
 
@@ -114,6 +116,15 @@ def _collect(args: argparse.Namespace) -> int:
             return 0
         what = "would be" if args.dry_run else "are"
         write(f"{done['versions']} versions {what} forgotten, and {done['contents']} contents of {size(done['bytes'])}")
+        return 0
+
+    return on_node(args, work)
+
+
+def _forget(args: argparse.Namespace) -> int:
+    async def work(system: System) -> int:
+        done = plain(await system.call("filesystem.forget_versions", path=args.path))
+        write(f"{done['versions']} versions are forgotten, and {done['contents']} contents of {size(done['bytes'])}")
         return 0
 
     return on_node(args, work)

@@ -21,6 +21,7 @@ __all__ = [
     "FileKind",
     "FileQuota",
     "FileVersion",
+    "ForgetVersions",
     "Found",
     "Grant",
     "Grep",
@@ -192,6 +193,12 @@ class SetFileQuota(Message, kw_only=True):
     owner: str
     limit_bytes: int | None
     path: str = "/"
+
+
+class ForgetVersions(Message, kw_only=True):
+    """Forget now what a path has led to before, but for what snapshots have; what is there stays."""
+
+    path: str
 
 
 class Collect(Message, kw_only=True):

@@ -24,6 +24,7 @@ from services.filesystem.messages import (
     Difference,
     FileQuota,
     FileVersion,
+    ForgetVersions,
     Found,
     Grep,
     History,
@@ -253,6 +254,12 @@ class Filesystem(Service):
         _only_root("set quotas")
         quota = FileQuota(owner=message.owner, limit_bytes=message.limit_bytes)
         await Upkeep(self.tree.stored(parse(message.path))).set_quota(quota)
+
+    @handles
+    async def forget_versions(self, message: ForgetVersions) -> Collected:
+        """Forget now what a path has led to before; for who may change it."""
+        path = parse(message.path)
+        return await Upkeep(self.tree.stored(path)).forget(path, _user())
 
     @handles(deadline=None)
     async def collect(self, message: Collect) -> Collected:

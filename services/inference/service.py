@@ -60,7 +60,7 @@ class Inference(Service):
 
     name = "inference"
     needs = ("devices", "memory")
-    uses = ("models", "scheduler")
+    uses = ("filesystem", "models", "scheduler")
     Settings = InferenceSettings
     essential = True
 
@@ -71,7 +71,7 @@ class Inference(Service):
         self._embedding = Embedding(self, self._models.encoders, self._charge)
         self._tuner = Tuner(self, self.settings, self._models)
         self._admission = Admission(self.settings.rates)
-        self._contexts = ContextFiles(self.state_dir / "contexts" / "named", self.settings.contexts_bytes)
+        self._contexts = ContextFiles(self, self.settings.contexts_bytes)
 
     async def ready(self) -> None:
         await self._models.load_default()
@@ -129,13 +129,13 @@ class Inference(Service):
     async def save(self, message: SaveContext) -> SavedContext:
         """Keep an answer as it is now, to go on with it later, also after a restart; it goes on."""
         saved = await self._answers.save(message.pid)
-        size = await asyncio.to_thread(self._contexts.save, _keeper(), message.name, saved)
+        size = await self._contexts.save(_keeper(), message.name, saved)
         return SavedContext(message.name, size)
 
     @streams(credit=16)
     async def restore(self, message: RestoreContext) -> AsyncIterator[Piece]:
         """Go on with a saved context, as a new process."""
-        saved = await asyncio.to_thread(self._contexts.load, _keeper(), message.name)
+        saved = await self._contexts.load(_keeper(), message.name)
         asked = await self._models.asked(saved.model)
         with asked.stays():
             context = await asyncio.to_thread(Context.load, saved.context)
@@ -148,13 +148,13 @@ class Inference(Service):
     @handles(idempotent=True)
     async def contexts(self) -> list[SavedContext]:
         """The caller's saved contexts."""
-        found = await asyncio.to_thread(self._contexts.list, _keeper())
+        found = await self._contexts.list(_keeper())
         return [SavedContext(name, size) for name, size in found]
 
     @handles
     async def forget(self, message: ForgetContext) -> None:
         """Delete a saved context of the caller's."""
-        await asyncio.to_thread(self._contexts.forget, _keeper(), message.name)
+        await self._contexts.forget(_keeper(), message.name)
 
     @handles(deadline=None)
     async def load(self, message: LoadModel) -> LoadedModel:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import msgspec
 
+from microkernel.errors import Denied, NotFound
+from services.filesystem.paths import TreePath, twin_key
+from services.filesystem.stored.access import Rights
 from services.filesystem.stored.changes import Changes
-from services.filesystem.stored.database import FIELDS, PAST, Entry, entry_of, past_of
+from services.filesystem.stored.database import FIELDS, PAST, TOP, Entry, Past, entry_of, past_of
 
-__all__ = ["Forgotten", "collect"]
+__all__ = ["Forgotten", "collect", "forget_versions"]
 
 FREE = f"""
 SELECT {PAST} FROM past WHERE died_at <= ? AND NOT EXISTS (
@@ -34,14 +37,42 @@ def collect(changes: Changes, before: float, most: int) -> Forgotten:
     if not found:
         return Forgotten()
     with changes.undone_on_error():
-        changes.names.forget()
-        step = _Collection(changes)
-        for past in found:
-            changes.db.execute("DELETE FROM past WHERE id = ?", (past.id,))
-            step.gone(past.entry)
-        horizon = max(past.died for past in found)
-        changes.db.execute("UPDATE counter SET value = max(value, ?) WHERE name = 'horizon'", (horizon,))
-        return step.forgotten
+        return _forget(changes, found)
+
+
+def forget_versions(changes: Changes, path: TreePath, user: str | None) -> Forgotten:
+    """Forget now what a path has led to before: old versions of what is there, and of what was removed from there.
+
+    Those of snapshots stay. Raises `NotFound` for a path that never led anywhere, and `Denied`.
+    """
+    parent = changes.names.find(path.parent)
+    key = twin_key(path.name)
+    pasts = {past.id: past for past in changes.names.past(parent=parent[-1].node if parent else TOP, key=key)}
+    way = changes.names.way(path)
+    if len(way) == len(path.names) and way:
+        pasts |= {past.id: past for past in changes.names.past(node=way[-1].node)}
+    elif not pasts:
+        raise NotFound(f"there is no {path}", field="path")
+    kept = [snapshot.version for snapshot in changes.names.snapshots()]
+    found = [past for past in pasts.values() if not any(past.entry.born <= version < past.died for version in kept)]
+    for entry in {past.entry.node: past.entry for past in found}.values():
+        if not changes.access.of(user, (*parent, entry)) & Rights.WRITE:
+            raise Denied(f"'{user}' may not change {path}", remedy="mk fs access shows who may")
+    if not found:
+        return Forgotten()
+    with changes.undone_on_error():
+        return _forget(changes, found)
+
+
+def _forget(changes: Changes, found: list[Past]) -> Forgotten:
+    changes.names.forget()
+    step = _Collection(changes)
+    for past in found:
+        changes.db.execute("DELETE FROM past WHERE id = ?", (past.id,))
+        step.gone(past.entry)
+    horizon = max(past.died for past in found)
+    changes.db.execute("UPDATE counter SET value = max(value, ?) WHERE name = 'horizon'", (horizon,))
+    return step.forgotten
 
 
 class _Collection:

@@ -12,8 +12,9 @@ import msgspec
 from microkernel import durable
 from microkernel.errors import DataLoss, MicrokernelError, NotFound
 from services.filesystem.messages import Collected, Damage, FileQuota, Scrubbed, UseOfFiles
+from services.filesystem.paths import TreePath
 from services.filesystem.stored.changes import Changes
-from services.filesystem.stored.collection import Forgotten, collect
+from services.filesystem.stored.collection import Forgotten, collect, forget_versions
 from services.filesystem.stored.contents import PART, Content, ContentFiles, ContentStore, digest_of
 from services.filesystem.stored.database import FIELDS, SHARED, entry_of
 from services.filesystem.stored.names import Names
@@ -54,6 +55,13 @@ class Upkeep:
         return Collected(
             versions=total.versions, contents=total.contents + len(orphans), bytes=total.bytes, dry_run=dry_run
         )
+
+    async def forget(self, path: TreePath, user: str | None) -> Collected:
+        """Forget now what a path has led to before. Raises `NotFound` and `Denied`."""
+        inside = self._volume.inside(path)
+        step = await self._volume.change(lambda changes: forget_versions(changes, inside, user))
+        await asyncio.to_thread(self._volume.store.remove, step.files)
+        return Collected(versions=step.versions, contents=step.contents, bytes=step.bytes, dry_run=False)
 
     async def scrub(self) -> Scrubbed:
         """Read every row and every content, and compare them with their checksums.

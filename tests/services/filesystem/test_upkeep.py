@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tree_user import TreeUser
 
-from microkernel.errors import DataLoss, NotFound, Overloaded
+from microkernel.errors import DataLoss, Denied, NotFound, Overloaded
 from microkernel.testing import TestKernel
 from services.filesystem.service import Filesystem
 from services.filesystem.stored.usage import ROW
@@ -243,3 +243,23 @@ async def test_a_row_that_was_changed_is_named_and_hides_nothing_else(root, syst
     assert [(each.path, each.about) for each in listed] == [("/data/a", "its row is damaged"), ("/data/b", "")]
     (damage,) = (await root.ask("scrub", "/")).damages
     assert "the row of 'a'" in damage.what
+
+
+async def test_what_is_forgotten_leaves_no_version_behind_but_in_snapshots(root, ann, bob, system):
+    await ann.write("/data/a", os.urandom(100_000))
+    await root.ask("snapshot", "/", name="kept")
+    await ann.write("/data/a", os.urandom(100_000))
+    await ann.write("/data/a", b"now")
+    with pytest.raises(Denied):
+        await bob.ask("forget_versions", "/data/a")
+    assert (await ann.ask("forget_versions", "/data/a")).contents == 1
+    assert [each.action for each in await root.ask("history", "/data/a")] == ["written", "written"]
+    assert len(await root.read("/data/a", version="kept")) == 100_000
+    await root.ask("forget_snapshot", "/", name="kept")
+    await ann.ask("remove", "/data/a")
+    await ann.ask("forget_versions", "/data/a")
+    with pytest.raises(NotFound):
+        await root.ask("history", "/data/a")
+    with pytest.raises(NotFound):
+        await ann.ask("forget_versions", "/data/a")
+    assert contents(system) == []

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
-from inference_node import HELLO, answer, node, reading
+from inference_node import HELLO, SERVICES, answer, reading
 from tiny_model import write_tiny_model
 
 from microkernel.errors import Invalid, NotFound, Overloaded
+from microkernel.testing import TestKernel
+from services.filesystem.service import Filesystem
 from services.scheduler.messages import ProcessState
 
 ASKED = {"messages": HELLO, "max_tokens": 200, "temperature": 1.0, "seed": 11}
@@ -17,6 +20,13 @@ ASKED = {"messages": HELLO, "max_tokens": 200, "temperature": 1.0, "seed": 11}
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@asynccontextmanager
+async def node(tiny, **settings):
+    services = (*SERVICES, Filesystem)
+    async with TestKernel(*services, settings={"inference": {"model": str(tiny), **settings}}) as system:
+        yield system
 
 
 async def rest(stream) -> str:
@@ -53,7 +63,11 @@ async def test_a_saved_answer_goes_on_after_a_restart_with_the_same_text(tiny):
             later = await rest(stream)
         assert whole.endswith(later)
         assert len(later) < len(whole)
+        listed = await system.call("filesystem.list", path="/contexts/local")
+        assert [(each.path, each.size) for each in listed] == [("/contexts/local/story.context", kept.bytes)]
         await system.call("inference.forget", name="story")
+        with pytest.raises(NotFound):  # and nothing is left of it
+            await system.call("filesystem.history", path="/contexts/local/story.context")
         with pytest.raises(NotFound, match="story"):
             await rest(system.stream("inference.restore", name="story"))
 
