@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 
 os.environ.pop("COLUMNS", None)  # where tests run in parallel it is set, and commands would wrap what they say
+# As the entry point says, which an environment that was made before has not.
+fsspec.register_implementation("mk", "services.filesystem.client.filesystem.TreeFileSystem", clobber=True)
 
 
 @pytest.fixture(scope="session")
