@@ -17,6 +17,7 @@ __all__ = ["PlainFiles", "SmallFiles", "WholeFiles"]
 
 WRITERS = 16
 SIZE = 4096  # bytes
+POOL = os.urandom(SIZE << 8)  # what is written is cut from it: to make it is not what is measured
 
 
 class SmallFiles(TreeNode):
@@ -33,7 +34,7 @@ class SmallFiles(TreeNode):
                 if time.perf_counter() > ends:
                     return number
                 path = f"/data/{self.turn}-{writer}/{number}"
-                await self.system.call("filesystem.write", path=path, content=os.urandom(SIZE))
+                await self.system.call("filesystem.write", path=path, content=_content(number))
             raise AssertionError
 
         counts = await asyncio.gather(*(write(writer) for writer in range(WRITERS)))
@@ -78,9 +79,14 @@ def _rate(folder: Path, seconds: float, write: Callable[[Path, int, int], None])
     return sum(counts) / (time.perf_counter() - began)
 
 
+def _content(number: int) -> bytes:
+    begin = number * 4099 % (len(POOL) - SIZE)
+    return POOL[begin : begin + SIZE]
+
+
 def _write_plain(place: Path, _: int, number: int) -> None:
     handle = os.open(place / str(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.write(handle, os.urandom(SIZE))
+    os.write(handle, _content(number))
     os.fsync(handle)
     os.close(handle)
 
@@ -88,7 +94,7 @@ def _write_plain(place: Path, _: int, number: int) -> None:
 def _write_whole(place: Path, folder: int, number: int) -> None:
     beside = place / f"{number}.new"
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.write(handle, os.urandom(SIZE))
+    os.write(handle, _content(number))
     os.fsync(handle)
     os.close(handle)
     beside.rename(place / str(number))

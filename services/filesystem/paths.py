@@ -21,6 +21,7 @@ LONGEST_PATH = 4096  # bytes
 DEEPEST = 64
 
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|clock\$|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])(?:\..*)?", re.IGNORECASE)
+_PLAIN = re.compile(r"[A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]+)*")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # control, format, surrogates, private, none, breaks
 _JOINERS = "\u200c\u200d"  # within words of some languages, and within emoji
@@ -82,12 +83,16 @@ def parse(text: str) -> TreePath:
 
 def twin_key(name: str) -> str:
     """The same for names that people, or other file systems, take for one another: no folder has two of them."""
+    if name.isascii():
+        return name.lower()
     folded = unicodedata.normalize("NFKC", name).casefold()
     return unicodedata.normalize("NFKC", folded.translate(dict.fromkeys(map(ord, _JOINERS))))
 
 
 def _wrong(name: str) -> str | None:
     """What is wrong with a name; None where nothing is."""
+    if _PLAIN.fullmatch(name) and len(name) <= LONGEST_NAME and not _DEVICES.fullmatch(name):
+        return None  # most are, and to look at all readings of one takes 20 us
     if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
         return f"has more than {LONGEST_NAME} bytes"
     seen = name[:1] + name[1:-1].translate(dict.fromkeys(map(ord, _JOINERS))) + name[-1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import AsyncGenerator, Mapping
+from typing import TypeGuard
 
 from microkernel.errors import AlreadyExists, Invalid, NotFound, PreconditionFailed
 from services.filesystem.messages import Stat
@@ -36,7 +37,7 @@ class Tree:
     def writable(self, path: TreePath) -> WritableVolume:
         """The volume of a path that is to be changed. Raises `PreconditionFailed` for one that cannot be."""
         volume = self.volume(path)
-        if not isinstance(volume, WritableVolume):
+        if not _is_writable(volume):
             raise read_only(path)
         return volume
 
@@ -132,6 +133,16 @@ class Tree:
 
     def _leads_to_mount(self, path: TreePath) -> bool:
         return any(mount.is_within(path) for mount in self.mounts if mount != ROOT)
+
+
+_writable: dict[type[Volume], bool] = {}  # what a class can do: to ask for its methods one by one takes 100 us
+
+
+def _is_writable(volume: Volume) -> TypeGuard[WritableVolume]:
+    kind = type(volume)
+    if kind not in _writable:
+        _writable[kind] = isinstance(volume, WritableVolume)
+    return _writable[kind]
 
 
 def _key(found: Stat) -> str:

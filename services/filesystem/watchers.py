@@ -26,6 +26,8 @@ class Watchers:
 
     def tell(self, change: Change) -> None:
         """Something has changed; who is too far behind is cut off."""
+        if not self._queues:
+            return
         places = [path_in(change.path)] + ([path_in(change.before)] if change.before is not None else [])
         for queue, path in list(self._queues.items()):
             if any(place.is_within(path) or path.is_within(place) for place in places):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,9 @@ __all__ = ["Committer"]
 T = TypeVar("T")
 
 MOST = 256  # changes in one transaction
+CROWD = 4  # changes at once from which on it is worth to wait for those who are about to come
+PATIENCE = 0.001  # seconds that they are waited for
+PAUSE = 0.0001  # seconds between two looks
 
 
 class _Job(msgspec.Struct):
@@ -91,20 +95,33 @@ class Committer:
             self._loop.call_soon_threadsafe(_fail, self._ready, error)
             return
         self._loop.call_soon_threadsafe(_settle, self._ready, None)
-        is_open = True
+        is_open, expected = True, 0
         while is_open:
-            batch = [self._jobs.get()]
-            while len(batch) < MOST and batch[-1] is not None:
-                try:
-                    batch.append(self._jobs.get_nowait())
-                except queue.Empty:
-                    break
+            batch = self._next(expected)
             is_open = batch[-1] is not None
             jobs = [job for job in batch if job is not None]
             if jobs:
                 self._commit(changes, jobs)
                 self._loop.call_soon_threadsafe(self._settle, jobs)
+            expected = len(jobs) + self._jobs.qsize()
         changes.db.close()
+
+    def _next(self, expected: int) -> list[_Job | None]:
+        """What is committed together: all that waits, and for a moment those who were in the commit before.
+
+        They write again as soon as they are told, and would else find the next commit under way without them: two
+        halves that take turns, each with a sync of its own. Who is alone waits for nobody.
+        """
+        batch = [self._jobs.get()]
+        patience = time.perf_counter() + PATIENCE
+        while len(batch) < MOST and batch[-1] is not None:
+            try:
+                batch.append(self._jobs.get_nowait())
+            except queue.Empty:
+                if len(batch) >= expected or expected < CROWD or time.perf_counter() > patience:
+                    break
+                time.sleep(PAUSE)
+        return batch
 
     def _commit(self, changes: Changes, jobs: list[_Job]) -> None:
         try:

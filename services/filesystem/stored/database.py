@@ -79,7 +79,10 @@ CREATE TABLE IF NOT EXISTS counter(name TEXT PRIMARY KEY, value INTEGER NOT NULL
 """
 
 
-class Entry(msgspec.Struct, frozen=True):
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
     """A name in a folder, and what it leads to from version `born` on; the columns of a row, in their order.
 
     `node` stays what it is when the name changes; `content` is a row of that table, None for folders. `seal` is a
@@ -110,9 +113,8 @@ class Entry(msgspec.Struct, frozen=True):
         return self.seal == self._seal()
 
     def _seal(self) -> int:
-        fields = (self.parent, self.key, self.name, self.node, int(self.folder), self.owner, self.size, self.content,
-                  self.at, self.by, self.action, self.born)  # fmt: skip
-        return xxhash.xxh3_64_intdigest(repr(fields).encode()) - (1 << 63)  # SQLite's integers have a sign
+        fields = msgspec.structs.replace(self, seal=0) if self.seal else self
+        return xxhash.xxh3_64_intdigest(_ENCODER.encode(fields)) - (1 << 63)  # SQLite's integers have a sign
 
 
 class Past(msgspec.Struct, frozen=True):
