@@ -57,13 +57,13 @@ class Link:
         return system
 
     async def call(self, what: str, path: str, **fields: Any) -> Any:
-        """What `filesystem.what` answers. A change whose answer is lost with the link is asked for again, and once."""
+        """What `filesystem.what` answers."""
         with os_errors(path):
             system = await self.system()
             return await system.call(f"filesystem.{what}", path=path, **fields)
 
     async def change(self, what: str, path: str, **fields: Any) -> Any:
-        """`call`, for what is not to be done twice, and may take its time."""
+        """`call`, for what may take its time. Where the link is lost under it, it is asked for again, and done once."""
         return await self.call(what, path, deadline=PATIENCE, idempotency_key=uuid4().hex, **fields)
 
     async def pieces(

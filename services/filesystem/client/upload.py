@@ -28,6 +28,7 @@ class Upload:
         self._start = start
         self._if_version = if_version
         self._pid = os.getpid()
+        self._is_abandoned = False
         self._stream: Stream | None = None
         self._answer: asyncio.Task[Stat] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,6 +59,7 @@ class Upload:
 
     async def abandon(self) -> None:
         """Leave what was there."""
+        self._is_abandoned = True
         if self._answer is not None and self._pid == os.getpid():
             self._answer.add_done_callback(_looked_at)
             self._answer.cancel()
@@ -65,6 +67,7 @@ class Upload:
 
     def abandon_soon(self) -> None:
         """`abandon` from any thread, without waiting for it: for finalisers."""
+        self._is_abandoned = True
         answer, loop = self._answer, self._loop
         if answer is None or loop is None or self._pid != os.getpid() or loop.is_closed():
             return
@@ -79,6 +82,8 @@ class Upload:
     async def _open(self) -> tuple[Stream, asyncio.Task[Stat]]:
         if self._pid != os.getpid():
             raise OSError(errno.EBADF, "it was opened in another process, and is written there", self.path)
+        if self._is_abandoned:  # not by what a cancelled task raises: fsspec would take that for success
+            raise OSError(errno.ECANCELED, "it was discarded: what was there is kept", self.path)
         if self._stream is None or self._answer is None:
             self._loop = asyncio.get_running_loop()
             self._stream = await self._link.stream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fsspec
+import fsspec.asyn
 import pytest
 from background_node import BackgroundNode
 from fsspec.tests import abstract

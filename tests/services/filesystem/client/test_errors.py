@@ -6,6 +6,7 @@ import errno
 import os
 
 import fsspec
+import fsspec.asyn
 import pytest
 
 from microkernel.errors import DataLoss, NotFound, Unavailable

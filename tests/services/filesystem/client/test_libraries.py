@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import fsspec
+import fsspec.asyn
 import numpy as np
 import pandas as pd
 import pytest

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import fsspec
+import fsspec.asyn
 import pytest
 from quiet_script import REGISTER, run
 

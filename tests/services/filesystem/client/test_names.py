@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import blake3
 import fsspec
+import fsspec.asyn
 import pytest
 
 from services.filesystem.client.filesystem import TreeFileSystem

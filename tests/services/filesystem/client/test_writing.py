@@ -10,10 +10,12 @@ import os
 
 import blake3
 import fsspec
+import fsspec.asyn
 import numpy as np
 import pytest
 from fsspec.callbacks import Callback
 from quiet_script import run
+from wire_node import break_link
 
 CONTENT = os.urandom(3_000_000)
 
@@ -89,6 +91,8 @@ def test_a_discarded_file_leaves_what_was_there(fs):
     file.discard()
     assert file.closed
     file.close()
+    with pytest.raises(OSError, match="was discarded"):
+        file.commit()
     assert fs.cat_file("/data/t/x") == b"before"
 
 
@@ -172,3 +176,32 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.
             file.write(bytes([number]) * (1 << 20))
     assert int(run(script)) < size // 2 + (16 << 20)
     assert (tmp_path / "back").read_bytes() == (tmp_path / "large").read_bytes()
+
+
+def test_a_file_that_is_open_while_its_link_is_closed_is_not_written(fs):
+    fs.pipe_file("/data/t/x", b"before")
+    file = fs.open("/data/t/x", "wb", block_size=1000)
+    file.write(CONTENT[:3000])
+    fs.exists("/data/t")  # all has left
+    fs.close()
+    with pytest.raises(OSError, match="connection was closed") as refused:
+        file.close()
+    assert refused.value.errno == errno.ECANCELED
+    assert fs.cat_file("/data/t/x") == b"before"
+
+
+def test_what_is_written_while_a_link_breaks_is_written_once(fs):
+    with fs.open("/data/t/x", "wb", block_size=1000) as file:
+        for place in range(0, len(CONTENT), 100_000):
+            file.write(CONTENT[place : place + 100_000])
+            if place in {300_000, 2_000_000}:
+                fsspec.asyn.sync(fs.loop, broken, fs)
+    assert fs.cat_file("/data/t/x") == CONTENT
+    with fs.open("/data/t/x", block_size=1000) as file:
+        parts = [file.read(5000), file.read(5000)]
+        fsspec.asyn.sync(fs.loop, broken, fs)
+        assert b"".join([*parts, file.read()]) == CONTENT
+
+
+async def broken(fs) -> None:
+    break_link(fs.link._system)
