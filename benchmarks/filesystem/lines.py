@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.command_line import meant
+from benchmarks.default_model import stored_encoder, stored_model
 from benchmarks.measure import Measure
 from benchmarks.messages.line import Running, ask
 from benchmarks.scheduling.line import Contender, Goal, Line, asked
@@ -23,6 +24,11 @@ WHOLE = Contender(
 )
 MADE_AT_ONCE = 100_000  # files that are made before the next answer is due
 OPERATIONS = {"stat": "stat", "list": "list of 100 files", "page": "page of a large folder", "rename": "rename twice"}
+
+
+def _models() -> None:
+    stored_model()
+    stored_encoder()
 
 
 def _names(running: Running, quick: bool) -> dict[str, float]:
@@ -80,6 +86,19 @@ LINES: tuple[Line, ...] = (
         contenders=(Contender(OURS, "filesystem.stat, list and rename of a node", f"{HERE}.names:Names"),),
         question=_names,
         goals=tuple(Goal(f"{operation}/longer", 2.0) for operation in OPERATIONS),
+    ),
+    Line(
+        name="search",
+        measures={
+            "p50": Measure("search by meaning among 100,000 pieces, p50", "ms", scale=1e3),
+            "p99": Measure("search by meaning among 100,000 pieces, p99", "ms", scale=1e3),
+        },
+        contenders=(
+            Contender(OURS, "filesystem.search of a node, the vector of the query included", f"{HERE}.search:Searches"),
+        ),
+        question=asked("search", {"pieces": 100_000, "times": 100}, {"pieces": 1_000, "times": 3}),
+        goals=(Goal("p50", 20.0),),
+        prepare=_models,
     ),
 )
 NAMES = tuple(line.name for line in LINES)

@@ -10,10 +10,10 @@ from benchmarks.filesystem.place import Place
 from microkernel.testing import TestKernel
 from services.filesystem.service import Filesystem
 
-__all__ = ["TreeNode"]
+__all__ = ["ReachableFilesystem", "TreeNode"]
 
 
-class _Filesystem(Filesystem):
+class ReachableFilesystem(Filesystem):
     """The service, which can be reached from beside its messages."""
 
     made: ClassVar[list[Filesystem]] = []
@@ -26,7 +26,7 @@ class _Filesystem(Filesystem):
 class TreeNode(Place):
     """A node whose state is on the disk."""
 
-    filesystem = _Filesystem
+    filesystem = ReachableFilesystem
 
     async def start(self) -> None:
         """Boot."""
