@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from services.scheduler.mapping.work import QUANTUM, do
 from services.scheduler.messages import Range, RunTasks
 
@@ -17,14 +19,20 @@ def ended(work):
             return end.value
 
 
-def test_each_task_has_an_outcome_of_its_own():
+@pytest.fixture
+def no_hurry(monkeypatch):
+    """Tasks of a batch stay together, however slow this machine is now."""
+    monkeypatch.setattr("services.scheduler.mapping.work.TOGETHER", 60.0)
+
+
+def test_each_task_has_an_outcome_of_its_own(no_hurry):
     batch = RunTasks(function="mapped:odd_fails", tasks=[[0, 2], Range(1, 3), [4]])
     outcomes = ended(do(batch))
     assert [outcome.values for outcome in outcomes] == [[0, 2], [None, 2], [4]]
     assert [list(outcome.failed) for outcome in outcomes] == [[], [0], []]
 
 
-def test_each_task_is_reduced_by_itself():
+def test_each_task_is_reduced_by_itself(no_hurry):
     outcomes = ended(do(RunTasks(function="mapped:square", tasks=[[1, 2], [3]], reduce="sum")))
     assert [(outcome.folded, outcome.count) for outcome in outcomes] == [(5, 2), (9, 1)]
 
