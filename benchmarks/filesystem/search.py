@@ -64,6 +64,7 @@ class Searches(Place):
             for first in range(0, pieces, PER_FILE * 100):
                 await volume.change(partial(_make, first, min(pieces, first + PER_FILE * 100), answer.model))
             await self._system.call("filesystem.index", path="/data")
+            await self._system.restart("filesystem")  # it reads what is kept when it is first asked
             self._count = pieces
         spent = []
         for query in ["warm", *texts_of("lines", times)]:
