@@ -6,8 +6,6 @@ sends may take for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import regex
 
 from microkernel.errors import Invalid
@@ -44,7 +42,7 @@ class Pattern:
             return []
         found: list[Match] = []
         try:
-            for number, line in _lines(text):
+            for number, line in enumerate(text.splitlines(), start=1):
                 if self._compiled.search(line, timeout=PATIENCE, concurrent=True) is not None:
                     found.append(Match(path=path, line=number, text=line[:SHOWN]))
                     if len(found) == most:
@@ -56,7 +54,3 @@ class Pattern:
                 remedy="write it without nested repetition",
             ) from error
         return found
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    yield from enumerate(text.splitlines(), start=1)

@@ -105,6 +105,8 @@ class Indexer:
             taken.append((content, pieces))
             count += len(pieces)
             del self._waiting[content]
+        if not taken:
+            return  # not even the vectors are read, for nothing
         try:
             await self._embed(taken)
         except MicrokernelError:

@@ -24,7 +24,6 @@ from services.filesystem.stored.database import TOP, Entry
 from services.filesystem.stored.names import Way
 from services.filesystem.stored.sight import Sight
 from services.filesystem.stored.volume import StoredVolume
-from services.filesystem.volume import not_there
 from services.inference.messages import Embeddings
 from services.scheduler.messages import ProcessClass
 
@@ -69,7 +68,6 @@ class Searches:
         """Have a folder indexed, or not any more. Raises `NotFound`."""
         inside = self._volume.inside(path)
         await self._volume.change(partial(table.mark, path=inside, is_indexed=is_indexed))
-        self._folders = await self._volume.look(lambda sight: table.indexed(sight.names))
         self._indexer.look(path)
         return await self.state()
 
@@ -180,8 +178,6 @@ class Searches:
             for entry in sight.names.children(way[-1].node if way else TOP):
                 walk((*way, entry))
 
-        if not top and path != self._volume.mount:
-            raise not_there(path)
         walk(top)
         return found
 

@@ -56,10 +56,6 @@ class Vectors:
             scores.append(self._last[: self._used] @ vector)
         return Ranking(torch.cat(scores) if scores else torch.empty(0), self._pieces)
 
-    def clear(self) -> None:
-        """Take all out."""
-        self.__init__()  # type: ignore[misc] # as it was made
-
 
 class Ranking:
     """Pieces by how near they are to one query."""

@@ -30,6 +30,12 @@ class Forgotten(msgspec.Struct):
     bytes: int = 0
     files: list[str] = msgspec.field(default_factory=list)
 
+    def count(self, step: Forgotten) -> None:
+        """Count what another step has forgotten; its files are its own."""
+        self.versions += step.versions
+        self.contents += step.contents
+        self.bytes += step.bytes
+
 
 def collect(changes: Changes, before: float, most: int) -> Forgotten:
     """Forget at most `most` versions that ended before a time, in Unix seconds, and what only they refer to."""

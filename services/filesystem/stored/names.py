@@ -125,6 +125,13 @@ class Names:
             row = self.db.execute(sql, (node, version, version)).fetchone()
         return None if row is None else entry_of(row)
 
+    def digest(self, entry: Entry) -> str | None:
+        """The digest of an entry's content, in hex; None for a folder, and where it was collected."""
+        if entry.content is None:
+            return None
+        row = self.db.execute("SELECT digest FROM content WHERE id = ?", (entry.content,)).fetchone()
+        return None if row is None else str(row[0].hex())
+
     def past(self, *, node: int | None = None, parent: int = 0, key: str = "") -> list[Past]:
         """What a node was, or what a name in a folder led to; the newest first."""
         if node is not None:

@@ -44,9 +44,7 @@ class Upkeep:
         while not dry_run:
             step = await self._volume.change(lambda changes: collect(changes, before, STEP))
             await asyncio.to_thread(self._volume.store.remove, step.files)
-            total.versions += step.versions
-            total.contents += step.contents
-            total.bytes += step.bytes
+            total.count(step)
             if step.versions == 0:
                 break
         orphans = await self._orphans()
@@ -181,9 +179,7 @@ def _tried(changes: Changes, before: float) -> Forgotten:
     try:
         with changes.undone_on_error():
             while (step := collect(changes, before, STEP)).versions:
-                total.versions += step.versions
-                total.contents += step.contents
-                total.bytes += step.bytes
+                total.count(step)
             raise _TakenBack
     except _TakenBack:
         return total

@@ -122,10 +122,6 @@ class Versions:
         return sorted(told, key=lambda each: (each.version, each.until is None), reverse=True)
 
     def _version(self, names: Names, entry: Entry, past: Past | None) -> FileVersion:
-        digest = None
-        if entry.content is not None:
-            row = names.db.execute("SELECT digest FROM content WHERE id = ?", (entry.content,)).fetchone()
-            digest = None if row is None else row[0].hex()
         return FileVersion(
             version=entry.born,
             path=self._path(names, entry, entry.born),
@@ -133,7 +129,7 @@ class Versions:
             at=entry.at,
             by=entry.by,
             size=None if entry.folder else entry.size,
-            digest=digest,
+            digest=names.digest(entry),
             until=None if past is None else past.died,
         )
 

@@ -143,12 +143,7 @@ class StoredVolume:
             way, _ = sight.find(self.inside(path), version)
             if not way:
                 return folder_stat(path, self.about)
-            entry = way[-1]
-            digest = None
-            if entry.content is not None:
-                row = sight.names.db.execute("SELECT digest FROM content WHERE id = ?", (entry.content,)).fetchone()
-                digest = None if row is None else row[0].hex()
-            return self.stat_of(path, entry, digest)
+            return self.stat_of(path, way[-1], sight.names.digest(way[-1]))
 
         return await self.look(work, user)
 

@@ -1,4 +1,4 @@
-"""A node with a tree, and stores of other kinds."""
+"""Stores of other kinds, beside the node with a tree."""
 
 from __future__ import annotations
 
@@ -7,29 +7,9 @@ from pathlib import Path
 import fsspec
 import fsspec.asyn
 import pytest
-from tree_user import TreeUser
 from web_server import WebServer
 
-from microkernel.testing import TestKernel
-from services.filesystem.service import Filesystem
-
 fsspec.asyn.get_loop()  # its thread is there once for the process, and not left by a test
-
-
-@pytest.fixture
-async def system():
-    async with TestKernel(Filesystem) as system:
-        yield system
-
-
-@pytest.fixture
-def root(system):
-    return TreeUser(system)
-
-
-@pytest.fixture
-def ann(system):
-    return TreeUser(system, "ann")
 
 
 @pytest.fixture
