@@ -43,7 +43,7 @@ class _Differences:
         old = before[-1] if before else None
         new = after[-1] if after else None
         if path.names:
-            yield from _one(path, old, new)
+            yield from self._one(path, old, new)
         is_folder = (not before or before[-1].folder, not after or after[-1].folder)
         children = self._children(before, self._since) if before is not None and is_folder[0] else {}
         others = self._children(after, self._until) if after is not None and is_folder[1] else {}
@@ -61,18 +61,19 @@ class _Differences:
         node = way[-1].node if way else TOP
         return {entry.key: entry for entry in self._names.children(node, version)}
 
+    def _one(self, path: TreePath, old: Entry | None, new: Entry | None) -> Iterator[Difference]:
+        if old is None and new is not None:
+            yield Difference(path=str(path), how="added", kind=_kind(new), size=_size(new))
+        elif new is None and old is not None:
+            yield Difference(path=str(path), how="removed", kind=_kind(old), before=_size(old))
+        elif old is not None and new is not None and not self._alike(old, new):
+            yield Difference(path=str(path), how="changed", kind=_kind(new), size=_size(new), before=_size(old))
 
-def _one(path: TreePath, old: Entry | None, new: Entry | None) -> Iterator[Difference]:
-    if old is None and new is not None:
-        yield Difference(path=str(path), how="added", kind=_kind(new), size=_size(new))
-    elif new is None and old is not None:
-        yield Difference(path=str(path), how="removed", kind=_kind(old), before=_size(old))
-    elif (
-        old is not None
-        and new is not None
-        and (old.content, old.name, old.folder) != (new.content, new.name, new.folder)
-    ):
-        yield Difference(path=str(path), how="changed", kind=_kind(new), size=_size(new), before=_size(old))
+    def _alike(self, old: Entry, new: Entry) -> bool:
+        if (old.name, old.folder, old.size) != (new.name, new.folder, new.size):
+            return False
+        # Equal small contents are rows of their own.
+        return old.content == new.content or self._names.digest(old) == self._names.digest(new)
 
 
 def _kind(entry: Entry) -> FileKind:

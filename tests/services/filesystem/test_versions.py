@@ -163,6 +163,14 @@ async def test_a_difference_tells_what_was_added_removed_and_changed(root):
     assert ("/data/f/in", "removed") in [(each.path, each.how) for each in back]
 
 
+async def test_what_was_written_again_as_it_was_is_no_difference(root):
+    await root.write("/data/f/small", b"same")
+    before = (await root.write("/data/f/large", bytes(100_000))).version
+    await root.write("/data/f/small", b"same")
+    await root.write("/data/f/large", bytes(100_000))
+    assert await root.collect("diff", path="/data/f", since=before) == []
+
+
 async def test_no_versions_are_kept_of_what_is_live(root):
     for ask in (root.ask("history", "/proc/status"), root.ask("stat", "/proc/status", version=1),
                 root.ask("roll_back", "/dev", version=1)):  # fmt: skip
