@@ -74,8 +74,7 @@ def _forget(changes: Changes, found: list[Past]) -> Forgotten:
     changes.names.forget()
     step = _Collection(changes)
     for past in found:
-        changes.db.execute("DELETE FROM past WHERE id = ?", (past.id,))
-        step.gone(past.entry)
+        step.end(past)
     horizon = max(past.died for past in found)
     changes.db.execute("UPDATE counter SET value = max(value, ?) WHERE name = 'horizon'", (horizon,))
     return step.forgotten
@@ -86,6 +85,11 @@ class _Collection:
         self._changes = changes
         self._db = changes.db
         self.forgotten = Forgotten()
+
+    def end(self, past: Past) -> None:
+        """An old version goes, unless it went with the folder that it was in."""
+        if self._db.execute("DELETE FROM past WHERE id = ?", (past.id,)).rowcount:
+            self.gone(past.entry)
 
     def gone(self, entry: Entry) -> None:
         """A row has gone: its content and, for the last one of a folder, what was in that, may have to go too."""
@@ -99,12 +103,12 @@ class _Collection:
     def _inside(self, folder: int) -> None:
         if self._changes.access.at(folder) is not None:
             self._changes.access.put(folder, None)
-        for table in ("entry", "past"):
-            sql = f"SELECT {FIELDS} FROM {table} WHERE parent = ?"  # noqa: S608 # one of these two
-            rows = [entry_of(row) for row in self._db.execute(sql, (folder,)).fetchall()]
-            self._db.execute(f"DELETE FROM {table} WHERE parent = ?", (folder,))  # noqa: S608
-            for entry in rows:
-                self.gone(entry)
+        for row in self._db.execute(f"SELECT {FIELDS} FROM entry WHERE parent = ?", (folder,)).fetchall():  # noqa: S608
+            entry = entry_of(row)
+            self._db.execute("DELETE FROM entry WHERE parent = ? AND key = ?", (folder, entry.key))
+            self.gone(entry)
+        for row in self._db.execute(f"SELECT {PAST} FROM past WHERE parent = ?", (folder,)).fetchall():  # noqa: S608
+            self.end(past_of(row))
 
     def _has_row(self, node: int) -> bool:
         sql = "SELECT 1 FROM entry WHERE node = ?1 UNION ALL SELECT 1 FROM past WHERE node = ?1 LIMIT 1"

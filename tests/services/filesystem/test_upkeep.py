@@ -133,6 +133,16 @@ async def test_a_collection_forgets_what_has_ended_and_a_dry_one_only_counts(roo
     assert (again.versions, again.contents) == (0, 0)
 
 
+async def test_equal_contents_of_a_folder_that_is_forgotten_count_as_one(root, ann):
+    await ann.write("/data/kept", bytes(50_000))
+    before = await used(root, "ann")
+    await ann.write("/data/f/a", b"x" * 40_000)
+    await ann.write("/data/f/b", b"x" * 40_000)
+    await ann.ask("remove", "/data/f", recursive=True)
+    await root.ask("collect", "/", older_than=0.0)
+    assert await used(root, "ann") == before
+
+
 async def test_versions_that_are_young_or_have_a_name_are_kept(root):
     first = await root.write("/data/a", b"1")
     await root.ask("snapshot", "/", name="kept")
