@@ -31,7 +31,7 @@ __all__ = ["Searches"]
 
 MOST = 1000  # results of one search
 LONGEST_QUERY = 8192  # characters
-FIRST = 64  # nearest pieces that are looked at before more are
+FIRST = 4  # nearest pieces that are looked at for each result that is asked for, before more are
 
 
 class _Hit(msgspec.Struct, frozen=True):
@@ -101,16 +101,14 @@ class Searches:
             Embeddings,
         )
         ranking = await self._vectors.rank(bytes(answer.vectors))
-        hits: dict[tuple[int, int, int], _Hit] = {}
-        count = FIRST
+        count = FIRST * asked.limit
         while True:
             nearest = await self._vectors.nearest(ranking, count)
             hits = await self._volume.look(partial(self._hits, asked, path, nearest), user)
             if len(hits) >= asked.limit or len(nearest) < count:
                 break
             count *= 4
-        best = sorted(hits.values(), key=lambda hit: -hit.score)[: asked.limit]
-        return [found for hit in best if (found := await self._found(hit)) is not None]
+        return [found for hit in hits if (found := await self._found(hit)) is not None]
 
     async def grep(self, asked: Grep, path: TreePath, user: str | None) -> AsyncGenerator[Match, None]:
         """Lines that have a pattern, file by file. Raises `NotFound`, and `Invalid` for what is no pattern."""
@@ -129,30 +127,33 @@ class Searches:
             if left <= 0:
                 return
 
-    def _hits(
-        self, asked: Search, path: TreePath, nearest: list[tuple[int, int, float]], sight: Sight
-    ) -> dict[tuple[int, int, int], _Hit]:
-        """Which of the pieces are in files that are asked for, and may be read."""
+    def _hits(self, asked: Search, path: TreePath, nearest: list[tuple[int, int, float]], sight: Sight) -> list[_Hit]:
+        """The first of the pieces, the nearest first, that are in files that are asked for and may be read."""
         inside = self._volume.inside(path)
-        hits: dict[tuple[int, int, int], _Hit] = {}
-        for content, number, score in nearest:
-            place = table.place_of(sight.names.db, content, number)
-            if place is None:
-                continue  # collected
-            for way in table.names_of(sight.names, content):
-                entry = way[-1]
-                if (
-                    TreePath(tuple(each.name for each in way)).is_within(inside)
-                    and table.is_indexed(way, self._folders)
-                    and asked.owner in {None, entry.owner}
-                    and (asked.since is None or entry.at >= asked.since)
-                    and (asked.until is None or entry.at <= asked.until)
-                    and sight.access.of(sight.user, way) & Rights.READ
-                ):
-                    kept = sight.content(content)
-                    if kept is not None:
-                        hits[content, number, entry.node] = _Hit(way, kept, *place, score)
+        hits: list[_Hit] = []
+        for number_of_content, number, score in nearest:
+            place = table.place_of(sight.names.db, number_of_content, number)
+            ways = [] if place is None else self._ways(asked, inside, number_of_content, sight)
+            content = sight.content(number_of_content) if ways else None
+            if place is None or content is None:
+                continue  # collected, or somewhere else
+            hits += [_Hit(way, content, *place, score) for way in ways]
+            if len(hits) >= asked.limit:
+                return hits[: asked.limit]
         return hits
+
+    def _ways(self, asked: Search, inside: TreePath, content: int, sight: Sight) -> list[Way]:
+        """Where a content is, as far as that is asked for and may be read."""
+        return [
+            way
+            for way in table.names_of(sight.names, content)
+            if TreePath(tuple(each.name for each in way)).is_within(inside)
+            and table.is_indexed(way, self._folders)
+            and asked.owner in {None, way[-1].owner}
+            and (asked.since is None or way[-1].at >= asked.since)
+            and (asked.until is None or way[-1].at <= asked.until)
+            and sight.access.of(sight.user, way) & Rights.READ
+        ]
 
     async def _found(self, hit: _Hit) -> Found | None:
         """A hit with its text; None where it was collected meanwhile."""
