@@ -162,7 +162,7 @@ class Filesystem(Service):
         path = parse(message.path)
         return await self.tree.writable(path).write(path, message.content, _user(), message.if_version)
 
-    @streams(credit=16)
+    @streams(credit=4)
     async def write_stream(self, message: WriteStream, inputs: Inputs[bytes]) -> AsyncIterator[Stat]:
         """`write` in pieces, of any length in all; the one item is what is there once the last piece is on the disk."""
         path = parse(message.path)

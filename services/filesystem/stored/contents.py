@@ -110,8 +110,8 @@ class ContentWriter(Protocol):
 class ContentReader(Protocol):
     """One content on its way out; what it reads has been compared with the sums."""
 
-    def read(self, start: int, stop: int) -> list[bytes]:
-        """Bytes from `start` to `stop`, both within the content. Raises `DataLoss` that says which part is damaged."""
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to `stop`, both within the content. Raises `DataLoss` that names a damaged part."""
         ...
 
     def close(self) -> None:
@@ -235,19 +235,20 @@ class _FileReader:
         self._handle: int | None = handle
         self._content = content
 
-    def read(self, start: int, stop: int) -> list[bytes]:
+    def read(self, start: int, stop: int) -> bytes:
         assert self._handle is not None
-        pieces = []
-        for place in range(start - start % PART, stop, PART):
-            expected = min(PART, self._content.size - place)
-            part = os.pread(self._handle, expected, place)
-            number = place // PART
+        first = start - start % PART
+        end = min(-(-stop // PART) * PART, self._content.size)
+        try:
+            found = os.pread(self._handle, end - first, first)
+        except OSError as error:
+            raise damaged(self._content, start, stop) from error
+        parts = memoryview(found)
+        for place in range(first, end, PART):
+            number, part = place // PART, parts[place - first : min(place + PART, end) - first]
             if xxhash.xxh3_128_digest(part) != self._content.sums[number * SUM : (number + 1) * SUM]:
-                raise damaged(self._content, place, place + expected)
-            pieces.append(
-                part if start <= place and place + expected <= stop else part[max(0, start - place) : stop - place]
-            )
-        return pieces
+                raise damaged(self._content, place, min(place + PART, end))
+        return found[start - first : stop - first]
 
     def close(self) -> None:
         handle, self._handle = self._handle, None
@@ -316,11 +317,11 @@ class _MemoryReader:
     def __init__(self, parts: list[bytes]) -> None:
         self._parts = parts
 
-    def read(self, start: int, stop: int) -> list[bytes]:
-        return [
+    def read(self, start: int, stop: int) -> bytes:
+        return b"".join(
             self._parts[place // PART][max(0, start - place) : stop - place]
             for place in range(start - start % PART, stop, PART)
-        ]
+        )
 
     def close(self) -> None:
         self._parts = []

@@ -214,7 +214,7 @@ def _pieces(content: Content, store: ContentStore) -> Iterator[bytes]:
     reader = store.open(content)
     try:
         for place in range(0, content.size, PART):
-            yield from reader.read(place, min(place + PART, content.size))
+            yield reader.read(place, min(place + PART, content.size))
     finally:
         reader.close()
 
