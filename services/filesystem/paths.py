@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from urllib.parse import unquote
 
 import msgspec
@@ -71,7 +72,8 @@ def parse(text: str) -> TreePath:
         raise _invalid(text, "does not begin at the root", "write it from the root on, with '/'")
     if len(text.encode("utf-8", "surrogatepass")) > LONGEST_PATH:
         raise _invalid(text, f"has more than {LONGEST_PATH} bytes")
-    names = tuple(unicodedata.normalize("NFC", name) for name in text.split("/") if name)
+    parts = text if text.isascii() else unicodedata.normalize("NFC", text)
+    names = tuple(name for name in parts.split("/") if name)
     if len(names) > DEEPEST:
         raise _invalid(text, f"is more than {DEEPEST} folders deep")
     for name in names:
@@ -89,6 +91,7 @@ def twin_key(name: str) -> str:
     return unicodedata.normalize("NFKC", folded.translate(dict.fromkeys(map(ord, _JOINERS))))
 
 
+@lru_cache(maxsize=4096)  # folders are named again and again
 def _wrong(name: str) -> str | None:
     """What is wrong with a name; None where nothing is."""
     if _PLAIN.fullmatch(name) and len(name) <= LONGEST_NAME and not _DEVICES.fullmatch(name):

@@ -1,7 +1,9 @@
 """One thread that writes: what waits is put into one transaction, and one sync makes all of it durable.
 
-The results of a transaction cross to the loop together, after its commit. A change that is refused has changed nothing;
-where SQLite itself refuses, the transaction is taken back and its changes are tried one by one.
+What a turn of the loop asks for is handed over together at its end. Those who were told of a commit mostly write again
+in one turn: they stay together, and neither the loop nor the thread is woken for each. The results of a transaction
+cross to the loop together, after its commit. A change that is refused has changed nothing; where SQLite itself refuses,
+the transaction is taken back and its changes are tried one by one.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,9 +27,6 @@ __all__ = ["Committer"]
 T = TypeVar("T")
 
 MOST = 256  # changes in one transaction
-CROWD = 4  # changes at once from which on it is worth to wait for those who are about to come
-PATIENCE = 0.001  # seconds that they are waited for
-PAUSE = 0.0001  # seconds between two looks
 
 
 class _Job(msgspec.Struct):
@@ -61,7 +59,8 @@ class Committer:
         self._committed = committed
         self._remove = remove
         self._tell = tell
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[_Job | None]] = queue.SimpleQueue()
+        self._laid: list[_Job | None] = []  # what this turn of the loop has asked for
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._closed = False
@@ -77,14 +76,17 @@ class Committer:
         if self._closed:
             raise Unavailable("the volume is closed", may_have_run=False)
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put(_Job(work, future))
+        if not self._laid:
+            self._loop.call_soon(self._hand_over)
+        self._laid.append(_Job(work, future))
         return await future
 
     async def close(self) -> None:
         """Finish what waits, and end the thread."""
         if not self._closed:
             self._closed = True
-            self._jobs.put(None)
+            self._hand_over()
+            self._jobs.put([None])
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
 
@@ -95,32 +97,30 @@ class Committer:
             self._loop.call_soon_threadsafe(_fail, self._ready, error)
             return
         self._loop.call_soon_threadsafe(_settle, self._ready, None)
-        is_open, expected = True, 0
+        is_open = True
         while is_open:
-            batch = self._next(expected)
+            batch = self._next()
             is_open = batch[-1] is not None
             jobs = [job for job in batch if job is not None]
             if jobs:
                 self._commit(changes, jobs)
                 self._loop.call_soon_threadsafe(self._settle, jobs)
-            expected = len(jobs) + self._jobs.qsize()
         changes.db.close()
 
-    def _next(self, expected: int) -> list[_Job | None]:
-        """What is committed together: all that waits, and for a moment those who were in the commit before.
+    def _hand_over(self) -> None:
+        """Give the thread what this turn of the loop has asked for."""
+        if self._laid:
+            laid, self._laid = self._laid, []
+            self._jobs.put(laid)
 
-        They write again as soon as they are told, and would else find the next commit under way without them: two
-        halves that take turns, each with a sync of its own. Who is alone waits for nobody.
-        """
-        batch = [self._jobs.get()]
-        patience = time.perf_counter() + PATIENCE
+    def _next(self) -> list[_Job | None]:
+        """What is committed together: all that waits."""
+        batch = self._jobs.get()
         while len(batch) < MOST and batch[-1] is not None:
             try:
-                batch.append(self._jobs.get_nowait())
+                batch += self._jobs.get_nowait()
             except queue.Empty:
-                if len(batch) >= expected or expected < CROWD or time.perf_counter() > patience:
-                    break
-                time.sleep(PAUSE)
+                break
         return batch
 
     def _commit(self, changes: Changes, jobs: list[_Job]) -> None:

@@ -38,6 +38,8 @@ PART = 256 << 10  # bytes that have a checksum
 SUM = 16  # bytes of a checksum
 PRIVATE = 0o600
 READ_ONLY = 0o400
+SHORT = 8 << 10  # bytes that are hashed in less time than it takes to get Python's lock back from another thread
+AT_ONCE = 2047  # bytes for which the library keeps the lock
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -53,7 +55,13 @@ class Content(msgspec.Struct, frozen=True):
 
 def digest_of(content: bytes) -> bytes:
     """BLAKE3 of 256 bits."""
-    return blake3.blake3(content).digest()
+    digest = blake3.blake3()
+    if len(content) > SHORT:
+        return digest.update(content).digest()
+    view = memoryview(content)
+    for place in range(0, len(content), AT_ONCE):
+        digest.update(view[place : place + AT_ONCE])
+    return digest.digest()
 
 
 class Sums:
