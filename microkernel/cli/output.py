@@ -80,7 +80,10 @@ def print_json(value: Any, *, indent: bool = False) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Aligned columns: on a terminal as wide as it is, in a pipe one line a row without anything cut off."""
+    """Aligned columns: on a terminal as wide as it is, in a pipe one line a row without anything cut off.
+
+    Columns that have no names have no row for them.
+    """
     texts = [["" if cell is None else " ".join(clean(str(cell)).split()) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         sys.stdout.write(plain_table(columns, texts))
@@ -89,7 +92,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    has_names = any(columns)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), show_header=has_names)
     for place, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in texts:
@@ -118,8 +122,8 @@ STATE_STYLES = {
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns that are as wide as their widest cell, two spaces apart."""
-    lines = [list(columns), *[list(row) for row in rows]]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    lines = [list(row) for row in ((columns, *rows) if any(columns) else rows)]
+    widths = [max((len(line[place]) for line in lines), default=0) for place in range(len(columns))]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
     )

@@ -33,6 +33,13 @@ def test_sizes_are_read_in_powers_of_1024():
     ]
 
 
+def test_columns_without_names_have_no_row_for_them(capsys):
+    assert plain_table(("", ""), [("size", "4"), ("path", "/a")]) == "size  4\npath  /a\n"
+    assert plain_table(("", ""), []) == ""
+    print_table(("", ""), [("size", 4)])
+    assert capsys.readouterr().out == "size  4\n"
+
+
 def test_durations_are_read_in_the_unit_that_fits():
     assert [duration(seconds) for seconds in (None, 0.04, 59.9, 61, 3600, 90061)] == [
         "",
