@@ -1,5 +1,7 @@
 """Changes a volume until it is killed, and logs what it begins and what was acknowledged; a line of its input is a run.
 
+Its arguments are a folder, and what the runs do: `anything`, or `roll_back` of a large folder, back and forth.
+
 Each of four writers has a folder to itself, so that what it should find there follows from its own lines alone. A fifth
 one collects. Every run is a fork: to import all that is needed takes longer than a run.
 """
@@ -105,17 +107,34 @@ async def run(folder: Path, seed: int) -> None:
     await asyncio.gather(*writers, collect(volume, random.Random(seed)))
 
 
+async def roll_back(folder: Path, seed: int) -> None:
+    """Have `/f` as it was at two versions by turns; the log has them, and what was acknowledged."""
+    volume = StoredVolume(ROOT, folder / "volume", VolumeSettings())
+    log = Log(folder / "log")
+    await volume.open()
+    versions = [json.loads(line)[1] for line in (folder / "versions").read_text().splitlines()]
+    log.put("opened")
+    turn = seed
+    while True:
+        await Versions(volume).roll_back(TreePath(("f",)), versions[turn % 2], None)
+        log.put("done", turn % 2)
+        turn += 1
+
+
+RUNS = {"anything": run, "roll_back": roll_back}
+
+
 def tell(what) -> None:
     sys.stdout.write(f"{what}\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, kind = Path(sys.argv[1]), sys.argv[2]
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            asyncio.run(run(folder, int(line)))
+            asyncio.run(RUNS[kind](folder, int(line)))
         tell(child)
         os.waitpid(child, 0)
         tell("ended")

@@ -18,6 +18,7 @@ import pytest
 
 from microkernel.errors import DataLoss, MicrokernelError, NotFound, PreconditionFailed
 from services.filesystem.paths import ROOT, TreePath
+from services.filesystem.stored.contents import Content, digest_of
 from services.filesystem.stored.settings import VolumeSettings
 from services.filesystem.stored.upkeep import Upkeep
 from services.filesystem.stored.volume import StoredVolume
@@ -94,9 +95,14 @@ class Expected:
 
 
 @pytest.fixture
-def program(tmp_path):
+def kind():
+    return "anything"
+
+
+@pytest.fixture
+def program(tmp_path, kind):
     """What writes until it is killed."""
-    command = [sys.executable, str(CRASH_WRITER), str(tmp_path)]
+    command = [sys.executable, str(CRASH_WRITER), str(tmp_path), kind]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         yield program
         program.stdin.close()
@@ -133,6 +139,52 @@ async def test_after_a_kill_at_any_moment_all_that_was_acknowledged_is_there(tmp
             assert (await Upkeep(volume).scrub()).damages == ()
         await volume.close()
     assert acknowledged > kills
+
+
+@pytest.mark.parametrize("kind", ["roll_back"])
+@pytest.mark.parametrize("kills", [pytest.param(10), pytest.param(100, marks=pytest.mark.slow)])
+async def test_after_a_kill_within_the_rollback_of_a_large_folder_all_of_it_is_done_or_nothing(
+    tmp_path, program, kills
+):
+    folder = TreePath(("f",))
+    volume = await opened(tmp_path / "volume")
+    for content in (b"first", b"second"):
+
+        def fill(changes, content=content):
+            for number in range(1000):
+                made = Content(digest_of(content), len(content), inline=content)
+                changes.put(folder / str(number), made, None)
+            return changes.version
+
+        version = await volume.change(fill)
+        with (tmp_path / "versions").open("a") as versions:
+            versions.write(json.dumps([content.decode(), version]) + "\n")
+    await volume.close()
+    chance, log = random.Random(7), tmp_path / "log"
+    read, last, both = 0, 1, set()
+    for turn in range(kills):
+        program.stdin.write(f"{turn}\n")
+        program.stdin.flush()
+        child = int(program.stdout.readline())
+        await asyncio.to_thread(until_opened, log, read)
+        await asyncio.sleep(chance.random() * 0.2)
+        os.kill(child, signal.SIGKILL)
+        assert program.stdout.readline() == "ended\n"
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        acknowledged = [line[1] for line in lines[read:] if line[0] == "done"]
+        read = len(lines)
+        volume = await opened(tmp_path / "volume")
+        found = await files_in(volume, folder)
+        await volume.close()
+        assert len(found) == 1000
+        (content,) = set(found.values())
+        now = [b"first", b"second"].index(content)
+        last = acknowledged[-1] if acknowledged else last
+        under_way = 1 - acknowledged[-1] if acknowledged else turn % 2
+        assert now in {last, under_way}
+        last = now
+        both.add(now)
+    assert both == {0, 1}
 
 
 def until_opened(log: Path, read: int) -> None:
