@@ -72,7 +72,9 @@ class Inward:
         with self._lock:
             self._lying.clear()
         await self._quiet()
-        await ended(self._threads.submit(self._writer.abandon))
+        abandoning = self._threads.submit(self._writer.abandon)
+        await ended(abandoning)
+        abandoning.result()
 
     async def _quiet(self) -> None:
         """Wait until no thread is at it."""
@@ -121,6 +123,7 @@ class Inward:
 
 
 def wake(waiting: asyncio.Future[None]) -> None:
+    """Let go on who waits for it, if they still do."""
     if not waiting.done():
         waiting.set_result(None)
 
