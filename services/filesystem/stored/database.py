@@ -39,7 +39,6 @@ FORMAT = 1
 SHARED = 16 << 10  # bytes above which equal contents are kept once: to look for small ones costs more than it saves
 TOP = 1  # the node of the volume's own root, which has no name
 PAGE = 4096  # bytes
-LOG_PAGES = 4000  # of the log, after which they are copied to where they belong: what changes often is copied once
 CACHE_KIB = 32 << 10
 
 FIELDS = "parent, key, name, node, folder, owner, size, content, at, by, action, born, seal"
@@ -174,7 +173,6 @@ def connect(path: Path | None, *, reads: bool = False) -> sqlite3.Connection:
     name = ":memory:" if path is None else str(path)
     db = sqlite3.connect(name, isolation_level=None, timeout=30.0, check_same_thread=False, cached_statements=256)
     db.execute("PRAGMA synchronous = FULL")
-    db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     if reads:
         db.execute("PRAGMA query_only = ON")
