@@ -23,7 +23,12 @@ WHOLE = Contender(
     f"{HERE}.small:WholeFiles",
 )
 MADE_AT_ONCE = 100_000  # files that are made before the next answer is due
-OPERATIONS = {"stat": "stat", "list": "list of 100 files", "page": "page of a large folder", "rename": "rename twice"}
+OPERATIONS = {
+    "stat": "stat",
+    "list": "list of 100 files",
+    "page": "page of 50 of a large folder",
+    "rename": "rename twice",
+}
 
 
 def _models() -> None:
@@ -32,7 +37,7 @@ def _models() -> None:
 
 
 def _names(running: Running, quick: bool) -> dict[str, float]:
-    few, many = (100, 1_000) if quick else (10_000, 1_000_000)
+    few, many = (6_000, 12_000) if quick else (10_000, 1_000_000)
     for count in (few, many):
         for first in range(0, count, MADE_AT_ONCE):
             running.client.ask("make", count=count, first=first, stop=min(count, first + MADE_AT_ONCE))

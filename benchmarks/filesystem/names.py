@@ -15,6 +15,7 @@ from services.filesystem.stored.volume import StoredVolume
 __all__ = ["Names"]
 
 PER_FOLDER = 100
+PAGE = 50  # names of one page, whatever the folder has
 BATCH = 5_000  # files that one transaction makes: a call for each would take minutes
 
 
@@ -25,6 +26,7 @@ class Names(TreeNode):
         """Boot; the trees are made when they are asked for."""
         await super().start()
         self._made: set[tuple[int, int]] = set()
+        self._folders: dict[int, list[str]] = {}  # by how many files there are, as a listing has them
 
     async def make(self, count: int, first: int, stop: int) -> None:
         """Make some files of a tree of `count`, once."""
@@ -36,6 +38,7 @@ class Names(TreeNode):
     async def ask(self, count: int, times: int) -> dict[str, float]:
         """Seconds of a stat, of a list of a hundred files, of a page of a large folder, and of a rename."""
         chance = random.Random(count)
+        self._folders[count] = sorted(str(number) for number in range(count // PER_FOLDER))
         found = {}
         for name, one in {"stat": self._stat, "list": self._list, "page": self._page, "rename": self._rename}.items():
             spent = []
@@ -59,7 +62,10 @@ class Names(TreeNode):
         assert len(found) == PER_FOLDER
 
     async def _page(self, count: int, number: int) -> None:
-        await self.system.call("filesystem.list", path=f"/data/{count}", limit=PER_FOLDER, after=str(number))
+        names = self._folders[count]
+        after = names[number % (len(names) - PAGE)]
+        found = await self.system.call("filesystem.list", path=f"/data/{count}", limit=PAGE, after=after)
+        assert len(found) == PAGE
 
     async def _rename(self, count: int, number: int) -> None:
         path = _path(count, number)
