@@ -37,7 +37,7 @@ def _models() -> None:
 
 
 def _names(running: Running, quick: bool) -> dict[str, float]:
-    few, many = (6_000, 12_000) if quick else (10_000, 1_000_000)
+    few, many = (5_100, 6_000) if quick else (10_000, 1_000_000)
     for count in (few, many):
         for first in range(0, count, MADE_AT_ONCE):
             running.client.ask("make", count=count, first=first, stop=min(count, first + MADE_AT_ONCE))
