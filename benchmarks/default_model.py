@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-__all__ = ["stored_encoder", "stored_model"]
+__all__ = ["encoding_node", "store_both", "stored_encoder", "stored_model"]
 
 
 def stored_model() -> Path:
@@ -19,6 +20,25 @@ def stored_encoder() -> Path:
     from services.models.messages import DEFAULT_EMBEDDING_MODEL
 
     return _stored(DEFAULT_EMBEDDING_MODEL)
+
+
+def store_both() -> None:
+    """Have both pulled before anybody is measured."""
+    stored_model()
+    stored_encoder()
+
+
+def encoding_node() -> dict[str, dict[str, Any]]:
+    """Settings of a node that has both, and tunes nothing while it is another one's turn to be measured."""
+    return {
+        "devices": {"tune_after": 0.0},
+        "inference": {
+            "model": str(stored_model()),
+            "embedding_model": str(stored_encoder()),
+            "device": "cpu0",
+            "tune_after": 0.0,
+        },
+    }
 
 
 def _stored(ref: str) -> Path:

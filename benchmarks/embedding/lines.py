@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.command_line import meant
-from benchmarks.default_model import stored_encoder, stored_model
+from benchmarks.default_model import store_both
 from benchmarks.measure import Measure
 from benchmarks.scheduling.line import Contender, Goal, Line, asked
 
@@ -23,11 +23,6 @@ PEER = Contender(
 )
 
 
-def _get_ready() -> None:
-    stored_model()
-    stored_encoder()
-
-
 def _index(name: str, kind: str, about: str, count: int) -> Line:
     return Line(
         name=name,
@@ -35,7 +30,7 @@ def _index(name: str, kind: str, about: str, count: int) -> Line:
         contenders=(OURS, PEER),
         question=asked("index", {"kind": kind, "count": count}, {"kind": kind, "count": 20}),
         goals=(Goal("texts", 1.0, PEER.name),),
-        prepare=_get_ready,
+        prepare=store_both,
     )
 
 
@@ -48,7 +43,7 @@ LINES: tuple[Line, ...] = (
         contenders=(OURS, PEER),
         question=asked("search", {"count": 100}, {"count": 3}),
         goals=(Goal("one", 1.0, PEER.name),),
-        prepare=_get_ready,
+        prepare=store_both,
     ),
 )
 NAMES = tuple(line.name for line in LINES)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
 
-from benchmarks.default_model import stored_encoder, stored_model
+from benchmarks.default_model import encoding_node
 from benchmarks.embedding.texts import texts_of
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
@@ -26,17 +25,7 @@ class Node:
 
     async def start(self) -> None:
         """Boot, and have the encoder loaded."""
-        settings: dict[str, dict[str, Any]] = {
-            # Nothing tunes itself while it is another one's turn to be measured.
-            "devices": {"tune_after": 0.0},
-            "inference": {
-                "model": str(stored_model()),
-                "embedding_model": str(stored_encoder()),
-                "device": "cpu0",
-                "tune_after": 0.0,
-            },
-        }
-        self._system = TestKernel(*SERVICES, settings=settings)
+        self._system = TestKernel(*SERVICES, settings=encoding_node())
         await self._system.__aenter__()
         await self._embed(["warm"])
 

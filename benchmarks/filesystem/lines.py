@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.command_line import meant
-from benchmarks.default_model import stored_encoder, stored_model
+from benchmarks.default_model import store_both
 from benchmarks.measure import Measure
 from benchmarks.messages.line import Running, ask
 from benchmarks.scheduling.line import Contender, Goal, Line, asked
@@ -29,11 +29,6 @@ OPERATIONS = {
     "page": "page of 50 of a large folder",
     "rename": "rename twice",
 }
-
-
-def _models() -> None:
-    stored_model()
-    stored_encoder()
 
 
 def _names(running: Running, quick: bool) -> dict[str, float]:
@@ -103,7 +98,7 @@ LINES: tuple[Line, ...] = (
         ),
         question=asked("search", {"pieces": 100_000, "times": 100}, {"pieces": 1_000, "times": 3}),
         goals=(Goal("p50", 20.0),),
-        prepare=_models,
+        prepare=store_both,
     ),
 )
 NAMES = tuple(line.name for line in LINES)

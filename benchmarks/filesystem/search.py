@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from benchmarks.default_model import stored_encoder, stored_model
+from benchmarks.default_model import encoding_node
 from benchmarks.embedding.texts import texts_of
 from benchmarks.filesystem.node import ReachableFilesystem
 from benchmarks.filesystem.place import Place
@@ -38,16 +37,7 @@ class Searches(Place):
     async def start(self) -> None:
         """Boot, and have the encoder loaded."""
         await super().start()
-        settings: dict[str, dict[str, Any]] = {
-            "devices": {"tune_after": 0.0},
-            "inference": {
-                "model": str(stored_model()),
-                "embedding_model": str(stored_encoder()),
-                "device": "cpu0",
-                "tune_after": 0.0,
-            },
-        }
-        self._system = TestKernel(*SERVICES, settings=settings, root=self.folder / "state")
+        self._system = TestKernel(*SERVICES, settings=encoding_node(), root=self.folder / "state")
         await self._system.__aenter__()
         self._count = 0
 

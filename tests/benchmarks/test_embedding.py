@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from benchmark_reference import section_of
 
 from benchmarks.embedding import __main__ as program
 from benchmarks.embedding.lines import LINES, NAMES, wanted
@@ -29,8 +29,7 @@ def test_every_goal_is_about_a_measure_of_its_line():
 
 
 def test_the_reference_tells_of_every_line():
-    page = Path(program.__file__).parents[2] / "docs" / "reference" / "benchmarks.md"
-    section = page.read_text(encoding="utf-8").partition("## `embedding`")[2].partition("\n## ")[0]
+    section = section_of("embedding")
     for name in NAMES:
         assert f"`{name}`" in section
 
@@ -39,7 +38,7 @@ def test_the_reference_tells_of_every_line():
 @pytest.mark.model
 def test_a_quick_run_measures_all_that_its_lines_say(tmp_path, capsys, default_model, embedding_model, monkeypatch):
     for name, path in (("stored_model", default_model), ("stored_encoder", embedding_model)):
-        monkeypatch.setattr(f"benchmarks.embedding.lines.{name}", lambda path=path: path)
+        monkeypatch.setattr(f"benchmarks.default_model.{name}", lambda path=path: path)
     file = tmp_path / "result.json"
     assert program.main(["--quick", "--alone", "--json", str(file)]) == 0, capsys.readouterr().out
     for each in json.loads(file.read_bytes())["lines"]:

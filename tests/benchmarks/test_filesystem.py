@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+
+from benchmark_reference import section_of
 
 from benchmarks.filesystem import __main__ as program
 from benchmarks.filesystem.lines import LINES, NAMES, wanted
@@ -18,8 +19,7 @@ def test_every_goal_is_about_a_measure_of_its_line():
 
 
 def test_the_reference_tells_of_every_line():
-    page = Path(program.__file__).parents[2] / "docs" / "reference" / "benchmarks.md"
-    section = page.read_text(encoding="utf-8").partition("## `filesystem`")[2].partition("\n## ")[0]
+    section = section_of("filesystem")
     for name in NAMES:
         assert f"`{name}`" in section
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from benchmark_reference import section_of
 
 from benchmarks import judged
 from benchmarks.scheduling import __main__ as program
@@ -69,8 +69,7 @@ def test_a_word_that_is_no_lines_name_stands_for_all_that_have_it_in_theirs():
 
 
 def test_the_reference_tells_of_every_line():
-    page = Path(program.__file__).parents[2] / "docs" / "reference" / "benchmarks.md"
-    section = page.read_text(encoding="utf-8").partition("## `scheduling`")[2].partition("\n## ")[0]
+    section = section_of("scheduling")
     for name in NAMES:
         assert f"`{name}`" in section
 
