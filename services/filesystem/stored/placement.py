@@ -62,8 +62,6 @@ class Placement:
 
     def may_add(self, user: str | None, way: Way, path: TreePath, name: str) -> None:
         """Raises `Denied` where a user may not put a name into the folder at the end of a way."""
-        if user is None:
-            return
         is_own = len(way) == 1 and way[0].name in self._own_folders and user == name
         rights = self._access.of(user, way)
         if not is_own and not rights & (Rights.ADD | Rights.WRITE):
@@ -73,7 +71,7 @@ class Placement:
             )
 
     def need(self, user: str | None, way: Way, right: Rights, path: TreePath) -> None:
-        if user is not None and not self._access.of(user, way) & right:
+        if not self._access.of(user, way) & right:
             raise Denied(f"'{user}' may not change {path}", remedy="mk fs access shows who may")
 
     def need_below(self, way: Way, user: str | None, path: TreePath) -> None:
