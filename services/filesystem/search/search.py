@@ -132,11 +132,12 @@ class Searches:
         inside = self._volume.inside(path)
         hits: list[_Hit] = []
         for number_of_content, number, score in nearest:
-            place = table.place_of(sight.names.db, number_of_content, number)
-            ways = [] if place is None else self._ways(asked, inside, number_of_content, sight)
-            content = sight.content(number_of_content) if ways else None
+            ways = self._ways(asked, inside, number_of_content, sight)
+            if not ways:
+                continue  # somewhere else
+            place, content = table.place_of(sight.names.db, number_of_content, number), sight.content(number_of_content)
             if place is None or content is None:
-                continue  # collected, or somewhere else
+                continue  # collected
             hits += [_Hit(way, content, *place, score) for way in ways]
             if len(hits) >= asked.limit:
                 return hits[: asked.limit]
