@@ -192,17 +192,15 @@ def test_a_pool_made_smaller_keeps_what_is_held_and_room_for_one_context(decoder
 
 
 def test_a_larger_pool_lets_in_what_waits(decoder):
-    engine = Engine(decoder, max_length=128)
+    engine = Engine(decoder, max_length=128, slowdown=1000.0)  # how much a step reads is not to hang on how fast it is
     engine.relief.resize(0)
     for number in range(3):
         engine.add(request(number, 40, 60))
     step(engine, {})
     assert (engine.running, engine.waiting) == (1, 2)
     engine.relief.resize(1000)
-    for _ in range(30):  # beside others, a step reads few tokens: how few is by how fast the machine is now
+    for _ in range(5):
         step(engine, {})
-        if engine.waiting == 0:
-            break
     assert (engine.running, engine.waiting) == (3, 0)
 
 
