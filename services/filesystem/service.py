@@ -60,6 +60,7 @@ from services.filesystem.remote.mounts import Mounts
 from services.filesystem.search.search import Searches
 from services.filesystem.settings import FilesystemSettings
 from services.filesystem.stored.access import Rights
+from services.filesystem.stored.freed_memory import keep_freed_memory
 from services.filesystem.stored.settings import VolumeSettings
 from services.filesystem.stored.told import access_of, change_access, changes_since, may_read
 from services.filesystem.stored.upkeep import Upkeep
@@ -92,6 +93,7 @@ class Filesystem(Service):
     settings: FilesystemSettings
 
     async def start(self) -> None:
+        keep_freed_memory()
         self._watchers = Watchers()
         disk = StoredVolume(
             ROOT,

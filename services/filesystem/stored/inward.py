@@ -14,8 +14,9 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from services.filesystem.stored.contents import Content, ContentWriter
+from services.filesystem.threads import ended, wake
 
-__all__ = ["Inward", "ended", "wake"]
+__all__ = ["Inward"]
 
 AHEAD = 8 << 20  # bytes that lie there at most; the loop then waits until half of them are written
 TURN = 64 << 20  # bytes after which a thread looks for another content that waits
@@ -120,16 +121,3 @@ class Inward:
         if self._room is not None and enough:
             self._loop.call_soon_threadsafe(wake, self._room)
             self._room = None
-
-
-def wake(waiting: asyncio.Future[None]) -> None:
-    """Let go on who waits for it, if they still do."""
-    if not waiting.done():
-        waiting.set_result(None)
-
-
-async def ended(future: Future[Any]) -> None:
-    """Wait until a thread is through, whatever comes of it; cancelled, it stays as it is."""
-    waiting = asyncio.wrap_future(future)
-    waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # somebody has looked at it
-    await asyncio.wait([waiting])

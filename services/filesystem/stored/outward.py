@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import Executor, Future
 
 from services.filesystem.stored.contents import ContentReader
-from services.filesystem.stored.inward import ended, wake
+from services.filesystem.threads import ended, wake
 
 __all__ = ["Outward"]
 

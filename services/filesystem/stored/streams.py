@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from microkernel.errors import DataLoss
 from services.filesystem.paths import TreePath
 from services.filesystem.stored.contents import Content, ContentStore, damaged, digest_of
-from services.filesystem.stored.freed_memory import keep_freed_memory
 from services.filesystem.stored.inward import Inward
 from services.filesystem.stored.outward import Outward
 
@@ -27,7 +26,6 @@ class Streams:
     """What moves the contents of one volume."""
 
     def __init__(self, store: ContentStore, name: str) -> None:
-        keep_freed_memory()
         self._store = store
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=name)
 
