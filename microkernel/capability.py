@@ -125,6 +125,8 @@ class Identity(Message):
     `top_priority` is the most urgent priority that a call may have: 0 is no bound, 9 the least urgent. `rates` are all
     to be kept (`rates.py`). `token_ids` are what revokes the token: any one of them is enough. `expires` is Unix time
     in seconds, None is never. The node's own token has no ids and no bounds.
+
+    `node` is the name of another node of this system, whose link it is: it says itself on whose behalf each call is.
     """
 
     user: str
@@ -133,6 +135,7 @@ class Identity(Message):
     rates: tuple[Rate, ...] = ()
     token_ids: tuple[str, ...] = ()
     expires: float | None = None
+    node: str | None = None
 
     @property
     def rate(self) -> float | None:

@@ -79,8 +79,11 @@ class ClientSession(Session):
         key: str | None = None,
         trace: str | None = None,
         age: float | None = None,
+        user: str | None = None,
     ) -> int:
         """Ask for a result; `deadline` is in seconds, and so is the `age` of a call that is made again.
+
+        `user` is on whose behalf it is, which only a node may say.
 
         Raises `TooBig` and `Invalid`, as do all that send.
         """
@@ -88,7 +91,7 @@ class ClientSession(Session):
         milliseconds = None if deadline is None else max(0.0, deadline * 1000)
         body = _given(body)
         old = None if age is None else age * 1000
-        self._send(codec.Call(number, to, body, milliseconds, priority, key, trace, old), to)
+        self._send(codec.Call(number, to, body, milliseconds, priority, key, trace, old, user), to)
         self.state.calls.add(number)
         return number
 
@@ -107,12 +110,20 @@ class ClientSession(Session):
         return number
 
     def open(
-        self, to: str, body: Body | bytes | None, *, credit: int, deadline: float | None, priority: int | None
+        self,
+        to: str,
+        body: Body | bytes | None,
+        *,
+        credit: int,
+        deadline: float | None,
+        priority: int | None,
+        trace: str | None = None,
+        user: str | None = None,
     ) -> int:
         """Ask for a stream, and be ready for `credit` items."""
         number = next(self._ids)
         milliseconds = None if deadline is None else max(0.0, deadline * 1000)
-        self._send(codec.Open(number, to, _given(body), credit=credit, deadline=milliseconds, priority=priority), to)
+        self._send(codec.Open(number, to, _given(body), credit, milliseconds, priority, None, trace, user), to)
         self.state.streams[number] = credit
         return number
 

@@ -24,13 +24,13 @@ from microkernel.wire.limits import BUSY, Limits
 from microkernel.wire.pump import Handlers, Pump
 from microkernel.wire.session import Close, ends_session
 from microkernel.wire.state import SessionState
-from microkernel.wire.trust import Trust
+from microkernel.wire.trust import Expected, Trust
 
 __all__ = ["Connection", "Find", "comes_back"]
 
 _PASSING = frozenset({1001, 1005, 1006, 1011, 1012, 1013})  # RFC 6455 §7.4.1: away, none, lost, failed, restart, busy
 
-Find = Callable[[], Awaitable["tuple[str, str, Trust | None]"]]
+Find = Callable[[], Awaitable["tuple[str, str, Trust | Expected | None]"]]
 
 log = logging.getLogger("microkernel.client")
 
@@ -50,6 +50,7 @@ class Connection:
         reconnect: bool,
         lost: Callable[[float], None],
         over: Callable[[], None],
+        limits: Limits | None = None,
     ) -> None:
         """`find` gives the address, the token, and whose certificate to believe, anew for each link.
 
@@ -58,6 +59,7 @@ class Connection:
         """
         self.url = ""
         self._find = find
+        self._limits = limits or Limits()
         self._reconnect = reconnect
         self._on_lost = lost
         self._on_over = over
@@ -177,7 +179,7 @@ class Connection:
         self._why = Unavailable(f"the link to {self.url} is lost: {why} (code {closed.code})", may_have_run=True)
 
     def _new_session(self, token: str) -> ClientSession:
-        return ClientSession(token=token, limits=Limits(), clock=self._loop.time, state=self._state, ids=self._ids)
+        return ClientSession(token=token, limits=self._limits, clock=self._loop.time, state=self._state, ids=self._ids)
 
     def _on_ready(self, ready: codec.Ready) -> None:
         self.handlers[codec.Ready](ready)

@@ -11,7 +11,7 @@ import aiohttp
 
 from microkernel.errors import Denied, Invalid, Unauthenticated, Unavailable
 from microkernel.wire import codec
-from microkernel.wire.trust import Trust, context_of
+from microkernel.wire.trust import Expected, Trust, context_of
 
 __all__ = ["BOOT", "dial"]
 
@@ -21,18 +21,22 @@ BOOT = "start one with: python -m microkernel boot"
 
 
 @asynccontextmanager
-async def dial(url: str, trust: Trust | None = None) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+async def dial(url: str, trust: Trust | Expected | None = None) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
     """The websocket at `url`. A redirect is refused: whoever it leads to would be sent the token.
 
     `trust` says whose certificate is believed on an encrypted link. Raises `Unavailable` when no node answers there,
     `Unauthenticated` when its certificate is not believed, `Denied` when it lets nobody in from here, `Invalid` for
     what is no address, and `PreconditionFailed` for certificates that cannot be read.
     """
-    # The system's certificates are a large file.
-    context = await asyncio.to_thread(context_of, trust) if url.startswith("wss:") else None
+    name, context = None, None
+    if url.startswith("wss:"):
+        if isinstance(trust, Expected):
+            name, context = trust.name, trust.context
+        else:  # the system's certificates are a large file
+            context = await asyncio.to_thread(context_of, trust)
     timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT)
     async with aiohttp.ClientSession(timeout=timeout, trace_configs=[_no_redirects()]) as http:
-        socket = await _open_socket(http, url, context)
+        socket = await _open_socket(http, url, context, name)
         if socket.protocol != codec.SUBPROTOCOL:  # RFC 6455, section 4.1: the check is left to us
             await socket.close()
             raise Unavailable(f"what answers at {url} does not speak {codec.SUBPROTOCOL}", may_have_run=False)
@@ -48,7 +52,7 @@ async def dial(url: str, trust: Trust | None = None) -> AsyncIterator[aiohttp.Cl
 
 
 async def _open_socket(
-    http: aiohttp.ClientSession, url: str, context: ssl.SSLContext | None
+    http: aiohttp.ClientSession, url: str, context: ssl.SSLContext | None, name: str | None
 ) -> aiohttp.ClientWebSocketResponse:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):  # of the upgrade too: who takes the link need not answer
@@ -58,6 +62,7 @@ async def _open_socket(
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
                 max_msg_size=0,  # the session judges the size, by its own limit
                 ssl=True if context is None else context,
+                server_hostname=name,
             )
     except aiohttp.WSServerHandshakeError as error:
         if error.status == 503:

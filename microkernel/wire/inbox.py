@@ -97,6 +97,12 @@ class Inbox:
             self._rouse()
             self.rouse_senders()
 
+    def break_off(self, error: MicrokernelError) -> None:
+        """End it with `error`, and tell the other end."""
+        if not self._ended:
+            self.leave(error.message)
+            self._error = error
+
     def leave_from_anywhere(self) -> None:
         """`leave` for a finaliser, which may run in any thread."""
         if not self._ended and not self._loop.is_closed():
@@ -210,6 +216,11 @@ class Stream(Arrivals, _Reader):
         inbox = await self._open()
         if inbox is not None:
             self._finish(inbox)
+
+    def break_off(self, error: MicrokernelError) -> None:
+        """End it with `error` for its reader; the handler is told to end."""
+        if self._inbox is not None:
+            self._inbox.break_off(error)
 
     async def __aenter__(self) -> Stream:
         return self

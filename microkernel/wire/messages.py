@@ -87,7 +87,8 @@ class Ready(Frame):
 class Call(Frame):
     """A request; `deadline` is milliseconds left, `trace` a W3C traceparent.
 
-    `age` is for a call that is made again under its key: milliseconds since it was first sent.
+    `age` is for a call that is made again under its key: milliseconds since it was first sent. `user` is on whose
+    behalf another node calls; of others it is not taken.
     """
 
     id: Id
@@ -98,10 +99,11 @@ class Call(Frame):
     key: Key | None = None
     trace: str | None = None
     age: Milliseconds | None = None
+    user: Name | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is nothing about it but its body."""
+        """Whether there is nothing about it but its body, and for whom it is."""
         return self.deadline is None and self.priority is None and self.key is None and self.trace is None
 
 
@@ -125,6 +127,7 @@ class Send(Frame):
     to: Name
     body: Body = EMPTY
     priority: Priority | None = None
+    user: Name | None = None
 
 
 class Open(Frame):
@@ -138,6 +141,7 @@ class Open(Frame):
     priority: Priority | None = None
     key: Key | None = None
     trace: str | None = None
+    user: Name | None = None
 
 
 class Item(Frame):

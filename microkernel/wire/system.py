@@ -7,7 +7,7 @@ When the link is lost, another one goes on with the session, and nobody notices 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, overload
 
@@ -29,13 +29,13 @@ from microkernel.wire.body import Body
 from microkernel.wire.client_session import ClientSession
 from microkernel.wire.connection import Connection, Find
 from microkernel.wire.inbox import Inbox, Monitor, Stream, Subscription
-from microkernel.wire.limits import Bucket
+from microkernel.wire.limits import Bucket, Limits
 from microkernel.wire.pending import AskAgain, Pending
 from microkernel.wire.record import as_record
 from microkernel.wire.slots import Slots
-from microkernel.wire.trust import Trust
+from microkernel.wire.trust import Expected, Trust
 
-__all__ = ["System", "open_system"]
+__all__ = ["System", "open_system", "shape"]
 
 PATIENCE = 30.0  # seconds that a message without a deadline waits to be sent: for a link, or for room on it
 PREPAID = 32  # messages that are taken from the bucket at a time: to ask it for each costs as much as the rest
@@ -56,7 +56,7 @@ async def open_system(
     """
     known = [(url, token, trust)]
 
-    async def where() -> tuple[str, str, Trust | None]:
+    async def where() -> tuple[str, str, Trust | Expected | None]:
         return known[0] if find is None else known.pop() if known else await find()
 
     system = System(where, reconnect=reconnect)
@@ -70,10 +70,10 @@ async def open_system(
 class System:
     """A node, over one link at a time."""
 
-    def __init__(self, find: Find, *, reconnect: bool = False) -> None:
-        """Made by `connect`."""
+    def __init__(self, find: Find, *, reconnect: bool = False, limits: Limits | None = None) -> None:
+        """Made by `connect`. `limits` are those of what comes."""
         self._loop = asyncio.get_running_loop()
-        self._connection = Connection(find, reconnect=reconnect, lost=self._lost, over=self._over)
+        self._connection = Connection(find, reconnect=reconnect, lost=self._lost, over=self._over, limits=limits)
         self._pending = Pending(self._connection, self._keep_to)
         self._bucket = Bucket(1.0, 1, 0.0)
         self._prepaid = 0  # messages that the bucket has given already
@@ -176,7 +176,7 @@ class System:
                 result = await self._ask(to, body, deadline, until, priority, idempotency_key, trace)
         finally:
             slots.free()
-        return _shape(result, result_type, "the result of", to)
+        return shape(result, result_type, "the result of", to)
 
     def stream(
         self,
@@ -199,9 +199,17 @@ class System:
             raise Invalid("a stream needs a credit of at least 1", field="credit")
         body = self._body(to, message, fields)
 
+        def ask() -> int:
+            return self._session.open(to, body, credit=credit, deadline=deadline, priority=priority)
+
+        return self._stream(to, ask, credit, result_type)
+
+    def _stream(self, to: str, ask: Callable[[], int], credit: int, kind: Any) -> Stream:
+        """The stream that `ask` opens once it is read, as items of type `kind`."""
+
         async def opening() -> Inbox:
             await self._admit()
-            number = self._session.open(to, body, credit=credit, deadline=deadline, priority=priority)
+            number = ask()
             self._connection.touch()
             return self._pending.stream(number)
 
@@ -228,7 +236,7 @@ class System:
             self._session.finish(inbox.number)
             self._connection.touch()
 
-        return Stream(opening, more, put, finish, lambda item: _shape(item.body, result_type, "an item of", to), credit)
+        return Stream(opening, more, put, finish, lambda item: shape(item.body, kind, "an item of", to), credit)
 
     async def send(self, to: str, message: Any = None, /, *, priority: int | None = None, **fields: Any) -> None:
         """Send one way: nobody waits for a result; what goes wrong is logged."""
@@ -385,7 +393,7 @@ class System:
         self._pending.end_all(self._connection.why_lost)
 
 
-def _shape(body: Body, kind: Any, what: str, of: str) -> Any:
+def shape(body: Body, kind: Any, what: str, of: str) -> Any:
     """A body as a `kind`, None for a record; `what` and `of` are said where it does not fit."""
     if kind is None:
         return as_record(codec.decode_body(body, Any, what=f"{what} {of}"))

@@ -1,4 +1,4 @@
-"""Whose certificate is believed at the other end of a link: the system's authorities, or those of a file."""
+"""Whose certificate is believed at the other end of a link: the system's authorities, those of a file, or one name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 from microkernel.errors import PreconditionFailed
 
-__all__ = ["Trust", "context_of"]
+__all__ = ["Expected", "Trust", "context_of"]
 
 
 class Trust(msgspec.Struct, frozen=True):
@@ -20,6 +20,16 @@ class Trust(msgspec.Struct, frozen=True):
 
     file: str
     pinned: bool = False
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """The other end is to be `name`, whatever its address, by a certificate that `context` believes.
+
+    What this end shows of itself is in the context, too.
+    """
+
+    context: ssl.SSLContext
+    name: str
 
 
 def context_of(trust: Trust | None) -> ssl.SSLContext:

@@ -29,6 +29,7 @@ from microkernel.wire import codec
 from microkernel.wire.body import Body
 from microkernel.wire.crew import Crew, Do, Read
 from microkernel.wire.limits import BUSY, FULL
+from microkernel.wire.ports import Ports
 from microkernel.wire.pump import Handlers, Pump
 from microkernel.wire.server_session import ServerSession
 from microkernel.wire.turns import BURST, Turns
@@ -74,11 +75,11 @@ class Work:
 
     def __init__(self, session: ServerSession, pump: Pump, port: Port, identity: Identity, turns: Turns) -> None:
         """`port` is narrowed to what `identity` may do; `turns` are those of all clients."""
-        who, caller = identity, f"session {session.session}"
         self.identity = identity
         self.session = session
         self._pump = pump
-        self._port = port.narrow(caller=caller, rights=who.rights, user=who.user, top_priority=who.top_priority)
+        self._ports = Ports(port, identity, session.session)
+        self._port = self._ports.own
         self._longest = max(1, session.limits.text - ENVELOPE)
         name = f"wire {session.session}"
         self._crew: Crew[Any] = Crew(self._cancelled, name=name, rests=self._flush, waits=self.touch)
@@ -153,7 +154,7 @@ class Work:
     def _open(self, message: codec.Open) -> None:
         number, to = message.id, message.to
         try:
-            stream = self._port.stream(
+            stream = self._ports.of(message.user).stream(
                 to,
                 codec.given(message.body, what=to),
                 deadline=_seconds(message.deadline),
@@ -280,7 +281,8 @@ class Work:
         if not (message.is_plain and type(body) is msgspec.Raw and self.session.has_room):
             return self._finish(number, to, self._ask(message))
         try:
-            result = begin(self._port.call_json(to, body))
+            port = self._port if message.user is None else self._ports.of(message.user)
+            result = begin(port.call_json(to, body))
             if type(result) is Rest:
                 return self._finish(number, to, result)
             size = self._put_result(number, to, result)  # there was room a moment ago
@@ -297,7 +299,7 @@ class Work:
         return self._finish(number, work.to, self._ask(work.call, work.ends))
 
     async def _ask(self, message: codec.Call, ends: float | None = None) -> Any:
-        to = message.to
+        to, port = message.to, self._ports.of(message.user)
         if self._burst >= BURST:
             self._burst = 0
             await self._turns.next(self)
@@ -308,8 +310,8 @@ class Work:
         if message.age is not None and message.key is not None:
             # The frame may have rested on its way, but no longer than there has been a session for it.
             rested = asyncio.get_running_loop().time() - self._began
-            self._port.check_age(to, message.key, message.age / 1000 + rested)
-        return await self._port.call(
+            port.check_age(to, message.key, message.age / 1000 + rested)
+        return await port.call(
             to,
             codec.given(message.body, what=to),
             deadline=None if ends is None else _left(ends, to),
@@ -412,7 +414,7 @@ class Work:
         """Carry out a one-way message; most wait for nothing."""
         to, body = message.to, message.body
         rest = None
-        if message.priority is None and type(body) is msgspec.Raw:
+        if message.priority is None and message.user is None and type(body) is msgspec.Raw:
             rest = self._port.send_json(to, body)
             if rest is None:
                 self._sends.discard(number)
@@ -423,7 +425,8 @@ class Work:
         try:
             if rest is None:
                 body = codec.given(message.body, what=message.to)
-                rest = self._port.send_inline(message.to, body, priority=message.priority)
+                port = self._ports.of(message.user)
+                rest = port.send_inline(message.to, body, priority=message.priority)
             await rest
         except asyncio.CancelledError:
             self._port.dead_letter(message.to, "it was cancelled, since the node leaves")
