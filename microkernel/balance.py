@@ -1,4 +1,4 @@
-"""Which of several instances gets a call. Sans-IO (hot: once a call to a service of several instances).
+"""Which of several instances or nodes gets a call. Sans-IO (hot: once a call to a service of several).
 
 Two random choices: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 2001. Hashing is
 rendezvous hashing (Thaler and Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 1998): when
@@ -12,10 +12,14 @@ import itertools
 import random
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any, TypeAlias
 
 import msgspec
 
-__all__ = ["MOST_INSTANCES", "Balance", "Balancer", "Candidate"]
+from microkernel.message import Call
+from microkernel.prefixes import Prefix, Prefixes, prefixes_of
+
+__all__ = ["MOST_INSTANCES", "Affinity", "Balance", "Balancer", "Candidate", "affinity_of"]
 
 MOST_INSTANCES = 64  # of one service
 MOST_STICKY = 4096  # callers whose instance is remembered; the one that has called least recently is forgotten
@@ -29,13 +33,28 @@ class Balance(StrEnum):
     TWO_CHOICES = "two_choices"
     HASH = "hash"  # of a field of the message
     STICKY = "sticky"  # the same caller, the same instance, while it lives
+    PREFIX = "prefix"  # where a field of a message began as this one does, for what is cached there
+
+
+Affinity: TypeAlias = "str | tuple[Prefix, ...]"
+"""What a call is drawn by: a text to hash, or under `PREFIX` the beginnings of a field."""
+
+
+def affinity_of(balance: Balance, field: str, message: tuple[Any, ...], call: Call) -> Affinity:
+    """What draws a call: `field` of its message, or where there is no such field, who calls."""
+    value = getattr(message[0], field, None) if message and field else None
+    if balance is Balance.PREFIX:
+        return prefixes_of(value, call.user or "")
+    if value is not None:
+        return str(value)
+    return call.caller if call.user is None else f"{call.user} {call.caller}"
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An instance that could take the call: its number, and the calls that run and wait there."""
 
     number: int
-    load: int
+    load: float
 
 
 class Balancer:
@@ -46,9 +65,13 @@ class Balancer:
         self._chance = chance or random.Random()  # noqa: S311 - balance, not a secret
         self._turn = itertools.count()
         self._stuck: dict[str, int] = {}
+        self._prefixes = Prefixes()
 
-    def choose(self, candidates: Sequence[Candidate], affinity: str) -> Candidate:
-        """One of `candidates`, of which there is at least one; `affinity` is the key to hash, or who calls."""
+    def choose(self, candidates: Sequence[Candidate], affinity: Affinity) -> Candidate:
+        """One of `candidates`, of which there is at least one, to which `affinity_of` draws the call."""
+        if isinstance(affinity, tuple):
+            number = self._prefixes.place(affinity, {each.number: each.load for each in candidates})
+            return next(candidate for candidate in candidates if candidate.number == number)
         if len(candidates) == 1:
             return candidates[0]
         match self._policy:
@@ -65,6 +88,8 @@ class Balancer:
                 return max(candidates, key=lambda candidate: _weight(affinity, candidate.number))
             case Balance.STICKY:
                 return self._stick(candidates, affinity)
+            case Balance.PREFIX:
+                raise AssertionError("its affinity is no text")
 
     def _two_choices(self, candidates: Sequence[Candidate]) -> Candidate:
         first, second = self._chance.sample(range(len(candidates)), 2)

@@ -19,10 +19,13 @@ from microkernel.balance import MOST_INSTANCES
 from microkernel.errors import Invalid
 from microkernel.message import Message
 from microkernel.rings import RingLimits
-from microkernel.service import Isolation
+from microkernel.service import MOST_REPLICAS, Isolation, Placement
 from microkernel.supervisor import Strategy
 
-__all__ = ["Config", "Supervision", "instances_of", "isolation_of", "place", "read_config", "settings_of"]
+__all__ = [
+    "Config", "Supervision", "instances_of", "isolation_of", "place", "placement_of", "read_config", "replicas_of",
+    "settings_of",
+]  # fmt: skip
 
 KERNEL = "kernel"  # the service that is the node itself
 
@@ -40,6 +43,8 @@ class Supervision(Message, forbid_unknown_fields=True):
 class Config(Message, forbid_unknown_fields=True):
     """Everything that can be set. `node` names this node; `disable` lists services not to start; `rings` are the events
     to keep for replay. The loop may stand still for `lag_threshold` seconds before that is told; 0 watches nothing.
+    `placement` and `replicas` say which nodes of a cluster have a service; a node that `joins` one leaves those to
+    others that have a home.
     """
 
     node: str = "node0"
@@ -49,6 +54,9 @@ class Config(Message, forbid_unknown_fields=True):
     disable: tuple[str, ...] = ()
     isolation: dict[str, Isolation] = {}
     instances: dict[str, Annotated[int, msgspec.Meta(ge=1, le=MOST_INSTANCES)]] = {}
+    placement: dict[str, Placement] = {}
+    replicas: dict[str, Annotated[int, msgspec.Meta(ge=0, le=MOST_REPLICAS)]] = {}
+    joins: bool = False
     supervision: Supervision = Supervision()
     rings: tuple[RingLimits, ...] = ()
     services: dict[str, dict[str, Any]] = {}
@@ -102,6 +110,16 @@ def isolation_of(config: Config, name: str, kind: Any) -> Isolation:
 def instances_of(config: Config, name: str, kind: Any) -> int:
     """How many instances service `name` has: the configuration goes over the class. The kernel's own is always one."""
     return 1 if name == KERNEL else config.instances.get(name, kind.instances)
+
+
+def placement_of(config: Config, name: str, kind: Any) -> Placement:
+    """Which nodes have service `name`: the configuration goes over the class. The kernel's own is each node's."""
+    return Placement.NODE if name == KERNEL else Placement(config.placement.get(name) or kind.placement)
+
+
+def replicas_of(config: Config, name: str, kind: Any) -> int:
+    """On how many nodes the cluster keeps service `name`; 0 leaves it where it is."""
+    return 0 if name == KERNEL else config.replicas.get(name, kind.replicas)
 
 
 def place(config: Config, keys: tuple[str, ...]) -> str:

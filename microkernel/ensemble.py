@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from microkernel.balance import Balance, Balancer, Candidate
+from microkernel.balance import Balance, Balancer, Candidate, affinity_of
 from microkernel.errors import MicrokernelError, copy_of, from_exception
 from microkernel.gate import Closed, Gate
 from microkernel.instance import Instance
@@ -33,6 +33,7 @@ class Balanced:
         """`field` of the message is what `Balance.HASH` hashes; a message without it goes by who calls."""
         self.target = target
         self.gates: list[Gate | None] = [None] * count
+        self._balance = balance
         self._balancer = Balancer(balance)
         self._field = field
         self._shut: Closed | None = None
@@ -73,9 +74,8 @@ class Balanced:
             raise self.closed
         roomy = [number for number in gates if gates[number].has_room] or list(gates)
         candidates = [Candidate(number, gates[number].in_flight + gates[number].queued) for number in roomy]
-        affinity = getattr(message[0], self._field, None) if message and self._field else None
-        who = call.caller if call.user is None else f"{call.user} {call.caller}"
-        return gates[self._balancer.choose(candidates, who if affinity is None else str(affinity)).number]
+        affinity = affinity_of(self._balance, self._field, message, call)
+        return gates[self._balancer.choose(candidates, affinity).number]
 
     def replace(self, number: int, gate: Gate) -> None:
         """An instance has a new incarnation."""

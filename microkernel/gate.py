@@ -32,7 +32,7 @@ from microkernel.run import Admission, Budget
 from microkernel.stream import Lease, Stream
 from microkernel.suspended import Suspended
 
-__all__ = ["BUDGET", "Closed", "Gate", "Waits"]
+__all__ = ["BUDGET", "Closed", "Gate", "Passage", "Waits"]
 
 BUDGET = 0.002  # seconds of inline calls in a row, then the loop has its turn
 
@@ -290,6 +290,19 @@ class Gate(Admission):
             return waiter is not None and not waiter.granted.done() and is_stuck(waiter.gate)
 
         return self.in_flight > 0 and is_stuck(self)
+
+
+class Passage(Gate):
+    """A gate whose handler passes calls on: that it has run says nothing, the next gate knows what may have."""
+
+    __slots__ = ()
+
+    def failure(self, tracker: Suspended | None, error: BaseException) -> BaseException:
+        may_have_run = error.may_have_run if isinstance(error, MicrokernelError) else None
+        raised = super().failure(tracker, error)
+        if raised is error and isinstance(raised, MicrokernelError):
+            raised.may_have_run = may_have_run
+        return raised
 
 
 class _Waiter:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Kernel:
         self.config = config
         self.root = Root(root)
         self.epoch = secrets.token_hex(8)
-        self.router = Router(asyncio.get_running_loop(), with_defaults(config.rings))
+        self.router = Router(asyncio.get_running_loop(), with_defaults(config.rings), node=config.node)
         self.executors = executors or Executors()
         self.started_at = self.router.clock.wall()
         self.port = Port(self.router, caller="kernel", reserved=True)
@@ -125,6 +125,14 @@ class Kernel:
         """Have another version of a service take over; raises why it cannot, and the old one answers on."""
         await self._lifecycle.replace(plugin)
 
+    async def bring(self, name: str) -> None:
+        """Have this node answer service `name`, which was for others to answer; raises why it has not started."""
+        await self._lifecycle.bring(name)
+
+    async def leave_to_others(self, name: str, why: str) -> None:
+        """Drain and stop service `name` here: other nodes answer it from now on."""
+        await self._lifecycle.leave_to_others(name, why)
+
     async def add(self, plugin: Plugin) -> None:
         """Start one more service; raises why it cannot start, and it is not there then."""
         await self._lifecycle.add(plugin)
@@ -142,7 +150,7 @@ class Kernel:
         return self._lifecycle.slot(name).instance
 
     def _check_settings(self) -> None:
-        for section, names in (("services", self.config.services), ("isolation", self.config.isolation)):
+        for section, names in _sections(self.config):
             for name in names:
                 if name not in self._slots and name not in self.config.disable:
                     known = ", ".join(sorted(self._slots))
@@ -153,6 +161,17 @@ class Kernel:
         for name, slot in self._slots.items():
             if slot.plugin.kind is not None:
                 settings_of(self.config, name, slot.plugin.kind.Settings)
+
+
+def _sections(config: Config) -> tuple[tuple[str, Iterable[str]], ...]:
+    """The sections that name services, and which."""
+    return (
+        ("services", config.services),
+        ("isolation", config.isolation),
+        ("instances", config.instances),
+        ("placement", config.placement),
+        ("replicas", config.replicas),
+    )
 
 
 async def _logged(step: Callable[..., Awaitable[None]], *arguments: str) -> None:

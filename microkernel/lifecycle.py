@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from microkernel.config import Config, instances_of, isolation_of, settings_of
+from microkernel.config import Config, instances_of, isolation_of, placement_of, replicas_of, settings_of
 from microkernel.dependencies import circles, missing, start_order
 from microkernel.errors import AlreadyExists, Invalid, MicrokernelError, PreconditionFailed, Unavailable, from_exception
 from microkernel.executors import Executors
@@ -27,7 +27,7 @@ from microkernel.plugins import Plugin, checked, reloaded
 from microkernel.port import Port
 from microkernel.registry import ServiceState
 from microkernel.router import Router
-from microkernel.service import Restart
+from microkernel.service import Placement, Restart
 from microkernel.slot import Slot
 from microkernel.supervisor import Child, Decision, Ignore, Quarantine, RestartAll, Supervisor
 
@@ -154,6 +154,25 @@ class Lifecycle:
             await self._apart(self._take_out(plugin.name, slot), f"remove {plugin.name}")
             raise slot.failure
 
+    async def bring(self, name: str) -> None:
+        """Have this node answer `name`, which was for others to answer. Raises why it has not started."""
+        slot = self.slot(name)
+        if self._state(name) is ServiceState.ELSEWHERE:
+            self._set(name, ServiceState.WAITING, "comes to this node")
+            await self._apart(self._start_waiting(name, slot), f"start {name}")
+        if slot.failure is not None and slot.instance is None:
+            raise slot.failure
+
+    async def leave_to_others(self, name: str, why: str) -> None:
+        """Drain and stop `name` here: others answer it."""
+        slot = self.slot(name)
+
+        async def leave() -> None:
+            async with slot.lock:
+                await self._stop(name, why, state=ServiceState.ELSEWHERE)
+
+        await self._apart(leave(), f"stop {name}")
+
     async def remove(self, name: str) -> None:
         """Stop `name` for good. Raises `PreconditionFailed` while others need it."""
         await self._apart(self._take_out(name, self.slot(name)), f"remove {name}")
@@ -171,11 +190,18 @@ class Lifecycle:
             log.error("service '%s' of %s is left out: %s has the name", plugin.name, plugin.source, other)
             return
         self.slots[plugin.name] = Slot(plugin)
-        self._router.registry.add(plugin.name)
+        entry = self._router.registry.add(plugin.name)
         if plugin.broken is not None:
             self._give_up(plugin.name, plugin.broken)
             return
+        entry.kind = plugin.kind
         self._supervisor.add(Child(plugin.name, tuple(plugin.kind.needs), Restart(plugin.kind.restart_policy)))
+        placement, replicas = (of(self._config, plugin.name, plugin.kind) for of in (placement_of, replicas_of))
+        if placement is Placement.ANY or replicas:
+            self._router.nodes.share(plugin.name)
+        if self._config.joins and placement is Placement.HOME:
+            self.slots[plugin.name].settled.set()
+            self._set(plugin.name, ServiceState.ELSEWHERE, "another node of the cluster has it")
 
     async def _take_out(self, name: str, slot: Slot) -> None:
         async with slot.lock:
@@ -237,7 +263,7 @@ class Lifecycle:
         slot = self.slots[name]
         if self._stopping or slot.instance is not None or slot.plugin.broken is not None:
             return
-        lacking = next((need for need in slot.needs if not self._state(need).answers), None)
+        lacking = next((need for need in slot.needs if not self._is_there(need)), None)
         if lacking is not None:
             self._lack(name, lacking)
             return
@@ -257,9 +283,14 @@ class Lifecycle:
             self._failed(name, from_exception(error, service=name), starting=True)
             return
         slot.instance, slot.restart = instance, None
-        entry.bindings = instance.bindings
+        entry.bindings, entry.kind = instance.bindings, instance.kind
         self._set(name, ServiceState.RUNNING, "")
         slot.ready = self._nursery.spawn(self._await_ready(name, instance), f"ready {name}")
+
+    def _is_there(self, need: str) -> bool:
+        """Whether a service is answered: here, or by another node, for which calls wait."""
+        state = self._state(need)
+        return state.answers or state is ServiceState.ELSEWHERE
 
     def _lack(self, name: str, need: str) -> None:
         """`name` cannot start now: it waits for `need` if that is coming, and is left stopped if not."""

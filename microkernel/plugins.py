@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,16 @@ from microkernel.balance import MOST_INSTANCES, Balance
 from microkernel.dependencies import EVERYTHING
 from microkernel.driver import Driver
 from microkernel.errors import Invalid
-from microkernel.service import Isolation, Restart, Service, handlers_of, subscribers_of, timers_of
+from microkernel.service import (
+    MOST_REPLICAS,
+    Isolation,
+    Placement,
+    Restart,
+    Service,
+    handlers_of,
+    subscribers_of,
+    timers_of,
+)
 
 __all__ = [
     "DRIVERS",
@@ -44,6 +54,12 @@ IMPORT_TIMEOUT = 60.0  # seconds; torch alone takes several on a cold disk
 
 T = TypeVar("T")
 
+_WORDS: dict[str, type[StrEnum]] = {
+    "restart_policy": Restart,
+    "isolation": Isolation,
+    "balance": Balance,
+    "placement": Placement,
+}
 _NAME = re.compile(r"[A-Za-z0-9_-]+")  # of a service: part of addresses, subjects and paths
 
 
@@ -185,14 +201,13 @@ def _check_service(kind: Any) -> None:
         wrong = [name for name in names if not _NAME.fullmatch(name) and (attribute, name) != ("uses", EVERYTHING)]
         if wrong:
             raise Invalid(f"{attribute}: '{wrong[0]}' is no name of a service")
-    if kind.restart_policy not in list(Restart):
-        raise Invalid(f"restart_policy is {', '.join(Restart)}, not {kind.restart_policy!r}")
-    if kind.isolation not in list(Isolation):
-        raise Invalid(f"isolation is {', '.join(Isolation)}, not {kind.isolation!r}")
-    if kind.balance not in list(Balance):
-        raise Invalid(f"balance is {', '.join(Balance)}, not {kind.balance!r}")
-    if type(kind.instances) is not int or not 1 <= kind.instances <= MOST_INSTANCES:
-        raise Invalid(f"instances is a number from 1 to {MOST_INSTANCES}, not {kind.instances!r}")
+    for attribute, words in _WORDS.items():
+        if getattr(kind, attribute) not in list(words):
+            raise Invalid(f"{attribute} is {', '.join(words)}, not {getattr(kind, attribute)!r}")
+    for attribute, least, most in (("instances", 1, MOST_INSTANCES), ("replicas", 0, MOST_REPLICAS)):
+        number = getattr(kind, attribute)
+        if type(number) is not int or not least <= number <= most:
+            raise Invalid(f"{attribute} is a number from {least} to {most}, not {number!r}")
     if not (inspect.isclass(kind.Settings) and issubclass(kind.Settings, msgspec.Struct)):
         raise Invalid(f"Settings is a subclass of Message, not {kind.Settings!r}")
     for attribute in ("start_timeout", "drain_timeout"):

@@ -82,8 +82,9 @@ class Port:
         return port
 
     def permits(self, target: str) -> bool:
-        """Whether this port may call `target`."""
-        return all(rights.permits(target) for rights in self._rights)
+        """Whether this port may call `target`, on whichever node."""
+        address = target.partition("@")[0]
+        return all(rights.permits(address) for rights in self._rights)
 
     def may_publish(self, subject: str) -> bool:
         """Whether the rights that this port was narrowed by permit to publish on `subject`."""
@@ -104,8 +105,8 @@ class Port:
         self._router.dead_letters.message(to, why)
 
     def reaches(self, name: str) -> bool:
-        """Whether the node has a service `name`, whatever its state."""
-        return name in self._router.registry
+        """Whether this node has a service `name`, whatever its state, or another one answers it."""
+        return name in self._router.registry or self._router.nodes.knows(name)
 
     def call(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,7 +13,7 @@ from microkernel.errors import MicrokernelError, NotFound, Unavailable
 if TYPE_CHECKING:
     from microkernel.ensemble import Balanced
     from microkernel.gate import Gate
-    from microkernel.service import Handler
+    from microkernel.service import Handler, Service
 
 __all__ = ["Binding", "Entry", "Registry", "ServiceState"]
 
@@ -30,6 +30,7 @@ class ServiceState(StrEnum):
     BROKEN = "broken"  # cannot be loaded
     QUARANTINED = "quarantined"  # crashed too often
     STOPPED = "stopped"
+    ELSEWHERE = "elsewhere"  # another node of the cluster has it
 
     @property
     def answers(self) -> bool:
@@ -62,6 +63,12 @@ class Entry(msgspec.Struct):
     why: str = ""
     incarnation: int = 0
     bindings: dict[str, Binding] = {}
+    kind: Any = None  # its class; None for a broken one
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is for another node to answer."""
+        return self.state is ServiceState.ELSEWHERE
 
 
 class Registry:
@@ -84,6 +91,16 @@ class Registry:
         """Forget `name`."""
         self._entries.pop(name, None)
 
+    def get(self, name: str) -> Entry | None:
+        """The entry of `name`, None where there is none."""
+        return self._entries.get(name)
+
+    def kind(self, name: str) -> type[Service] | None:
+        """The class of service `name`, where it is installed."""
+        entry = self._entries.get(name)
+        kind = None if entry is None else entry.kind
+        return kind if isinstance(kind, type) else None
+
     def entry(self, name: str) -> Entry:
         """Raises `NotFound` that lists near names."""
         entry = self._entries.get(name)
@@ -92,6 +109,7 @@ class Registry:
                 f"no service is named '{name}'",
                 service=name,
                 remedy=f"services here: {', '.join(sorted(self._entries)) or 'none'}",
+                may_have_run=False,
             )
         return entry
 
@@ -104,14 +122,19 @@ class Registry:
         if not method:
             raise NotFound(f"'{target}' is no address", remedy="write service.method, such as kernel.services")
         entry = self.entry(name)
-        if entry.state.passing:
+        if entry.state.passing or entry.is_elsewhere:
             return None
         if not entry.state.answers:
             raise self.unavailable(entry)
         binding = entry.bindings.get(method)
         if binding is None:
             known = ", ".join(sorted(entry.bindings)) or "none"
-            raise NotFound(f"service '{name}' has no handler '{method}'", service=name, remedy=f"it has: {known}")
+            raise NotFound(
+                f"service '{name}' has no handler '{method}'",
+                service=name,
+                remedy=f"it has: {known}",
+                may_have_run=False,
+            )
         return binding
 
     def unavailable(self, entry: Entry) -> MicrokernelError:

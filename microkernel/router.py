@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 from microkernel.audit import Audit, Denial
 from microkernel.clock import Clock
@@ -15,8 +15,9 @@ from microkernel.events import Bus
 from microkernel.gate import BUDGET, Waits
 from microkernel.idempotency import Outcomes
 from microkernel.monitors import Down, Monitors, Up
+from microkernel.nodes import Nodes
 from microkernel.nursery import Nursery
-from microkernel.registry import Binding, Registry
+from microkernel.registry import Binding, Entry, Registry, ServiceState
 from microkernel.rings import DEFAULT_RINGS, RingLimits
 from microkernel.run import Budget
 from microkernel.spans import Spans
@@ -33,9 +34,17 @@ class Router:
     """What all ports of a node share."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, rings: Iterable[RingLimits] = DEFAULT_RINGS, *, bus: Bus | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        rings: Iterable[RingLimits] = DEFAULT_RINGS,
+        *,
+        bus: Bus | None = None,
+        node: str = "",
     ) -> None:
-        """`rings` say which events are kept for replay; a service away from the kernel's loop brings its own `bus`."""
+        """`rings` say which events are kept for replay; a service away from the kernel's loop brings its own `bus`.
+
+        `node` is the name of this one.
+        """
         self.registry = Registry()
         self.clock = Clock(loop)
         self.bus = bus or Bus(rings, self.clock.now)
@@ -48,17 +57,37 @@ class Router:
         self.budget = Budget(loop, BUDGET)
         self.sends = Nursery("send", self.send_failed)
         self.outcomes = Outcomes(self.clock)
+        self.nodes = Nodes(node, self)
         self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}  # in order of arrival
 
     async def bind(self, target: str, deadline: float | None) -> Binding:
         """The open gate that answers `target`; waits, bounded in time and number, while its service restarts.
 
-        Raises `NotFound`, `Unavailable`, `Overloaded`, `DeadlineExceeded`.
+        `service.method@node` means that node. Raises `NotFound`, `Unavailable`, `Overloaded`, `DeadlineExceeded`.
         """
         expires = self.clock.now() + PATIENCE if deadline is None else deadline
-        while (binding := self.registry.lookup(target)) is None or binding.gate.closed is not None:
-            await self._until_changed(target.partition(".")[0], expires)
-        return binding
+        address, _, node = target.partition("@")
+        service, _, method = address.partition(".")
+        if node and node != self.nodes.own:
+            return await self._in_time(self.nodes.bind(address, node), target, expires)
+        while True:
+            if not node and (spread := self.nodes.spread(service)) is not None:
+                return await self._in_time(spread.bind(method), target, expires)
+            binding = self.registry.lookup(address)
+            if binding is not None and binding.gate.closed is None:
+                return binding
+            await self.until_changed(service, expires)
+
+    async def _in_time(self, binding: Awaitable[Binding], target: str, expires: float) -> Binding:
+        """What another node is asked for."""
+        try:
+            async with asyncio.timeout_at(expires):
+                return await binding
+        except TimeoutError as error:
+            service = target.partition(".")[0]
+            raise DeadlineExceeded(
+                f"{target} could not be reached by the deadline", service=service, may_have_run=False
+            ) from error
 
     def changed(self, name: str) -> None:
         """Wake the calls that wait for service `name`: its state is another one now."""
@@ -86,9 +115,13 @@ class Router:
     def _tell_denial(self, denial: Denial) -> None:
         self.bus.publish("audit.denied", denial)
 
-    async def _until_changed(self, name: str, expires: float) -> None:
+    async def until_changed(self, name: str, expires: float) -> None:
+        """Return when service `name` has come or gone, here or on another node.
+
+        Raises `Overloaded`, and `DeadlineExceeded` at `expires`.
+        """
         waiting = self._waiting.setdefault(name, {})
-        entry = self.registry.entry(name)
+        entry = self.registry.add(name) if name in self.registry else Entry(name, ServiceState.ELSEWHERE)
         if len(waiting) >= MAX_WAITING:
             raise Overloaded(
                 f"{len(waiting)} calls wait for service '{name}', which is {entry.state}",

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints, overload
 
 import msgspec
 
@@ -33,9 +33,12 @@ if TYPE_CHECKING:
     from microkernel.port import Port, Stream
 
 __all__ = [
+    "MOST_REPLICAS",
+    "Continuation",
     "Handler",
     "HandlerKind",
     "Isolation",
+    "Placement",
     "Restart",
     "Service",
     "Subscriber",
@@ -55,6 +58,7 @@ DEADLINE = 60.0  # seconds; a handler that needs longer says so
 CONCURRENCY = 256
 QUEUE = 1024
 CREDIT = 64
+MOST_REPLICAS = 1024  # nodes on which one service is kept
 
 
 class Restart(StrEnum):
@@ -82,6 +86,28 @@ class Isolation(StrEnum):
     PROCESS = "process"
 
 
+class Placement(StrEnum):
+    """Which nodes of a cluster have a service, and who answers its calls.
+
+    `home`: the node that was booted with it; other nodes call it there. `node`: each node has its own, and calls that.
+    `any`: each node has its own, and a call goes to the one that suits best.
+    """
+
+    HOME = "home"
+    NODE = "node"
+    ANY = "any"
+
+
+class Continuation(Protocol):
+    """How a stream goes on elsewhere when its node dies: made of its message, told of its items."""
+
+    def take(self, item: Any) -> Any | None:
+        """An item has come: what its reader gets of it, None for nothing."""
+
+    def message(self) -> Any:
+        """The message with which the stream goes on after what was taken."""
+
+
 class HandlerKind(StrEnum):
     """How a handler answers."""
 
@@ -99,6 +125,7 @@ class _Marks(msgspec.Struct, frozen=True):
     deadline: float | None
     credit: int
     idempotent: bool
+    continues: Callable[[Any], Continuation] | None = None
 
 
 class Handler(msgspec.Struct, frozen=True):
@@ -117,6 +144,7 @@ class Handler(msgspec.Struct, frozen=True):
     idempotent: bool
     summary: str
     inputs: Any = None  # the type of what its reader may send; None if it takes nothing
+    continues: Callable[[Any], Continuation] | None = None
 
 
 class Subscriber(msgspec.Struct, frozen=True):
@@ -192,6 +220,7 @@ def streams(
     queue: int = QUEUE,
     deadline: float | None = None,
     credit: int = CREDIT,
+    continues: Callable[[Any], Continuation] | None = None,
 ) -> Callable[[Function], Function]: ...
 def streams(
     function: Function | None = None,
@@ -202,11 +231,13 @@ def streams(
     queue: int = QUEUE,
     deadline: float | None = None,
     credit: int = CREDIT,
+    continues: Callable[[Any], Continuation] | None = None,
 ) -> Any:
     """Make an async generator reachable as a stream; it runs only as far as its reader has asked for.
 
     `credit` is how many items a reader on a link asks for ahead, and, where the generator takes a last parameter
-    `inputs: Inputs[T]`, how many items that the reader sends may wait for it.
+    `inputs: Inputs[T]`, how many items that the reader sends may wait for it. `continues` makes of its message how it
+    goes on at another node when this one dies: then the reader notices a pause and nothing else.
     """
     return _mark(
         HandlerKind.STREAM,
@@ -217,6 +248,7 @@ def streams(
         deadline=deadline,
         credit=credit,
         idempotent=False,
+        continues=continues,
     )
 
 
@@ -272,6 +304,10 @@ class Service:
     that decides, or who calls where there is no such field. `@on` methods of all instances get an event, or of a
     `group` one; the configuration may say another number (`[instances]`).
 
+    In a cluster, `placement` says which nodes have it; the configuration may say something else (`[placement]`). With
+    `replicas`, the cluster keeps it on so many nodes that have it installed, whichever they are, and on another one
+    when one of them is gone (`[replicas]`); such a service keeps nothing that its others would need.
+
     A service that is `essential` makes the boot fail when it cannot start. `start_timeout` is how many seconds `start`
     may take; `drain_timeout` how many seconds running calls have to end before they are ended.
     """
@@ -285,6 +321,8 @@ class Service:
     instances: ClassVar[int] = 1
     balance: ClassVar[Balance | str] = Balance.ROUND_ROBIN
     balance_field: ClassVar[str] = ""
+    placement: ClassVar[Placement | str] = Placement.HOME
+    replicas: ClassVar[int] = 0
     essential: ClassVar[bool] = False
     start_timeout: ClassVar[float] = 10.0
     drain_timeout: ClassVar[float] = 5.0
@@ -443,6 +481,7 @@ def _handler(kind: type[Service], attribute: str, function: Callable[..., Any], 
         idempotent=marks.idempotent,
         summary=(inspect.getdoc(function) or "").partition("\n")[0],
         inputs=inputs,
+        continues=marks.continues,
     )
 
 

@@ -1,0 +1,91 @@
+"""Nodes of one loop that reach each other over real websockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from microkernel import Service
+from microkernel.capability import ALL, Identity
+from microkernel.config import Config
+from microkernel.testing import TestKernel
+from microkernel.wire.node_link import BETWEEN_NODES, NodeLink
+from microkernel.wire.server import WireServer
+
+TOKEN = "a-token-between-nodes"
+
+
+class LinkedNode:
+    """One node, and the door through which the others come."""
+
+    def __init__(self, name: str, kernel: TestKernel, server: TestServer, wire: WireServer) -> None:
+        self.name = name
+        self.kernel = kernel
+        self.wire = wire
+        self.url = f"ws://127.0.0.1:{server.port}/mk"
+        self.links: list[NodeLink] = []
+
+    @property
+    def nodes(self) -> Any:
+        return self.kernel.kernel.router.nodes
+
+    async def call(self, to: str, message: Any = None, /, **fields: Any) -> Any:
+        return await self.kernel.call(to, message, **fields)
+
+    def knows(self, other: LinkedNode, *services: str, **told: Any) -> None:
+        """Have this node reach another one, where `services` answer."""
+
+        async def dial() -> NodeLink:
+            link = NodeLink(other.url, TOKEN)
+            await link.start()
+            self.links.append(link)
+            return link
+
+        neighbour = self.nodes.get(other.name) or self.nodes.attach(other.name, dial)
+        self.nodes.offer(neighbour, frozenset(services), **told)
+
+    async def forgets(self, other: LinkedNode) -> None:
+        await self.nodes.detach(other.name, "was lost in a test")
+
+    def break_links(self) -> None:
+        """The connections that this node has opened are gone without a word."""
+        for link in self.links:
+            pump = link._connection._pump
+            if pump is not None:
+                pump._socket._response.connection.transport.abort()
+
+
+@asynccontextmanager
+async def linked(*services: tuple[type[Service] | Service, ...], **config: Any) -> AsyncIterator[list[LinkedNode]]:
+    """A node for each tuple of services: n1, n2, …; none knows another one yet."""
+    async with AsyncExitStack() as stack:
+        nodes: list[LinkedNode] = []
+        for number, own in enumerate(services, 1):
+            name = f"n{number}"
+
+            async def authenticate(token: str) -> Identity | None:
+                return Identity("node", ALL, node="n0") if token == TOKEN else None
+
+            settings = msgspec.structs.replace(Config(), node=name, **config)
+            kernel = await stack.enter_async_context(TestKernel(*own, config=settings))
+            wire = WireServer(kernel.kernel.port, authenticate, node=name, epoch="e1", limits=BETWEEN_NODES)
+            app = web.Application()
+            app.router.add_get("/mk", wire.handle)
+            server = await stack.enter_async_context(TestServer(app, host="127.0.0.1"))
+            stack.push_async_callback(wire.close, drain=0.0)
+            nodes.append(LinkedNode(name, kernel, server, wire))
+        try:
+            yield nodes
+        finally:
+            for node in nodes:
+                for other in tuple(node.nodes):
+                    await node.nodes.detach(other.node, "the test has ended")
+                for link in node.links:
+                    await link.aclose()
+            await asyncio.sleep(0)

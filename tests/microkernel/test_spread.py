@@ -1,0 +1,273 @@
+"""Several nodes that answer one service are one service: balanced, repeated, hedged, and continued."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from linked_nodes import LinkedNode, linked
+
+from microkernel import Message, Service, handles, streams
+from microkernel.errors import NotFound, Overloaded, Unavailable
+from microkernel.service import Placement
+
+
+class Ask(Message):
+    text: str = ""
+    start: int = 0
+    stop: int = 0
+
+
+class Continued:
+    """A count that goes on after the last number that came."""
+
+    def __init__(self, message: Ask) -> None:
+        self._message = message
+        self._next = message.start
+
+    def take(self, item: int) -> int:
+        self._next = item + 1
+        return item
+
+    def message(self) -> Ask:
+        return Ask(start=self._next, stop=self._message.stop)
+
+
+class Answers(Service):
+    """Answers on any node; counts what it was asked."""
+
+    name = "answers"
+    placement = Placement.ANY
+
+    async def start(self) -> None:
+        self.asked = 0
+        self.go = asyncio.Event()
+        self.failing: Exception | None = None
+        self.slow = False
+        self.cancelled = 0
+
+    @handles(idempotent=True)
+    async def read(self, message: Ask) -> str:
+        self.asked += 1
+        if self.failing is not None:
+            raise self.failing
+        if self.slow:
+            try:
+                await self.go.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        return self.node
+
+    @handles
+    async def write(self, message: Ask) -> str:
+        self.asked += 1
+        if self.failing is not None:
+            raise self.failing
+        if self.slow:
+            await self.go.wait()
+        return self.node
+
+    @streams(credit=4, continues=Continued)
+    async def count(self, message: Ask) -> AsyncIterator[int]:
+        self.asked += 1
+        for number in range(message.start, message.stop):
+            yield number
+            if self.slow and number >= message.stop // 2:
+                await self.go.wait()
+
+    @streams(credit=4)
+    async def plain(self, message: Ask) -> AsyncIterator[int]:
+        self.asked += 1
+        for number in range(message.start, message.stop):
+            yield number
+            if self.slow and number >= message.stop // 2:
+                await self.go.wait()
+
+
+def service_of(node: LinkedNode) -> Any:
+    return node.kernel.kernel.instance("answers").service
+
+
+def meet(*nodes: LinkedNode) -> None:
+    for node in nodes:
+        for other in nodes:
+            if other is not node:
+                node.knows(other, "answers")
+
+
+async def test_calls_one_after_the_other_go_to_all_nodes() -> None:
+    async with linked((Answers,), (Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        asked = Counter([await nodes[0].call("answers.read", Ask()) for _ in range(30)])
+        assert set(asked) == {"n1", "n2", "n3"}
+        assert max(asked.values()) <= 12
+
+
+async def test_a_call_that_names_a_node_stays_there() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        assert {await nodes[0].call("answers.read@n2") for _ in range(5)} == {"n2"}
+        assert {await nodes[0].call("answers.read@n1") for _ in range(5)} == {"n1"}
+
+
+async def test_a_busy_node_gets_less() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        service_of(nodes[0]).slow = True
+        waiting = [asyncio.create_task(nodes[0].call("answers.write@n1")) for _ in range(3)]
+        await asyncio.sleep(0.02)
+        nodes[0].knows(nodes[1], "answers", load=100.0)
+        service_of(nodes[0]).slow = False
+        assert {await nodes[0].call("answers.write") for _ in range(5)} == {"n1"}
+        service_of(nodes[0]).go.set()
+        await asyncio.gather(*waiting)
+
+
+async def test_a_node_that_takes_no_new_work_gets_none() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        nodes[0].knows(nodes[1], "answers", is_open=False)
+        assert {await nodes[0].call("answers.read") for _ in range(6)} == {"n1"}
+
+
+async def test_what_could_not_begin_on_one_node_is_done_by_another() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        await nodes[1].kernel.kernel.remove("answers")  # and the other node has not heard of it
+        assert {await nodes[0].call("answers.write") for _ in range(6)} == {"n1"}
+
+
+async def test_what_may_have_run_is_not_done_again_unless_it_is_idempotent() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        service_of(nodes[1]).failing = Unavailable("broken in the middle")
+        service_of(nodes[0]).failing = Unavailable("broken in the middle")
+        with pytest.raises(Unavailable):
+            await nodes[0].call("answers.write")
+        assert service_of(nodes[0]).asked + service_of(nodes[1]).asked == 1
+        with pytest.raises(Unavailable):
+            await nodes[0].call("answers.read")
+        assert service_of(nodes[0]).asked + service_of(nodes[1]).asked == 3
+
+
+async def test_an_overloaded_node_is_passed_over() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        service_of(nodes[1]).failing = Overloaded("enough")
+        assert {await nodes[0].call("answers.read") for _ in range(6)} == {"n1"}
+
+
+async def test_an_error_of_the_service_itself_is_the_answer() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        for node in nodes:
+            service_of(node).failing = NotFound("no such thing")
+        with pytest.raises(NotFound):
+            await nodes[0].call("answers.read")
+        assert service_of(nodes[0]).asked + service_of(nodes[1]).asked == 1
+
+
+async def test_a_node_that_fails_again_and_again_is_left_alone_for_a_while() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        service_of(nodes[1]).failing = Unavailable("broken")
+        for _ in range(40):
+            await nodes[0].call("answers.read")
+        assert service_of(nodes[1]).asked <= 6
+
+
+async def test_an_answer_that_takes_longer_than_most_is_asked_of_a_second_node() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        for _ in range(40):
+            await nodes[0].call("answers.read")
+        service_of(nodes[1]).slow = True
+        answers = [await asyncio.wait_for(nodes[0].call("answers.read"), 5) for _ in range(2)]
+        assert set(answers) == {"n1"}
+        assert service_of(nodes[1]).cancelled == 1
+
+
+async def test_what_is_not_idempotent_is_asked_once_however_long_it_takes() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        for _ in range(40):
+            await nodes[0].call("answers.write")
+        before = service_of(nodes[0]).asked + service_of(nodes[1]).asked
+        for node in nodes:
+            service_of(node).slow = True
+        call = asyncio.create_task(nodes[0].call("answers.write"))
+        await asyncio.sleep(0.1)
+        assert service_of(nodes[0]).asked + service_of(nodes[1]).asked == before + 1
+        for node in nodes:
+            service_of(node).go.set()
+        await call
+
+
+async def all_of(node: LinkedNode, to: str, stop: int, begun: asyncio.Event) -> list[int]:
+    numbers: list[int] = []
+    async for number in node.kernel.stream(to, Ask(stop=stop)):
+        numbers.append(number)
+        if number == stop // 2:
+            begun.set()
+    return numbers
+
+
+async def test_a_stream_whose_node_dies_goes_on_elsewhere_without_a_gap() -> None:
+    async with linked((), (Answers,), (Answers,)) as nodes:
+        first, *others = nodes
+        first.kernel.kernel.router.registry.add("answers").kind = Answers
+        first.kernel.kernel.router.registry.entry("answers").state = _elsewhere()
+        for other in others:
+            first.knows(other, "answers")
+            service_of(other).slow = True
+        begun = asyncio.Event()
+        reading = asyncio.create_task(all_of(first, "answers.count", 40, begun))
+        await begun.wait()
+        (had,) = [node for node in others if service_of(node).asked]
+        (other,) = [node for node in others if node is not had]
+        service_of(other).go.set()
+        await first.forgets(had)
+        assert await asyncio.wait_for(reading, 10) == list(range(40))
+        assert service_of(other).asked == 1
+
+
+async def test_a_stream_that_does_not_say_how_it_goes_on_ends_with_the_cause() -> None:
+    async with linked((), (Answers,), (Answers,)) as nodes:
+        first, *others = nodes
+        for other in others:
+            first.knows(other, "answers")
+            service_of(other).slow = True
+        begun = asyncio.Event()
+        reading = asyncio.create_task(all_of(first, "answers.plain", 40, begun))
+        await begun.wait()
+        (had,) = [node for node in others if service_of(node).asked]
+        await first.forgets(had)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(reading, 10)
+
+
+async def test_a_node_alone_answers_as_if_there_were_no_cluster() -> None:
+    async with linked((Answers,)) as (node,):
+        binding = await node.kernel.kernel.router.bind("answers.read", None)
+        assert binding.gate.pick((Ask(),), None) is node.kernel.kernel.instance("answers").bindings["read"].gate
+
+
+async def test_a_service_that_no_node_answers_now_is_waited_for() -> None:
+    async with linked((), (Answers,)) as nodes:
+        first, other = nodes
+        first.kernel.kernel.router.registry.add("answers").kind = Answers
+        first.kernel.kernel.router.registry.entry("answers").state = _elsewhere()
+        waits = asyncio.create_task(first.call("answers.read", deadline=10.0))
+        await asyncio.sleep(0.02)
+        first.knows(other, "answers")
+        assert await waits == "n2"
+
+
+def _elsewhere() -> Any:
+    from microkernel.registry import ServiceState
+
+    return ServiceState.ELSEWHERE
