@@ -27,7 +27,7 @@ from microkernel.plugins import Plugin, checked, reloaded
 from microkernel.port import Port
 from microkernel.registry import ServiceState
 from microkernel.router import Router
-from microkernel.service import Placement, Restart
+from microkernel.service import Placement, Restart, handlers_of
 from microkernel.slot import Slot
 from microkernel.supervisor import Child, Decision, Ignore, Quarantine, RestartAll, Supervisor
 
@@ -197,8 +197,8 @@ class Lifecycle:
         entry.kind = plugin.kind
         self._supervisor.add(Child(plugin.name, tuple(plugin.kind.needs), Restart(plugin.kind.restart_policy)))
         placement, replicas = (of(self._config, plugin.name, plugin.kind) for of in (placement_of, replicas_of))
-        if placement is Placement.ANY or replicas:
-            self._router.nodes.share(plugin.name)
+        anywhere = {handler.name for handler in handlers_of(plugin.kind) if replicas or handler.anywhere}
+        self._router.nodes.share(plugin.name, frozenset(anywhere))
         if self._config.joins and placement is Placement.HOME:
             self.slots[plugin.name].settled.set()
             self._set(plugin.name, ServiceState.ELSEWHERE, "another node of the cluster has it")

@@ -200,7 +200,7 @@ class Nodes:
         self._others: dict[str, Neighbour] = {}
         self._spreads: dict[str, Spread] = {}
         self._homes: dict[str, set[str]] = {}  # services, and the other nodes that answer them
-        self._everywhere: set[str] = set()  # services of which any node may answer a call, this one among them
+        self._shared: dict[str, frozenset[str]] = {}  # services that are installed here: handlers that any node answers
 
     def __iter__(self) -> Iterator[Neighbour]:
         return iter(tuple(self._others.values()))
@@ -250,9 +250,9 @@ class Nodes:
                 del self._homes[service]
             self._router.changed(service)
 
-    def share(self, service: str) -> None:
-        """A call of a service that is installed here may be answered by any node that has it."""
-        self._everywhere.add(service)
+    def share(self, service: str, methods: frozenset[str]) -> None:
+        """Calls of some handlers of a service that is installed here may be answered by any node that has it."""
+        self._shared[service] = methods
 
     def answering(self, service: str) -> list[Neighbour]:
         """The other nodes on which a service answers and that take new work."""
@@ -266,12 +266,11 @@ class Nodes:
         """Services that other nodes answer."""
         return set(self._homes)
 
-    def spread(self, service: str) -> Spread | None:
-        """The service as several nodes answer it; None where it is answered here, or is not known elsewhere."""
+    def spread(self, service: str, method: str) -> Spread | None:
+        """The service as several nodes answer it; None where the handler is this node's own, or not known elsewhere."""
         entry = self._router.registry.get(service)
-        if service in self._everywhere:
-            if entry is None:
-                return None
+        if entry is not None and method in self._shared.get(service, ()):
+            pass
         elif service not in self._homes or (entry is not None and not entry.is_elsewhere):
             return None
         kind = self._router.registry.kind(service)

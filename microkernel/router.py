@@ -71,7 +71,7 @@ class Router:
         if node and node != self.nodes.own:
             return await self._in_time(self.nodes.bind(address, node), target, expires)
         while True:
-            if not node and (spread := self.nodes.spread(service)) is not None:
+            if not node and (spread := self.nodes.spread(service, method)) is not None:
                 return await self._in_time(spread.bind(method), target, expires)
             binding = self.registry.lookup(address)
             if binding is not None and binding.gate.closed is None:

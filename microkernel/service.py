@@ -89,13 +89,12 @@ class Isolation(StrEnum):
 class Placement(StrEnum):
     """Which nodes of a cluster have a service, and who answers its calls.
 
-    `home`: the node that was booted with it; other nodes call it there. `node`: each node has its own, and calls that.
-    `any`: each node has its own, and a call goes to the one that suits best.
+    `home`: the node that was booted with it; other nodes call it there. `node`: each node has its own, and calls that,
+    but for the handlers that are marked as `anywhere`: such a call goes to the node that suits best.
     """
 
     HOME = "home"
     NODE = "node"
-    ANY = "any"
 
 
 class Continuation(Protocol):
@@ -104,8 +103,8 @@ class Continuation(Protocol):
     def take(self, item: Any) -> Any | None:
         """An item has come: what its reader gets of it, None for nothing."""
 
-    def message(self) -> Any:
-        """The message with which the stream goes on after what was taken."""
+    def message(self) -> Any | None:
+        """The message with which the stream begins, or goes on after what was taken; None when nothing is left."""
 
 
 class HandlerKind(StrEnum):
@@ -125,7 +124,8 @@ class _Marks(msgspec.Struct, frozen=True):
     deadline: float | None
     credit: int
     idempotent: bool
-    continues: Callable[[Any], Continuation] | None = None
+    anywhere: bool = False
+    continues: Callable[[Any], Continuation | None] | None = None
 
 
 class Handler(msgspec.Struct, frozen=True):
@@ -144,7 +144,8 @@ class Handler(msgspec.Struct, frozen=True):
     idempotent: bool
     summary: str
     inputs: Any = None  # the type of what its reader may send; None if it takes nothing
-    continues: Callable[[Any], Continuation] | None = None
+    anywhere: bool = False
+    continues: Callable[[Any], Continuation | None] | None = None
 
 
 class Subscriber(msgspec.Struct, frozen=True):
@@ -182,6 +183,7 @@ def handles(
     queue: int = QUEUE,
     deadline: float | None = DEADLINE,
     idempotent: bool = False,
+    anywhere: bool = False,
 ) -> Callable[[Function], Function]: ...
 def handles(
     function: Function | None = None,
@@ -192,11 +194,13 @@ def handles(
     queue: int = QUEUE,
     deadline: float | None = DEADLINE,
     idempotent: bool = False,
+    anywhere: bool = False,
 ) -> Any:
     """Make an async method reachable as `<service>.<method>`.
 
     At most `concurrency` calls run at a time and `queue` more wait; past that callers are told `OVERLOADED`. A call
-    that names no deadline gets `deadline` seconds; None lets it run as long as it likes.
+    that names no deadline gets `deadline` seconds; None lets it run as long as it likes. A call that is answered
+    `anywhere` may be answered by another node that has the service.
     """
     return _mark(
         HandlerKind.CALL,
@@ -207,6 +211,7 @@ def handles(
         deadline=deadline,
         credit=0,
         idempotent=idempotent,
+        anywhere=anywhere,
     )
 
 
@@ -220,7 +225,8 @@ def streams(
     queue: int = QUEUE,
     deadline: float | None = None,
     credit: int = CREDIT,
-    continues: Callable[[Any], Continuation] | None = None,
+    anywhere: bool = False,
+    continues: Callable[[Any], Continuation | None] | None = None,
 ) -> Callable[[Function], Function]: ...
 def streams(
     function: Function | None = None,
@@ -231,13 +237,14 @@ def streams(
     queue: int = QUEUE,
     deadline: float | None = None,
     credit: int = CREDIT,
-    continues: Callable[[Any], Continuation] | None = None,
+    anywhere: bool = False,
+    continues: Callable[[Any], Continuation | None] | None = None,
 ) -> Any:
     """Make an async generator reachable as a stream; it runs only as far as its reader has asked for.
 
     `credit` is how many items a reader on a link asks for ahead, and, where the generator takes a last parameter
     `inputs: Inputs[T]`, how many items that the reader sends may wait for it. `continues` makes of its message how it
-    goes on at another node when this one dies: then the reader notices a pause and nothing else.
+    goes on at another node when its own dies (None: not at all): then the reader notices a pause and nothing else.
     """
     return _mark(
         HandlerKind.STREAM,
@@ -248,6 +255,7 @@ def streams(
         deadline=deadline,
         credit=credit,
         idempotent=False,
+        anywhere=anywhere,
         continues=continues,
     )
 
@@ -481,6 +489,7 @@ def _handler(kind: type[Service], attribute: str, function: Callable[..., Any], 
         idempotent=marks.idempotent,
         summary=(inspect.getdoc(function) or "").partition("\n")[0],
         inputs=inputs,
+        anywhere=marks.anywhere,
         continues=marks.continues,
     )
 

@@ -201,6 +201,11 @@ class Spread:
                 goes_on = handler.continues(message[0])
             given, tried = False, set[str]()
             while True:
+                if goes_on is not None:
+                    following = goes_on.message()
+                    if following is None:  # only the end was missing
+                        return
+                    message = (following,)
                 chosen = await self._choose(handler, message, call, tried)
                 try:
                     async with aclosing(self._items(chosen, message, call)) as items:
@@ -213,8 +218,6 @@ class Spread:
                     repeats = goes_on is not None or (error.may_have_run is False and not given)
                     if not _may_do_elsewhere(error) or not repeats or not self._others(tried, chosen):
                         raise
-                    if given and goes_on is not None:
-                        message = (goes_on.message(),)
                 else:
                     return
 

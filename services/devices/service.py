@@ -11,7 +11,7 @@ from microkernel.driver import Driver, DriverDevice
 from microkernel.errors import Denied, NotFound, Overloaded, PreconditionFailed, Unavailable, from_exception
 from microkernel.message import Message, is_root
 from microkernel.plugins import discover_drivers, load_in_thread
-from microkernel.service import Service, every, handles
+from microkernel.service import Placement, Service, every, handles
 from services.devices.kept_tunings import KeptTunings
 from services.devices.messages import (
     Device,
@@ -83,6 +83,7 @@ class Devices(Service):
     """Which devices this node has, what they can do, and how they are."""
 
     name = "devices"
+    placement = Placement.NODE
     Settings = DevicesSettings
 
     async def start(self) -> None:

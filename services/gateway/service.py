@@ -14,7 +14,7 @@ from microkernel.events import Event
 from microkernel.introspection import NodeStatus
 from microkernel.message import Message, convert
 from microkernel.rates import Rates
-from microkernel.service import Service, handles, on
+from microkernel.service import Placement, Service, handles, on
 from microkernel.wire.server import WireServer
 from services.gateway.bodies import Bodies
 from services.gateway.chat_route import ChatRoute
@@ -38,6 +38,7 @@ class Gateway(Service):
     """Speaks to the world: the OpenAI API over HTTP, `mk.v1` websockets, and health, on one port."""
 
     name = "gateway"
+    placement = Placement.NODE
     uses = ("*",)
     essential = True
     Settings: ClassVar[type[Message]] = GatewaySettings

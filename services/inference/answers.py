@@ -43,6 +43,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     continues: bool
     grammar: Grammar | None = None
     logprobs: bool = False
+    token_ids: bool = False
     process_class: ProcessClass = ProcessClass.INTERACTIVE
     nice: int = 0
     due: float | None = None  # seconds from now
@@ -62,6 +63,10 @@ class Answers:
         """The pieces of all answers that `requests`, which have no numbers yet, ask for."""
         numbered = [msgspec.structs.replace(request, id=next(self._numbers)) for request in requests]
         generations = [self._generation(asked, wanted, request) for request in numbered]
+        for request, generation in zip(numbered, generations, strict=True):
+            if request.begun:  # its reader has the text of these
+                generation.recall(request.begun)
+                generation.take()
 
         async def begin() -> None:
             for request, generation in zip(numbered, generations, strict=True):
@@ -184,6 +189,7 @@ class Answers:
             prompt_tokens=len(request.prompt),
             began=self._service.clock.now(),
             logprobs=LogprobsOfText(asked.loaded.tokenizer) if wanted.logprobs else None,
+            keeps_ids=wanted.token_ids,
         )
 
     async def _read(
@@ -223,7 +229,14 @@ class Answers:
                         continue
                     text = generation.take()
                     likely = generation.take_logprobs()
-                    piece = Piece(text=text, logprobs=likely, pid=answer.pid, model=asked.name, index=index)
+                    piece = Piece(
+                        text=text,
+                        logprobs=likely,
+                        token_ids=generation.take_ids(),
+                        pid=answer.pid,
+                        model=asked.name,
+                        index=index,
+                    )
                     if generation.finish_reason is None:
                         yield piece
                         continue

@@ -34,7 +34,9 @@ class Generation:
         prompt_tokens: int,
         began: float,
         logprobs: LogprobsOfText | None = None,
+        keeps_ids: bool = False,
     ) -> None:
+        """With `keeps_ids`, the ids of its tokens are given to its reader, too."""
         self.number = number
         self.claim = Claim()  # of its process
         self.prompt_tokens = prompt_tokens
@@ -55,6 +57,7 @@ class Generation:
         self._shown = 0  # characters that were read
         self._cut = False  # by a stop string
         self._pending: list[str] = []
+        self._ids: list[int] | None = [] if keeps_ids else None  # that were not read yet
         self._unread = 0
         self._error: MicrokernelError | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -89,6 +92,8 @@ class Generation:
         if output.finish_reason == "stop":
             self._finish("stop")
             return
+        if self._ids is not None:
+            self._ids.append(output.token)
         grown = self._text.push(output.token)
         if self._logprobs is not None and output.logprobs is not None:
             self._logprobs.push(output.token, output.logprobs, len(grown))
@@ -137,6 +142,13 @@ class Generation:
             self.tokens += 1
             text, _ = self._stops.push(self._text.push(token))
             self._pending.append(text)
+
+    def take_ids(self) -> list[int]:
+        """The tokens since the last time, where their ids are kept."""
+        if not self._ids:
+            return []
+        taken, self._ids = self._ids, []
+        return taken
 
     def take_logprobs(self) -> list[TokenLogprob]:
         """Those of the text that was read, once each; of tokens without text too when the answer has ended."""

@@ -26,7 +26,7 @@ from services.inference.grammar.compiler import GrammarCompiler
 from services.inference.grammar.matcher import CompiledGrammar
 from services.inference.messages import ChatMessage, Grammar, LoadedModel, OutputParams, SamplingParams
 from services.inference.opened import Fit, Opened, make_engine
-from services.inference.output_params import check_output, logit_bias, stop_tokens
+from services.inference.output_params import check_begun, check_output, logit_bias, stop_tokens
 from services.inference.runner import Runner
 from services.inference.settings import InferenceSettings
 from services.inference.sizes import Sizes
@@ -242,6 +242,7 @@ class Loaded:
         wanted = max(1, room) if max_tokens is None else max_tokens
         check_prompt(prompt, wanted, context_length=self.context_length, vocab_size=self.config.vocab_size)
         check_output(params, wanted, self.config.vocab_size)
+        check_begun(params.begun, min(wanted, room), self.config.vocab_size)
         return Request(
             id=number,
             prompt=prompt,
@@ -254,6 +255,7 @@ class Loaded:
             logit_bias=logit_bias(params),
             grammar=grammar,
             logprobs=params.logprobs,
+            begun=tuple(params.begun),
         )
 
     def describe(self, *, default: bool) -> LoadedModel:

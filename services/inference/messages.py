@@ -94,7 +94,10 @@ class OutputParams(SamplingParams, kw_only=True):
 
     `logit_bias` is added to the logits of tokens, by their ids. `stop_token_ids` end the answer as the model's own end
     tokens do, neither before `min_tokens` tokens; with `ignore_eos` those do not. Where a `grammar` lets only the end
-    follow, it ends. `logprobs` asks how likely each token was, and that many of the likeliest ones, up to 20.
+    follow, it ends. `logprobs` asks how likely each token was, and that many of the likeliest ones, up to 20, and
+    `return_token_ids` for the ids of the tokens themselves.
+
+    `begun` are the first tokens of an answer that was begun elsewhere: it goes on behind them, as it would have there.
     """
 
     grammar: Grammar | None = None
@@ -103,6 +106,8 @@ class OutputParams(SamplingParams, kw_only=True):
     ignore_eos: bool = False
     stop_token_ids: list[int] = []
     logprobs: int | None = None
+    return_token_ids: bool = False
+    begun: list[int] = []
 
 
 class Chat(OutputParams, kw_only=True):
@@ -172,12 +177,14 @@ class Piece(Message, kw_only=True):
     The first piece comes when the request was admitted, with empty text: from it on, `pid` can be shown and killed.
     `logprobs` are those of the tokens that the text is made of, if they were asked for. Those of a token with a part of
     a character come with the character. Of several answers, each has such pieces of its own; `index` says of which one
-    a piece is.
+    a piece is. `token_ids` are the tokens since the piece before, if they were asked for; the text of the last ones may
+    be in the next piece.
     """
 
     text: str = ""
     index: int = 0
     logprobs: list[TokenLogprob] = []
+    token_ids: list[int] = []
     pid: int = 0
     model: str = ""
     finish_reason: str | None = None

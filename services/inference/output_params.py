@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from microkernel.errors import Invalid
 from services.inference.engine.logprobs import MOST
 from services.inference.messages import OutputParams
 
-__all__ = ["check_output", "logit_bias", "stop_tokens"]
+__all__ = ["check_begun", "check_output", "logit_bias", "stop_tokens"]
 
 MAX_BIASED = 1024  # tokens
 MAX_STOP_TOKENS = 64
@@ -42,6 +42,13 @@ def check_output(params: OutputParams, max_tokens: int, vocab_size: int) -> None
                 field="logit_bias",
             )
     _check_tokens(map(int, params.logit_bias), vocab_size, "logit_bias")
+
+
+def check_begun(begun: Sequence[int], max_tokens: int, vocab_size: int) -> None:
+    """Raise `Invalid` for tokens that are no beginning of an answer of `max_tokens`."""
+    if begun and len(begun) >= max_tokens:
+        raise Invalid(f"{len(begun)} tokens are there already, of at most {max_tokens}", field="begun")
+    _check_tokens(begun, vocab_size, "begun")
 
 
 def stop_tokens(params: OutputParams, ends: frozenset[int]) -> frozenset[int]:

@@ -10,15 +10,17 @@ from typing import Any
 
 import msgspec
 
+from microkernel.balance import Balance
 from microkernel.errors import CallCancelled, Denied, Invalid, PreconditionFailed
 from microkernel.events import Event
 from microkernel.message import calling_user, convert, is_root
 from microkernel.processes import checked_nice
-from microkernel.service import Service, every, handles, on, streams
+from microkernel.service import Placement, Service, every, handles, on, streams
 from services.devices.messages import Tuning
 from services.inference.admission import Admission
 from services.inference.answers import Answers, Wanted
 from services.inference.context_files import ContextFiles
+from services.inference.continued import continued
 from services.inference.embedding import Embedding, check_texts
 from services.inference.encoder.loading import AT_ONCE
 from services.inference.engine.context import Context
@@ -63,6 +65,9 @@ class Inference(Service):
     uses = ("filesystem", "models", "scheduler")
     Settings = InferenceSettings
     essential = True
+    placement = Placement.NODE
+    balance = Balance.PREFIX
+    balance_field = "messages"
 
     async def start(self) -> None:
         self._numbers = itertools.count(1)
@@ -79,7 +84,7 @@ class Inference(Service):
     async def stop(self) -> None:
         await self._models.close()
 
-    @streams(credit=16)
+    @streams(credit=16, anywhere=True, continues=continued)
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
         asked = await self._models.asked(message.model)
@@ -93,7 +98,7 @@ class Inference(Service):
                 async for piece in pieces:
                     yield piece
 
-    @streams(credit=16)
+    @streams(credit=16, anywhere=True, continues=continued)
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
         asked = await self._models.asked(message.model)
@@ -107,7 +112,7 @@ class Inference(Service):
                 async for piece in pieces:
                     yield piece
 
-    @handles(deadline=None, concurrency=AT_ONCE, idempotent=True)
+    @handles(deadline=None, concurrency=AT_ONCE, idempotent=True, anywhere=True)
     async def embed(self, message: Embed) -> Embeddings:
         """A vector of each text, by a model for that; chats go first, unless its class says otherwise."""
         check_texts(message.texts)
@@ -273,6 +278,8 @@ class Inference(Service):
         """A request for each answer, without a number."""
         if not 1 <= message.n <= MOST_ANSWERS:
             raise Invalid(f"n is {message.n}, allowed is 1 to {MOST_ANSWERS}", field="n")
+        if message.begun and (message.n > 1 or message.logprobs is not None):
+            raise Invalid("one answer goes on, without logprobs", field="begun")
         owner = calling_user() or message.owner
         runner = asked.loaded.runner
         places = asked.loaded.slots
@@ -302,6 +309,7 @@ def _wanted(message: Chat | Complete, *, kind: str, title: str, continues: bool)
         continues=continues or message.grammar is not None,  # a grammar sees every byte, so a first space is kept
         grammar=message.grammar,
         logprobs=message.logprobs is not None,
+        token_ids=message.return_token_ids,
         process_class=message.process_class,
         nice=checked_nice(message.nice),
         due=message.due,

@@ -12,7 +12,7 @@ from microkernel.capability import ROOT
 from microkernel.errors import DataLoss, Denied, Invalid
 from microkernel.events import Event
 from microkernel.message import Message, calling_service, calling_user, convert
-from microkernel.service import Service, every, handles, on
+from microkernel.service import Placement, Service, every, handles, on
 from services.devices.messages import Device
 from services.memory.accounts import Accounts
 from services.memory.ladder import MARGIN, THRESHOLDS, Ladder
@@ -61,6 +61,7 @@ class Memory(Service):
     """Owns every byte that is worth counting: weights, pages, buffers, per device and tier; quotas; pressure."""
 
     name = "memory"
+    placement = Placement.NODE
     needs = ("devices",)
     Settings = MemorySettings
 

@@ -12,7 +12,7 @@ import msgspec
 
 from microkernel.errors import Unavailable
 from microkernel.message import Message
-from microkernel.service import Service, handles, streams
+from microkernel.service import Placement, Service, handles, streams
 from services.models.messages import FindModel, Model, Pull, PullProgress, RemoveModel
 from services.models.outside import OutsideModels
 from services.models.pull import Sources, pull
@@ -43,6 +43,7 @@ class Models(Service):
     """The model store: pulls models from paths, the package index and the Hugging Face hub, checked and whole."""
 
     name = "models"
+    placement = Placement.NODE
     Settings: ClassVar[type[Message]] = ModelsSettings
     drain_timeout: ClassVar[float] = 1.0  # a pull takes longer than anybody waits; the next one goes on from it
     settings: ModelsSettings

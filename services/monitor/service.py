@@ -11,7 +11,7 @@ from microkernel.audit import Denial
 from microkernel.errors import MicrokernelError
 from microkernel.events import Event
 from microkernel.message import Message, convert
-from microkernel.service import Service, handles, on, streams
+from microkernel.service import Placement, Service, handles, on, streams
 from microkernel.spans import SUBJECT
 from services.monitor.audit_file import AuditFile
 from services.monitor.journal import Journal, level_number
@@ -40,6 +40,7 @@ class Monitor(Service):
     """The log: what has happened on this node, in memory and in `monitor/log.jsonl`; the audit in `audit.jsonl`."""
 
     name = "monitor"
+    placement = Placement.NODE
     Settings = MonitorSettings
 
     async def start(self) -> None:

@@ -13,7 +13,7 @@ from microkernel.events import Event
 from microkernel.message import Message, calling_service, calling_user, is_root, may_touch
 from microkernel.policy import Policy, ProcessClass
 from microkernel.processes import LEAST_NICE, NICEST
-from microkernel.service import Service, every, handles, on, streams
+from microkernel.service import Placement, Service, every, handles, on, streams
 from services.scheduler.map_jobs import MapJobs
 from services.scheduler.messages import (
     Exit,
@@ -67,6 +67,7 @@ class Scheduler(Service):
     """
 
     name = "scheduler"
+    placement = Placement.NODE
     uses = ("*",)  # a signal goes to whichever service runs the process
     Settings = SchedulerSettings
 

@@ -32,15 +32,15 @@ class Continued:
         self._next = item + 1
         return item
 
-    def message(self) -> Ask:
-        return Ask(start=self._next, stop=self._message.stop)
+    def message(self) -> Ask | None:
+        return None if self._next >= self._message.stop else Ask(start=self._next, stop=self._message.stop)
 
 
 class Answers(Service):
     """Answers on any node; counts what it was asked."""
 
     name = "answers"
-    placement = Placement.ANY
+    placement = Placement.NODE
 
     async def start(self) -> None:
         self.asked = 0
@@ -49,7 +49,7 @@ class Answers(Service):
         self.slow = False
         self.cancelled = 0
 
-    @handles(idempotent=True)
+    @handles(idempotent=True, anywhere=True)
     async def read(self, message: Ask) -> str:
         self.asked += 1
         if self.failing is not None:
@@ -62,7 +62,7 @@ class Answers(Service):
                 raise
         return self.node
 
-    @handles
+    @handles(anywhere=True)
     async def write(self, message: Ask) -> str:
         self.asked += 1
         if self.failing is not None:
@@ -71,7 +71,11 @@ class Answers(Service):
             await self.go.wait()
         return self.node
 
-    @streams(credit=4, continues=Continued)
+    @handles
+    async def own(self) -> str:
+        return self.node
+
+    @streams(credit=4, anywhere=True, continues=Continued)
     async def count(self, message: Ask) -> AsyncIterator[int]:
         self.asked += 1
         for number in range(message.start, message.stop):
@@ -79,7 +83,7 @@ class Answers(Service):
             if self.slow and number >= message.stop // 2:
                 await self.go.wait()
 
-    @streams(credit=4)
+    @streams(credit=4, anywhere=True)
     async def plain(self, message: Ask) -> AsyncIterator[int]:
         self.asked += 1
         for number in range(message.start, message.stop):
@@ -112,6 +116,12 @@ async def test_a_call_that_names_a_node_stays_there() -> None:
         meet(*nodes)
         assert {await nodes[0].call("answers.read@n2") for _ in range(5)} == {"n2"}
         assert {await nodes[0].call("answers.read@n1") for _ in range(5)} == {"n1"}
+
+
+async def test_a_handler_that_is_each_nodes_own_is_not_shared_out() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        assert {await nodes[0].call("answers.own") for _ in range(6)} == {"n1"}
 
 
 async def test_a_busy_node_gets_less() -> None:
@@ -219,8 +229,7 @@ async def all_of(node: LinkedNode, to: str, stop: int, begun: asyncio.Event) -> 
 async def test_a_stream_whose_node_dies_goes_on_elsewhere_without_a_gap() -> None:
     async with linked((), (Answers,), (Answers,)) as nodes:
         first, *others = nodes
-        first.kernel.kernel.router.registry.add("answers").kind = Answers
-        first.kernel.kernel.router.registry.entry("answers").state = _elsewhere()
+        first.installs(Answers)
         for other in others:
             first.knows(other, "answers")
             service_of(other).slow = True
@@ -259,15 +268,8 @@ async def test_a_node_alone_answers_as_if_there_were_no_cluster() -> None:
 async def test_a_service_that_no_node_answers_now_is_waited_for() -> None:
     async with linked((), (Answers,)) as nodes:
         first, other = nodes
-        first.kernel.kernel.router.registry.add("answers").kind = Answers
-        first.kernel.kernel.router.registry.entry("answers").state = _elsewhere()
+        first.installs(Answers)
         waits = asyncio.create_task(first.call("answers.read", deadline=10.0))
         await asyncio.sleep(0.02)
         first.knows(other, "answers")
         assert await waits == "n2"
-
-
-def _elsewhere() -> Any:
-    from microkernel.registry import ServiceState
-
-    return ServiceState.ELSEWHERE

@@ -269,7 +269,11 @@ class Engine:
             return None
         if self._owner_pages is not None and self._cache.quota(request.owner) is None:
             self._cache.set_quota(request.owner, self._owner_pages)
-        return Sequence(request, state, min(self.context_length, len(request.prompt) + request.max_tokens))
+        sequence = Sequence(request, state, min(self.context_length, len(request.prompt) + request.max_tokens))
+        if request.begun:  # each token that is not the likeliest took one number
+            sequence.tokens += request.begun
+            state.catch_up(request.begun, 0 if request.params.greedy else len(request.begun))
+        return sequence
 
     def cancel(self, id: int) -> bool:  # noqa: A002 - the request's own field
         """Forget a request; no more output comes for it. False if it is not here (any more)."""

@@ -26,7 +26,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     `grammar`, its text fits that, or is cut short by `max_tokens`. `logit_bias` are pairs of a token and what is added
     to its logit. `logprobs` asks how likely each token was, and that many of the likeliest (`logprobs.MOST` at most).
     `fork_of` is the id of a request with the same prompt and owner that was added just before: its prompt is read once
-    for both. `claim` says to the scheduler's policy when its turn is.
+    for both. `claim` says to the scheduler's policy when its turn is. `begun` are tokens of its answer that were made
+    elsewhere: it goes on as if it had made them.
     """
 
     id: int
@@ -42,6 +43,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     grammar: CompiledGrammar | None = None
     logprobs: int | None = None
     claim: Claim = Claim()
+    begun: tuple[int, ...] = ()
 
     def constraint(self) -> Constraint | None:
         """What it demands of its tokens, for an answer that begins; None if that is nothing."""
