@@ -1,0 +1,1 @@
+"""Many nodes that act as one."""
