@@ -245,6 +245,7 @@ class Resident(Instance):
         service.state_dir = surroundings.state_dir(self.name)
         service.instance = surroundings.instance or 0
         service.executors = surroundings.executors
+        service.nodes = self._router.nodes
         service._spawn = self._nursery.spawn  # noqa: SLF001 - the kernel's side of Service.spawn
 
     async def _follow(self, subscription: Subscription, attribute: str) -> None:

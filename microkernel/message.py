@@ -20,6 +20,7 @@ __all__ = [
     "Message",
     "Nothing",
     "Call",
+    "calling_node",
     "calling_service",
     "calling_user",
     "current_call",
@@ -93,6 +94,15 @@ def calling_service() -> str:
     if call is None or " " in call.caller:
         raise Denied("only services of this node may ask for this")
     return call.caller
+
+
+def calling_node() -> str:
+    """The name of the node whose link the running handler was called over. Raises `Denied` for all other callers."""
+    call = _current.get()
+    kind, _, node = ("", "", "") if call is None else call.caller.partition(" ")
+    if kind != "node" or not node:
+        raise Denied("only another node may ask for this")
+    return node
 
 
 def calling_user() -> str | None:

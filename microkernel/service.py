@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from microkernel.clock import Clock
     from microkernel.executor import Executor
     from microkernel.executors import Executors
+    from microkernel.nodes import Nodes
     from microkernel.port import Port, Stream
 
 __all__ = [
@@ -344,6 +345,7 @@ class Service:
     log: logging.Logger
     state_dir: Path
     executors: Executors
+    nodes: Nodes
     _spawn: Callable[..., asyncio.Task[Any]]
 
     async def start(self) -> None:

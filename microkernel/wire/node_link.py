@@ -6,7 +6,7 @@ A link to a node never resumes: when it is lost, what went over it ends with `Un
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -38,13 +38,35 @@ BETWEEN_NODES = Limits(
 class NodeLink(System):
     """A link to one node. `start` opens it, `aclose` ends it."""
 
-    def __init__(self, url: str, token: str, expected: Expected | None = None) -> None:
-        """To the websocket at `url`; `token` says that we are a node, `expected` whose certificate it has to show."""
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        expected: Expected | None = None,
+        *,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """To the websocket at `url`; `token` says that we are a node, `expected` whose certificate it has to show.
+
+        `lost` is called when it has ended that was open, unless by `aclose`.
+        """
+        self._tell_lost = lost
+        self._is_closing = False
 
         async def find() -> tuple[str, str, Expected | None]:
             return url, token, expected
 
         super().__init__(find, limits=BETWEEN_NODES)
+
+    async def aclose(self) -> None:
+        """Close it; what is still open ends with `CallCancelled`."""
+        self._is_closing = True
+        await super().aclose()
+
+    def _over(self) -> None:
+        super()._over()
+        if self._session.ready is not None and not self._is_closing:
+            self._tell_lost()
 
     async def forward(self, to: str, message: Any, call: Call, result: Any) -> Any:
         """Make `call` of `to` there; its result as a `result`, None for a record. Raises what it raised there."""

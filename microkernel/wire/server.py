@@ -137,6 +137,12 @@ class WireServer:
                 waiting.cancel()
                 await self._end(work)
 
+    def end_node(self, node: str, reason: str) -> None:
+        """End the links of another node; what it has running here is cancelled."""
+        for link in list(self._links):
+            if link.identity is not None and link.identity.node == node:
+                link.close(CloseCode.UNAUTHENTICATED, reason)
+
     async def close(self, reason: str = "this node shuts down", after: float = 1.0, drain: float = 5.0) -> None:
         """Say bye to all clients, let what is running end for `drain` seconds at most, and close every link.
 

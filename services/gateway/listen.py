@@ -1,38 +1,17 @@
-"""The sockets that the gateway listens on, and the addresses they are known by."""
+"""The addresses that the gateway is known by."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import ipaddress
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from microkernel.errors import Invalid, MicrokernelError, PreconditionFailed
+from microkernel.wire.listening import in_url
 from services.gateway.messages import Address
 
-__all__ = ["LOCAL_NAMES", "address_of", "is_loopback", "open_sockets"]
+__all__ = ["LOCAL_NAMES", "address_of"]
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-BACKLOG = 128
-
-
-async def open_sockets(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets on all addresses of `host`, on one port; with port 0 a free one is taken.
-
-    Raises `PreconditionFailed` for a port that is taken or not ours to take, `Invalid` for a host that is not here.
-    """
-    sockets: list[socket.socket] = []
-    try:
-        for family, address in await _addresses(host):
-            # With port 0 the first socket finds a free one, and the others share it.
-            sockets.append(_listen(family, address, sockets[0].getsockname()[1] if sockets else port, host))
-    except BaseException:
-        for each in sockets:
-            each.close()
-        raise
-    return sockets
 
 
 def address_of(host: str, sockets: Sequence[socket.socket], certificate: str | None = None) -> Address:
@@ -40,63 +19,5 @@ def address_of(host: str, sockets: Sequence[socket.socket], certificate: str | N
     scheme = "http" if certificate is None else "https"
     file = None if certificate is None else str(Path(certificate).absolute())
     port: int = sockets[0].getsockname()[1]
-    urls = tuple(f"{scheme}://{_in_url(each.getsockname()[0])}:{port}" for each in sockets)
+    urls = tuple(f"{scheme}://{in_url(each.getsockname()[0])}:{port}" for each in sockets)
     return Address(url=urls[0], urls=urls, host=host, port=port, certificate=file)
-
-
-def is_loopback(sockets: Sequence[socket.socket]) -> bool:
-    """Whether only this machine can reach `sockets`."""
-    return all(ipaddress.ip_address(each.getsockname()[0].partition("%")[0]).is_loopback for each in sockets)
-
-
-async def _addresses(host: str) -> list[tuple[int, str]]:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except (OSError, UnicodeError) as error:
-        raise Invalid(f"the host '{host}' is not known here", remedy="use 127.0.0.1", field="host") from error
-    unique = dict.fromkeys((int(family), str(address[0])) for family, _, _, _, address in found)
-    return sorted(unique, key=lambda each: each[0] != socket.AF_INET)  # IPv4 first: it is what people type
-
-
-def _listen(family: int, address: str, port: int, host: str) -> socket.socket:
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setblocking(False)
-        # A port whose last connections are still fading away is free; one that somebody listens on is not.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listening.bind((address, port))
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise _why(error, host, port) from error
-    except BaseException:
-        listening.close()
-        raise
-    return listening
-
-
-def _why(error: OSError, host: str, port: int) -> MicrokernelError:
-    match error.errno:
-        case errno.EADDRINUSE:
-            return PreconditionFailed(
-                f"port {port} on {host} is taken", remedy="choose another with --port, or stop what listens there"
-            )
-        case errno.EACCES:
-            return PreconditionFailed(
-                f"port {port} on {host} is not ours to take", remedy="choose one above 1023 with --port"
-            )
-        case errno.EADDRNOTAVAIL:
-            return Invalid(f"{host} is not an address of this machine", remedy="use 127.0.0.1", field="host")
-        case _:
-            return PreconditionFailed(f"cannot listen on {host}, port {port}: {error.strerror}")
-
-
-def _in_url(address: str) -> str:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if parsed.is_unspecified:  # all addresses: this machine's own is one of them
-        parsed = ipaddress.ip_address("127.0.0.1" if parsed.version == 4 else "::1")
-    return f"[{parsed}]" if parsed.version == 6 else str(parsed)

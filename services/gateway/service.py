@@ -15,6 +15,7 @@ from microkernel.introspection import NodeStatus
 from microkernel.message import Message, convert
 from microkernel.rates import Rates
 from microkernel.service import Placement, Service, handles, on
+from microkernel.wire.listening import is_loopback, open_sockets
 from microkernel.wire.server import WireServer
 from services.gateway.bodies import Bodies
 from services.gateway.chat_route import ChatRoute
@@ -23,7 +24,7 @@ from services.gateway.door import PEER, Door
 from services.gateway.embeddings_route import EmbeddingsRoute
 from services.gateway.encryption import HANDSHAKE_TIMEOUT, server_context
 from services.gateway.health_route import HealthRoutes
-from services.gateway.listen import address_of, is_loopback, open_sockets
+from services.gateway.listen import address_of
 from services.gateway.messages import Address
 from services.gateway.models_route import list_models, show_model
 from services.gateway.settings import GatewaySettings

@@ -10,7 +10,8 @@ import pytest
 
 from microkernel.errors import Invalid, PreconditionFailed
 from microkernel.testing import TestKernel
-from services.gateway.listen import address_of, is_loopback, open_sockets
+from microkernel.wire.listening import is_loopback, open_sockets
+from services.gateway.listen import address_of
 from services.gateway.service import Gateway
 
 
