@@ -10,6 +10,7 @@ from microkernel.capability import Revoked
 from microkernel.lag import LoopBlocked
 from microkernel.message import Message
 from microkernel.spans import Span
+from services.cluster.messages import ClusterNode
 from services.devices.messages import Device, Tuning
 from services.filesystem.messages import Change
 from services.gateway.messages import Address
@@ -54,6 +55,12 @@ EVENTS = (
     EventKind("devices.<name>.<state>", {"name": str, "state": str, "why": str}, "a device's health changes"),
     EventKind("devices.tuning", {"name": str}, "numbers of threads of a device are being measured"),
     EventKind("devices.tuned", Tuning, "they were chosen, and are used"),
+    EventKind("cluster.<state>", ClusterNode, "a node of the cluster has come, is gone, or is no longer as it was"),
+    EventKind(
+        "cluster.fenced",
+        {"node": str, "by": str, "incarnation": int},
+        "the others have taken this node for dead; it ends what it did for them, and comes back with a new life",
+    ),
     EventKind("scheduler.policy", {"name": str, "before": str}, "the policy is another one"),
     EventKind("memory.pressure", Pressure, "the memory of a device is on another rung"),
     EventKind("memory.quotas", Quotas, "a quota has changed; the body has all of them"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -71,10 +71,19 @@ class Config(Message, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, services=services)
 
 
-def read_config(path: Path | None) -> Config:
-    """The file's configuration, the defaults for None. Raises `Invalid` with file, line and key."""
-    if path is None:
-        return Config()
+def read_config(path: Path | None, over: Sequence[str] = ()) -> Config:
+    """The file's configuration, the defaults for None, with single settings over it (`services.gateway.port=0`).
+
+    Raises `Invalid` with file, line and key.
+    """
+    values, text = ({}, "") if path is None else _read(path)
+    for setting in over:
+        _set(values, setting)
+    config = _convert(values, Config, "settings" if path is None else str(path), text, ())
+    return msgspec.structs.replace(config, source=None if path is None else str(path), text=text)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -90,8 +99,32 @@ def read_config(path: Path | None) -> Config:
     for reserved in ("source", "text"):
         if reserved in values:
             raise _unknown(path.name, text, (reserved,), Config)
-    config = _convert(values, Config, str(path), text, ())
-    return msgspec.structs.replace(config, source=str(path), text=text)
+    return values, text
+
+
+def _set(values: dict[str, Any], setting: str) -> None:
+    """Put one setting, written as a line of TOML, over `values`; a value that is no TOML is taken as text."""
+    key, equals, value = setting.partition("=")
+    if not equals or not key.strip():
+        raise Invalid(f"'{setting[:80]}' is no setting", remedy="write KEY=VALUE, such as services.gateway.port=0")
+    try:
+        found = tomllib.loads(f"{key}={value}")
+    except tomllib.TOMLDecodeError:
+        try:
+            found = tomllib.loads(f"{key}={msgspec.json.encode(value).decode()}")
+        except tomllib.TOMLDecodeError as error:
+            raise Invalid(f"'{setting[:80]}' is no setting: {error}", remedy="write it as in the TOML file") from error
+    if found.keys() & {"source", "text"}:
+        raise Invalid(f"'{key}' cannot be set")
+    _merge(values, found)
+
+
+def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
 
 
 def settings_of(config: Config, name: str, kind: type[T]) -> T:

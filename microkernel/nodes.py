@@ -216,14 +216,14 @@ class Nodes:
         neighbour = self._others[node] = Neighbour(node, dial, self._router)
         return neighbour
 
-    async def detach(self, node: str, why: str) -> None:
-        """`node` is gone: calls that are under way to it end with `Unavailable`, and its link is closed."""
-        neighbour = self._others.pop(node, None)
-        if neighbour is None:
-            return
-        self.offer(neighbour, frozenset())
-        neighbour.close(Unavailable(f"node '{node}' {why}", may_have_run=True))
-        await neighbour.aclose()
+    def detach(self, node: str, why: str) -> Neighbour | None:
+        """`node` is gone: calls to it end with `Unavailable`. Returns what it was, to be closed by `aclose`."""
+        neighbour = self._others.get(node)
+        if neighbour is not None:
+            self.offer(neighbour, frozenset())
+            del self._others[node]
+            neighbour.close(Unavailable(f"node '{node}' {why}", may_have_run=True))
+        return neighbour
 
     def offer(
         self,

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import inspect
 import logging
-import types
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, get_args, get_origin, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import msgspec
 
 from microkernel.backlog import Overflow, overflow_of
 from microkernel.balance import Balance
 from microkernel.errors import Invalid
-from microkernel.inputs import input_type
+from microkernel.handlers import Continuation, Handler, HandlerKind, Marks, handler_of
 from microkernel.message import Message, Nothing
 from microkernel.subjects import check_pattern
 
@@ -98,57 +97,6 @@ class Placement(StrEnum):
     NODE = "node"
 
 
-class Continuation(Protocol):
-    """How a stream goes on elsewhere when its node dies: made of its message, told of its items."""
-
-    def take(self, item: Any) -> Any | None:
-        """An item has come: what its reader gets of it, None for nothing."""
-
-    def message(self) -> Any | None:
-        """The message with which the stream begins, or goes on after what was taken; None when nothing is left."""
-
-
-class HandlerKind(StrEnum):
-    """How a handler answers."""
-
-    CALL = "call"
-    STREAM = "stream"
-
-
-class _Marks(msgspec.Struct, frozen=True):
-    """What a decorator leaves on a function."""
-
-    kind: HandlerKind
-    name: str | None
-    concurrency: int
-    queue: int
-    deadline: float | None
-    credit: int
-    idempotent: bool
-    anywhere: bool = False
-    continues: Callable[[Any], Continuation | None] | None = None
-
-
-class Handler(msgspec.Struct, frozen=True):
-    """A reachable method. `message` is the type of its one parameter (`Nothing` if it takes none)."""
-
-    name: str
-    attribute: str
-    kind: HandlerKind
-    message: Any
-    takes_message: bool
-    result: Any
-    concurrency: int
-    queue: int
-    deadline: float | None
-    credit: int
-    idempotent: bool
-    summary: str
-    inputs: Any = None  # the type of what its reader may send; None if it takes nothing
-    anywhere: bool = False
-    continues: Callable[[Any], Continuation | None] | None = None
-
-
 class Subscriber(msgspec.Struct, frozen=True):
     """A method that gets events of a subject."""
 
@@ -168,7 +116,7 @@ class Timer(msgspec.Struct, frozen=True):
 
 def _mark(kind: HandlerKind, function: Any, **marks: Any) -> Any:
     def decorate(function: Any) -> Any:
-        function.__microkernel_handler__ = _Marks(kind=kind, **marks)
+        function.__microkernel_handler__ = Marks(kind=kind, **marks)
         return function
 
     return decorate if function is None else decorate(function)
@@ -406,7 +354,7 @@ class Service:
 def handlers_of(kind: type[Service]) -> tuple[Handler, ...]:
     """All handlers of a service class; raises `Invalid` that names the method whose signature does not fit."""
     handlers = [
-        _handler(kind, attribute, member, member.__microkernel_handler__)
+        handler_of(kind, attribute, member, member.__microkernel_handler__)
         for attribute, member in inspect.getmembers(kind, inspect.isfunction)
         if hasattr(member, "__microkernel_handler__")
     ]
@@ -455,50 +403,3 @@ def timers_of(kind: type[Service]) -> tuple[Timer, ...]:
 def _require_async(kind: type[Service], attribute: str, mark: str) -> None:
     if not inspect.iscoroutinefunction(getattr(kind, attribute)):
         raise Invalid(f"{mark} needs an async function")
-
-
-def _handler(kind: type[Service], attribute: str, function: Callable[..., Any], marks: _Marks) -> Handler:
-    where = f"{kind.__name__}.{attribute}"
-    is_stream = marks.kind is HandlerKind.STREAM
-    if is_stream and not inspect.isasyncgenfunction(function):
-        raise Invalid(f"{where}: @streams needs an async generator (async def … yield)")
-    if not is_stream and not inspect.iscoroutinefunction(function):
-        raise Invalid(f"{where}: @handles needs an async function")
-    parameters = list(inspect.signature(function).parameters.values())[1:]
-    hints = _hints(function, where)
-    inputs = input_type(hints.get(parameters[-1].name)) if parameters else None
-    if inputs is not None:
-        if not is_stream:
-            raise Invalid(f"{where}: only a stream takes Inputs: use @streams")
-        parameters.pop()
-    if len(parameters) > 1:
-        raise Invalid(f"{where}: a handler takes one message, not {len(parameters)} parameters")
-    message = hints.get(parameters[0].name, dict[str, Any]) if parameters else Nothing
-    result = hints.get("return", Any)
-    if is_stream and get_origin(result) is not None:
-        result = get_args(result)[0] if get_args(result) else Any
-    return Handler(
-        name=marks.name or attribute,
-        attribute=attribute,
-        kind=marks.kind,
-        message=message,
-        takes_message=bool(parameters),
-        result=types.NoneType if result is None else result,
-        concurrency=marks.concurrency,
-        queue=marks.queue,
-        deadline=marks.deadline,
-        credit=marks.credit,
-        idempotent=marks.idempotent,
-        summary=(inspect.getdoc(function) or "").partition("\n")[0],
-        inputs=inputs,
-        anywhere=marks.anywhere,
-        continues=marks.continues,
-    )
-
-
-def _hints(function: Callable[..., Any], where: str) -> dict[str, Any]:
-    try:
-        return get_type_hints(function)
-    except Exception as error:
-        # Annotations are code of the plugin's: they can raise whatever code can.
-        raise Invalid(f"{where}: {error}, needed for its annotations at run time") from error

@@ -66,7 +66,7 @@ class LinkedNode:
         self.nodes.share(kind.name, methods)
 
     async def forgets(self, other: LinkedNode) -> None:
-        await self.nodes.detach(other.name, "was lost in a test")
+        await self.nodes.detach(other.name, "was lost in a test").aclose()
 
     def break_links(self) -> None:
         """The connections that this node has opened are gone without a word."""
@@ -104,6 +104,6 @@ async def linked(*services: tuple[type[Service] | Service, ...], **config: Any) 
         finally:
             for node in nodes:
                 for other in tuple(node.nodes):
-                    await node.nodes.detach(other.node, "the test has ended")
+                    await node.nodes.detach(other.node, "the test has ended").aclose()
                 for link in node.links:
                     await link.aclose()

@@ -29,6 +29,7 @@ from microkernel.cli import (
     memory,
     models,
     nice,
+    nodes,
     policy,
     ps,
     services,
@@ -43,7 +44,7 @@ from microkernel.cli.output import error_line
 __all__ = ["main", "make_parser"]
 
 COMMANDS = (
-    *(boot, chat, ps, top, signals, nice, why, policy, maps, services, call, describe, models, devices, memory),
+    *(boot, chat, ps, top, signals, nice, why, policy, maps, services, call, describe, models, devices, memory, nodes),
     *(fs, log, watch, token, bench, doctor),
 )
 

@@ -15,6 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from microkernel.cli import boot_cluster
 from microkernel.cli.boot_display import BootDisplay, Booted, ServiceRow, make_display
 from microkernel.cli.boot_progress import SUBJECTS, BootProgress
 from microkernel.cli.logs import OneLine, quiet_logs
@@ -31,6 +34,7 @@ __all__ = ["Node", "add", "configured", "run", "service_files"]
 
 INTERRUPTED = 130
 SAME_SIGNAL = 0.5  # seconds; make sends its children the SIGTERM that the whole group has got: that is asked once
+LONGEST_LEAVE = 3600.0  # seconds; the cluster's own `drain_seconds` say how long
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -49,6 +53,13 @@ def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
         metavar="FILE",
         help="a Python file with services; repeatable",
     )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, as in the TOML file; repeatable"
+    )
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="a service not to start; repeatable"
+    )
+    boot_cluster.add_arguments(parser)
     parser.add_argument("--check", action="store_true", help="check everything that a boot needs, start nothing")
     parser.add_argument("--log-level", choices=LEVELS, help="what the log keeps; debug shows tracebacks")
     parser.set_defaults(run=run)
@@ -63,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     config = configured(args)
     display = make_display(as_json=wants_json(args))
     with quiet_logs(config.log_level) as logs:
-        node = Node(config, root_of(args), service_files(args, config), display, logs)
+        node = Node(config, root_of(args), service_files(args, config), display, logs, until_eof=args.until_eof)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             code = runner.run(node.run())
             # The loop's own handlers are gone; a thread that hangs must not keep a second Ctrl-C from working.
@@ -74,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
 
 def configured(args: argparse.Namespace) -> Config:
     """The configuration with what the command line says on top. Raises `Invalid`."""
-    import msgspec
-
-    config = read_config(args.config)
+    config = read_config(args.config, args.set)
+    if args.without:
+        config = msgspec.structs.replace(config, disable=tuple(dict.fromkeys((*config.disable, *args.without))))
     gateway = {key: value for key, value in (("host", args.host), ("port", args.port)) if value is not None}
     if gateway:
         config = config.with_settings({"gateway": gateway})
@@ -90,7 +101,7 @@ def configured(args: argparse.Namespace) -> Config:
         raise Invalid(f"{where}: log_level: '{config.log_level}' is no level", remedy=", ".join(LEVELS))
     if config.log_level != Config().log_level and "monitor" not in {*config.services, *config.disable}:
         config = config.with_settings({"monitor": {"level": config.log_level}})
-    return config
+    return boot_cluster.clustered(args, config, root_of(args))
 
 
 def service_files(args: argparse.Namespace, config: Config) -> list[Path]:
@@ -104,7 +115,18 @@ def service_files(args: argparse.Namespace, config: Config) -> list[Path]:
 class Node:
     """One boot: the kernel, its display, and what ends them."""
 
-    def __init__(self, config: Config, root: Path, files: list[Path], display: BootDisplay, logs: OneLine) -> None:
+    def __init__(
+        self,
+        config: Config,
+        root: Path,
+        files: list[Path],
+        display: BootDisplay,
+        logs: OneLine,
+        *,
+        until_eof: bool = False,
+    ) -> None:
+        """With `until_eof`, the node ends when its standard input does."""
+        self._until_eof = until_eof
         self._config = config
         self._root = root
         self._files = files
@@ -122,6 +144,8 @@ class Node:
     async def run(self) -> int:
         """Until a signal or `kernel.shutdown`; raises why the node cannot run."""
         self._catch_signals()
+        if self._until_eof:
+            await self._follow_input()
         with self._display:
             self._display.show(self._progress.stage("finding services", mark="busy"))
             kernel, plugins = None, asyncio.create_task(self._discover(), name="discover")
@@ -134,6 +158,7 @@ class Node:
             finally:
                 plugins.cancel()
                 if kernel is not None:
+                    await self._leave_cluster(kernel)
                     await kernel.shutdown(self._signal or "the node shuts down")
         return 0
 
@@ -209,6 +234,8 @@ class Node:
 
     async def _note_address(self, kernel: Kernel) -> None:
         """Let commands find this node: from the moment it listens, long before a model is loaded."""
+        if "gateway" not in kernel.router.registry:
+            return  # another node of the cluster may have one
         try:
             address = plain(await kernel.port.call("gateway.address", deadline=5.0))
         except MicrokernelError:
@@ -216,6 +243,33 @@ class Node:
         if address["url"] != self._url:
             self._url = address["url"]
             kernel.root.write_node(address["url"], address.get("certificate"))
+
+    async def _leave_cluster(self, kernel: Kernel) -> None:
+        """Let what other nodes have running here end, and tell them; a second signal does not wait for that."""
+        if kernel.router.registry.get("cluster") is None:
+            return
+        try:
+            await kernel.port.call("cluster.leave", deadline=LONGEST_LEAVE)
+        except MicrokernelError as error:
+            logging.getLogger("microkernel.boot").info("left the cluster in a hurry: %s", error)
+
+    async def _follow_input(self) -> None:
+        """Stop when standard input ends."""
+
+        class Input(asyncio.Protocol):
+            def eof_received(_) -> bool:  # noqa: N805 - `self` is the node
+                self._stop_for("its standard input has ended")
+                return False
+
+            def connection_lost(_, __: Exception | None) -> None:  # noqa: N805
+                self._stop_for("its standard input has ended")
+
+        await asyncio.get_running_loop().connect_read_pipe(Input, sys.stdin)
+
+    def _stop_for(self, why: str) -> None:
+        if not self._stop.is_set():
+            self._signal = f"the node stops: {why}"
+            self._stop.set()
 
     def _hints(self, kernel: Kernel) -> list[str]:
         root = kernel.root

@@ -122,6 +122,7 @@ class Connection:
         if why is None:
             return Unavailable(f"the link to {self.url} is closed", may_have_run=may_have_run)
         error = copy_of(why, type(why))
+        error.__cause__ = why.__cause__
         if may_have_run is not None:
             error.may_have_run = may_have_run
         return error

@@ -143,6 +143,11 @@ class WireServer:
             if link.identity is not None and link.identity.node == node:
                 link.close(CloseCode.UNAUTHENTICATED, reason)
 
+    async def drained(self) -> None:
+        """Return when each client had nothing running at a time."""
+        for link in list(self._links):
+            await link.drained()
+
     async def close(self, reason: str = "this node shuts down", after: float = 1.0, drain: float = 5.0) -> None:
         """Say bye to all clients, let what is running end for `drain` seconds at most, and close every link.
 

@@ -12,12 +12,22 @@ from microkernel.message import Message
 __all__ = [
     "MOST_UPDATES",
     "NEWEST_INCARNATION",
+    "Answer",
     "Card",
+    "ClusterNode",
     "Gossip",
+    "Invitation",
+    "Invite",
+    "Join",
+    "Joined",
     "Load",
     "Mark",
     "Member",
     "MemberState",
+    "NodeName",
+    "Reach",
+    "Renew",
+    "Signed",
     "Summary",
     "Update",
 ]
@@ -155,3 +165,96 @@ class Summary(Message, kw_only=True):
 
     gossip: Gossip
     marks: Annotated[tuple[Mark, ...], msgspec.Meta(max_length=MOST_MARKS)] = ()
+
+
+class Answer(Message, kw_only=True, omit_defaults=True):
+    """What a node answers to a probe: its own incarnation, how busy it is, and what is new."""
+
+    incarnation: Incarnation
+    load: Load = Load()
+    gossip: Gossip
+
+
+class Reach(Message):
+    """Probe `node` for another one, for `timeout` seconds; the answer is whether it answered."""
+
+    node: Name
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=30)]
+
+
+class Join(Message, kw_only=True):
+    """Ask to be let into the cluster, with a join token; where there is TLS with a certificate `request` (PEM)."""
+
+    node: Name
+    protocol: Protocol
+    protocol_min: Protocol
+    version: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    request: Annotated[str, msgspec.Meta(max_length=8192)] | None = None
+
+
+class Signed(Message, kw_only=True):
+    """The certificate of `node` and the roots that the cluster trusts, PEM; times are Unix times in seconds."""
+
+    node: str
+    serial: str
+    certificate: str
+    roots: tuple[str, ...]
+    issued: float
+    expires: float
+
+
+class Joined(Message, kw_only=True):
+    """A node is in: the cluster's secret, where its members are, and its certificate where there is TLS."""
+
+    secret: str
+    seeds: tuple[str, ...]
+    certificate: Signed | None = None
+
+
+class Renew(Message):
+    """Ask for the next certificate of the node that asks."""
+
+    request: Annotated[str, msgspec.Meta(max_length=8192)]
+
+
+class Invite(Message, kw_only=True):
+    """Make a join token, which is good for `expires_in` seconds."""
+
+    expires_in: Annotated[float, msgspec.Meta(gt=0, le=30 * 86400)] = 3600.0
+
+
+class Invitation(Message, kw_only=True):
+    """Where to come, and the join token to bring. `expires` is Unix time in seconds."""
+
+    url: str
+    token: str
+    expires: float | None
+
+    def __repr__(self) -> str:
+        return f"Invitation(url={self.url!r}, …)"  # the token is not for a log
+
+
+class NodeName(Message):
+    """A node by name."""
+
+    node: str
+
+
+class ClusterNode(Message, kw_only=True):
+    """One line of `nodes`. `is_here` is the node that answers; `round_trip` is in seconds, None where not measured.
+
+    `in_flight` are calls and streams that it had when it answered last.
+    """
+
+    node: str
+    state: MemberState
+    is_here: bool
+    incarnation: int
+    address: str
+    version: str
+    services: tuple[str, ...]
+    models: tuple[str, ...]
+    devices: tuple[str, ...]
+    cores: int
+    in_flight: int
+    round_trip: float | None = None

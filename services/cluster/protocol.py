@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Speaker", "disagreement", "speak"]
+__all__ = ["PROTOCOL", "PROTOCOL_MIN", "Speaker", "disagreement", "speak"]
+
+PROTOCOL = PROTOCOL_MIN = 1  # of nodes with each other: what this version speaks
 
 
 class Speaker(Protocol):

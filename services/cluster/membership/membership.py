@@ -121,6 +121,10 @@ class Membership:
         """All, this node first, with those that went a moment ago."""
         return [self.me, *(peer.member for peer in self._beliefs.all_peers())]
 
+    def buried(self, node: str, life: int) -> bool:
+        """Whether that life of a node is over."""
+        return self._beliefs.buried(node, life)
+
     def due(self) -> float:
         """When `tick` has something to do; infinity once this node has left."""
         return math.inf if self._own.left else self._timers.first()

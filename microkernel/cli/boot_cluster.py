@@ -1,0 +1,115 @@
+"""What `mk boot` is told of a cluster: the nodes to start beside this one, or the cluster to join."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from microkernel import durable
+from microkernel.config import Config
+from microkernel.errors import Invalid, PreconditionFailed
+
+__all__ = ["TOKEN", "add_arguments", "clustered"]
+
+TOKEN = "MICROKERNEL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
+MOST_NODES = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Put the arguments into the parser of `boot`."""
+    parser.add_argument(
+        "--nodes", type=_count, metavar="K", help="start K worker nodes beside this one, on this machine"
+    )
+    parser.add_argument(
+        "--join", action="append", default=[], metavar="URL", help="join the cluster of a node; `mk nodes invite` tells"
+    )
+    parser.add_argument("--token", metavar="TOKEN", help=f"the join token, needed once (or {TOKEN})")
+    parser.add_argument(
+        "--cluster", metavar="HOST[:PORT]", help="let other nodes come to this address (default: this machine only)"
+    )
+    parser.add_argument("--node", metavar="NAME", help="the name of this node (default: node0, or made of the host's)")
+    parser.add_argument(
+        "--until-eof", action="store_true", help="end when standard input does, as with the process that holds it"
+    )
+
+
+def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
+    """The configuration with what the command line says of a cluster on top. Raises `Invalid`."""
+    settings: dict[str, Any] = {}
+    if args.cluster is not None:
+        host, port = _address(args.cluster)
+        settings |= {"host": host} | ({} if port is None else {"port": port})
+    joins = tuple(args.join) or tuple(config.services.get("cluster", {}).get("join", ()))
+    if joins:
+        settings |= {"join": joins}
+        token = args.token or os.environ.get(TOKEN, "").strip()
+        settings |= {"token": token} if token else {}
+    elif args.token is not None:
+        raise Invalid("--token is the join token of a cluster", remedy="say which one with --join URL")
+    if args.nodes:
+        settings |= {"nodes": args.nodes, "worker": _worker(args, config, root)}
+    if settings:
+        config = config.with_settings({"cluster": settings})
+    node = args.node or config.node
+    if joins and args.node is None and node == Config().node:
+        node = _own_name(root)
+    return msgspec.structs.replace(config, node=node, joins=bool(joins))
+
+
+def _worker(args: argparse.Namespace, config: Config, root: Path) -> tuple[str, ...]:
+    """The arguments of a worker node that are those of this one: its settings, its model, its services."""
+    words: list[str] = []
+    if config.source is not None:
+        words += ["--config", str(Path(config.source).absolute())]
+    if args.model is not None:
+        model = Path(args.model).expanduser()
+        words += ["--model", str(model.absolute()) if model.exists() else args.model]
+    for file in args.service:
+        words += ["--service", str(file.expanduser().absolute())]
+    for setting in args.set:
+        words += ["--set", setting]
+    if "root" not in config.services.get("models", {}):  # what is here need not be fetched again
+        words += ["--set", f'services.models.root="{root / "models"}"']
+    for name in (*config.disable, "gateway"):
+        words += ["--without", name]
+    return tuple(words)
+
+
+def _own_name(root: Path) -> str:
+    """The name of a node that joins and was given none: of its host and some letters, kept in the state folder."""
+    path = root / "name"
+    try:
+        if path.exists():
+            return path.read_text(encoding="ascii").strip()
+        host = re.sub("[^a-z0-9]+", "-", socket.gethostname().partition(".")[0].lower()).strip("-")[:40] or "node"
+        name = f"{host}-{secrets.token_hex(2)}"
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        durable.replace(path, f"{name}\n".encode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise PreconditionFailed(
+            f"cannot keep the name of this node in {path}: {error}", remedy="give --node"
+        ) from error
+    return name
+
+
+def _address(text: str) -> tuple[str, int | None]:
+    """`HOST`, `HOST:PORT` or `[HOST]:PORT`."""
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?", text)
+    if found is None or (found[3] is not None and int(found[3]) > 65535):
+        raise Invalid(
+            f"'{text[:80]}' is no address to listen on", remedy="it looks like 10.0.0.1:7071", field="--cluster"
+        )
+    return found[1] or found[2], None if found[3] is None else int(found[3])
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > MOST_NODES:
+        raise argparse.ArgumentTypeError(f"it is a number from 0 to {MOST_NODES}")
+    return int(text)

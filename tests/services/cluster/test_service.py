@@ -1,0 +1,226 @@
+"""Nodes find each other, call each other, and notice who has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answering import Answers
+from clustered import clustered
+from wire_node import Maths
+
+from microkernel.capability import Rights
+from microkernel.errors import AlreadyExists, Denied, MicrokernelError, Unauthenticated
+from microkernel.message import Call
+from microkernel.testing import TestKernel
+from microkernel.wire.node_link import NodeLink
+from microkernel.wire.trust import Expected
+from services.cluster.certificates.join_token import parse_join_token
+from services.cluster.joining import place_of
+from services.cluster.passport import Passport
+
+
+async def test_a_node_alone_is_a_cluster_of_one() -> None:
+    async with clustered() as cluster:
+        await cluster.found("n1")
+        await cluster.all_see("n1")
+
+
+async def test_a_node_that_joins_is_seen_by_all_and_sees_all() -> None:
+    async with clustered() as cluster:
+        await cluster.found("n1")
+        await cluster.join("n2")
+        await cluster.join("n3")
+        await cluster.all_see("n1", "n2", "n3")
+
+
+async def test_what_the_first_node_has_is_called_from_a_node_that_joined() -> None:
+    async with clustered() as cluster:
+        await cluster.found("n1", Maths)
+        second = await cluster.join("n2", Maths)
+        await cluster.until("n2", lambda seen: "maths" in seen["n1"].services)
+        assert (await second.call("maths.add", a=1, b=2)).total == 3
+
+
+async def test_a_node_that_leaves_is_gone_at_once() -> None:
+    async with clustered() as cluster:
+        await cluster.found("n1")
+        await cluster.join("n2")
+        await cluster.all_see("n1", "n2")
+        await cluster.stop("n2")
+        seen = await cluster.until("n1", lambda seen: "n2" not in seen or seen["n2"].state != "alive")
+        assert seen["n2"].state == "left"
+
+
+async def test_without_a_join_token_nobody_comes_in() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        url = (await first.call("cluster.invite")).url
+        with pytest.raises(MicrokernelError, match="join token"):
+            await cluster._boot("n2", (), {"cluster": {"join": (url,)}}, joins=True)
+
+
+async def test_a_join_token_lets_a_node_in_and_does_nothing_else() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1", Maths)
+        invitation = await first.call("cluster.invite")
+        token = parse_join_token(invitation.token).token
+        link = NodeLink(place_of(invitation.url).url, token)
+        await link.start()
+        try:
+            for target in ("maths.add", "cluster.list", "cluster.probe", "kernel.shutdown"):
+                with pytest.raises(Denied):
+                    await link.forward(target, {}, Call(caller="test"), Any)
+        finally:
+            await link.aclose()
+
+
+async def test_a_token_without_the_right_to_join_opens_no_door() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        made = await first.call("kernel.token_create", user="ana", allow=("maths.*",))
+        url = place_of((await first.call("cluster.invite")).url).url
+        link = NodeLink(url, made.token)
+        with pytest.raises(Unauthenticated):
+            await link.start()
+        await link.aclose()
+
+
+@pytest.mark.parametrize("text", ["mknode1.n9.1.not-the-secret-of-this-cluster", "mknode1.", "mknode1.n9.x.y", ""])
+async def test_without_the_clusters_secret_a_node_is_nobody(text: str) -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        link = NodeLink(place_of((await first.call("cluster.invite")).url).url, text or "x" * 40)
+        with pytest.raises(Unauthenticated):
+            await link.start()
+        await link.aclose()
+
+
+async def test_only_root_invites_drains_and_removes() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        port = first.kernel.port.narrow(caller="session s1", rights=Rights(), user="ana")
+        for call, message in (("invite", {}), ("drain", {"node": "n1"}), ("remove", {"node": "n2"}), ("leave", {})):
+            with pytest.raises(Denied, match="only root"):
+                await port.call(f"cluster.{call}", message)
+
+
+@pytest.mark.parametrize("method", ["probe", "exchange", "tell", "reach", "renew"])
+async def test_what_nodes_say_to_each_other_is_for_nodes_alone(method: str) -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        gossip = {"source": "n9", "incarnation": 1, "life": 1}
+        message = {
+            "exchange": {"gossip": gossip},
+            "reach": {"node": "n1", "timeout": 1.0},
+            "renew": {"request": ""},
+        }.get(method, gossip)
+        with pytest.raises(Denied, match="only another node"):
+            await first.call(f"cluster.{method}", message)
+
+
+async def test_two_nodes_of_one_name_are_not_let_in() -> None:
+    async with clustered() as cluster:
+        await cluster.found("n1")
+        await cluster.join("n2")
+        await cluster.all_see("n1", "n2")
+        with pytest.raises(AlreadyExists, match="named 'n2' is in the cluster already"):
+            await cluster.join("n2")
+
+
+async def test_a_node_that_was_told_to_drain_gets_no_more_work() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1", Answers)
+        await cluster.join("n2", Answers)
+        await cluster.until("n1", lambda seen: "answers" in seen["n2"].services)
+        assert {await first.call("answers.read") for _ in range(10)} == {"n1", "n2"}
+        await first.call("cluster.drain", node="n2")
+        await cluster.until("n1", lambda seen: seen["n2"].state == "draining")
+        assert {await first.call("answers.read") for _ in range(10)} == {"n1"}
+        assert await first.call("answers.own@n2") == "n2"
+
+
+async def test_a_node_that_is_removed_leaves() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        second = await cluster.join("n2")
+        await cluster.all_see("n1", "n2")
+        await first.call("cluster.remove", node="n2")
+        await asyncio.wait_for(second.kernel.shutdown_requested.wait(), 10)
+
+
+async def test_what_comes_and_goes_is_told() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        async with first.subscribe("cluster.*") as events:
+            await cluster.join("n2")
+            event = await anext(events)
+            assert (event.subject, event.body.node) == ("cluster.alive", "n2")
+            await cluster.stop("n2")
+            assert (await anext(events)).subject == "cluster.left"
+
+
+async def test_a_node_that_comes_again_has_a_higher_incarnation(tmp_path: Path) -> None:
+    async with clustered() as cluster:
+        await cluster.found("n1")
+        await cluster.join("n2", root=tmp_path)
+        before = (await cluster.until("n1", lambda seen: "n2" in seen))["n2"].incarnation
+        await cluster.stop("n2")
+        await cluster.join("n2", root=tmp_path)
+        seen = await cluster.until("n1", lambda seen: seen["n2"].state == "alive")
+        assert seen["n2"].incarnation > before
+
+
+async def test_a_node_comes_back_without_a_token_as_the_member_that_it_was(tmp_path: Path) -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        await cluster.join("n2", root=tmp_path)
+        await cluster.stop("n2")
+        url = (await first.call("cluster.invite")).url
+        await cluster._boot("n2", (), {"cluster": {"join": (url,)}}, joins=True, root=tmp_path)
+        await cluster.all_see("n1", "n2")
+
+
+async def test_beyond_this_machine_links_are_encrypted_and_nodes_show_certificates() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1", Maths, cluster={"host": "0.0.0.0", "advertise": "127.0.0.1"})
+        second = await cluster.join("n2", Maths, cluster={"host": "0.0.0.0", "advertise": "127.0.0.1"})
+        await cluster.all_see("n1", "n2")
+        seen = await cluster.until("n2", lambda seen: "maths" in seen["n1"].services)
+        assert {node.address.partition(":")[0] for node in seen.values()} == {"wss"}
+        assert (await second.call("maths.add", a=1, b=2)).total == 3
+        secret = first.kernel.instance("cluster").service._entry.standing.secret
+        stranger = NodeLink(seen["n1"].address, Passport("n3", 1).text(secret), second_context(second))
+        with pytest.raises(Unauthenticated, match="certificate"):
+            await stranger.start()  # the secret alone, or under another's name, is not enough
+        await stranger.aclose()
+
+
+def second_context(node: TestKernel) -> Expected:
+    return node.kernel.instance("cluster").service._entry.encryption.expected("n1")
+
+
+async def test_a_certificate_is_renewed_while_links_go_on() -> None:
+    async with clustered() as cluster:
+        here = {"host": "0.0.0.0", "advertise": "127.0.0.1"}
+        first = await cluster.found("n1", Maths, cluster=here)
+        second = await cluster.join("n2", Maths, cluster=here)
+        await cluster.until("n2", lambda seen: "maths" in seen["n1"].services)
+        for node in (second, first):
+            service = node.kernel.instance("cluster").service
+            before = service._entry.encryption._credentials.serial
+            await service._entry.renew(service._others())
+            assert service._entry.encryption._credentials.serial != before
+        assert (await second.call("maths.add", a=1, b=2)).total == 3
+        await second.kernel.router.nodes.get("n1").aclose()  # and a new link is opened with the new ones
+        assert (await second.call("maths.add", a=1, b=2)).total == 3
+
+
+async def test_a_token_for_this_machine_alone_is_not_sent_to_another_one() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        token = (await first.call("cluster.invite")).token
+        with pytest.raises(MicrokernelError, match="for nodes of one machine"):
+            await cluster._boot("n2", (), {"cluster": {"join": ("10.1.2.3:7071",), "token": token}}, joins=True)
