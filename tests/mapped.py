@@ -69,3 +69,13 @@ def multiply(item: int) -> float:
 
 def threads_of_torch(item: int) -> int:
     return torch.get_num_threads()
+
+
+def slowly(item: int) -> int:
+    time.sleep(0.002)
+    return item
+
+
+def described(item: bytes) -> dict[str, object]:
+    time.sleep(0.002)
+    return {"raw": item, "list": [len(item), None, 0.5]}

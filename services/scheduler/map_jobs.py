@@ -34,12 +34,24 @@ from services.scheduler.mapping.crews import Crew, Processes, Threads
 from services.scheduler.mapping.functions import check_allowed, find
 from services.scheduler.mapping.job import Attempt, Task
 from services.scheduler.mapping.maps import Batch, MapRun, count_of
-from services.scheduler.messages import Map, Mapped, Process, ProcessState, Progress, Range, Signal, Spawn
+from services.scheduler.mapping.over_nodes import OverNodes, pack_outcomes, unpack_tasks
+from services.scheduler.messages import (
+    Map,
+    Mapped,
+    Process,
+    ProcessState,
+    Progress,
+    Range,
+    RunElsewhere,
+    Signal,
+    Spawn,
+)
 from services.scheduler.table import ProcessTable
 from services.scheduler.worker import Worker
 
 __all__ = ["MapJobs"]
 
+LARGE = 1 << 16  # bytes of tasks from which their outcomes are packed on a thread
 TOLD = 3  # failed items that an error names
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -85,6 +97,23 @@ class MapJobs:
         async with self._run(ask, owner) as run, aclosing(run.results()) as results:
             async for piece in results:
                 yield piece
+
+    async def do_for_another(self, ask: RunElsewhere) -> bytes:
+        """Do tasks of another node's map, on this one's cores. Raises `NotFound` where their function is not here."""
+        now = self._service.clock.now()
+        claim = Claim(
+            pid=self._table.reserve(1)[0],
+            owner=ask.owner,
+            process_class=ask.process_class,
+            nice=ask.nice,
+            came=now - ask.age,
+            since=now,
+            deadline=None if ask.due is None else now + ask.due,
+        )
+        batch = unpack_tasks(ask)
+        await self._import({batch.function, batch.reduce})
+        outcomes = await Threads(self._with_cores).run(batch, claim)
+        return pack_outcomes(outcomes) if len(ask.tasks) < LARGE else await asyncio.to_thread(pack_outcomes, outcomes)
 
     async def signal(self, signal: Signal) -> None:
         """Do what a signal asks of a map. Raises `NotFound`, `PreconditionFailed` for one of its tasks."""
@@ -224,7 +253,7 @@ class MapJobs:
                 executor = self._with_cores()
             if executor is None:
                 raise PreconditionFailed("no device has threads for single cores", remedy='ask for workers="processes"')
-            return Threads(self._with_cores)
+            return OverNodes(Threads(self._with_cores), self._service)
         return Processes(self._service, await self._start_workers())
 
     async def _start_workers(self) -> int:
@@ -248,10 +277,7 @@ class MapJobs:
         if not is_root:
             for name in filter(None, (ask.function, ask.reduce)):
                 check_allowed(name, self._functions)
-        here = {ask.function if ask.workers == "threads" else None, ask.reduce} - self._found
-        for name in filter(None, here):
-            await asyncio.to_thread(find, name)  # it may import
-            self._found.add(name)
+        await self._import({ask.function if ask.workers == "threads" else None, ask.reduce})
         checked_nice(ask.nice)
         if isinstance(ask.items, Range) and ask.items.step == 0:
             raise Invalid("a range has a step that is not 0", field="items")
@@ -260,6 +286,12 @@ class MapJobs:
         if ask.name is not None and not _NAME.fullmatch(ask.name):
             raise Invalid(f"'{ask.name}' is no name for a map", field="name", remedy="letters, digits, '.', '-', '_'")
         count_of(ask.items)
+
+    async def _import(self, names: set[str | None]) -> None:
+        """Have the functions of these names here. Raises `NotFound`, `Invalid`."""
+        for name in filter(None, names - self._found):
+            await asyncio.to_thread(find, name)  # it may import
+            self._found.add(name)
 
     def _journal(self, name: tuple[str, str] | None) -> Path | None:
         if name is None:

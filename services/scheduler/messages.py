@@ -25,6 +25,7 @@ __all__ = [
     "Range",
     "Report",
     "Resume",
+    "RunElsewhere",
     "RunTasks",
     "SetNice",
     "SetPolicy",
@@ -193,8 +194,9 @@ class Map(Message, kw_only=True):
     None: tasks of about 100 ms. `arguments` go to each call by name. With `whole`, the function is called once a task,
     with all its items, and gives a value for them together. `reduce` is a function of two values, or `sum`, `max` or
     `min`: values are folded from the left, task by task in their order, so the result has the same bits however many
-    workers there were and whatever failed. `workers` are "threads" of a device's cores, or "processes". Not `ordered`,
-    results come as tasks end.
+    workers there were and whatever failed. `workers` are "threads" of a device's cores, here and on the other nodes
+    of the cluster, or "processes" of this node. What comes from another node or a process are plain values: lists for
+    tuples. Not `ordered`, results come as tasks end.
 
     With a `name`, what is done is kept on disk: the same map goes on where the node was killed. `owner` is whom it is
     for where the call comes from no user.
@@ -234,6 +236,20 @@ class RunTasks(Message, kw_only=True):
     arguments: dict[str, Any] = {}
     whole: bool = False
     reduce: str | None = None
+
+
+class RunElsewhere(Message, kw_only=True):
+    """What another node is given of a map: `tasks` is a `RunTasks` as MessagePack, and so is the answer.
+
+    The rest says when its turn is: `age` is the seconds since the map came, `due` those until it should have ended.
+    """
+
+    tasks: bytes
+    owner: str
+    process_class: ProcessClass
+    nice: int
+    age: float
+    due: float | None = None
 
 
 class Share(Message, kw_only=True):

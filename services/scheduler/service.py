@@ -10,7 +10,7 @@ from typing import Any
 
 from microkernel.errors import Denied, Invalid, MicrokernelError, NotFound
 from microkernel.events import Event
-from microkernel.message import Message, calling_service, calling_user, is_root, may_touch
+from microkernel.message import Message, calling_node, calling_service, calling_user, is_root, may_touch
 from microkernel.policy import Policy, ProcessClass
 from microkernel.processes import LEAST_NICE, NICEST
 from microkernel.service import Placement, Service, every, handles, on, streams
@@ -27,6 +27,7 @@ from services.scheduler.messages import (
     Process,
     Report,
     Resume,
+    RunElsewhere,
     SetNice,
     SetPolicy,
     SetWeight,
@@ -208,6 +209,12 @@ class Scheduler(Service):
         async with aclosing(self._maps.results(message, owner=owner, is_root=is_root())) as results:
             async for piece in results:
                 yield piece
+
+    @handles(deadline=None, concurrency=1024)
+    async def run_tasks(self, message: RunElsewhere) -> bytes:
+        """Do some tasks of a map of another node, which has looked at who may do that."""
+        calling_node()
+        return await self._maps.do_for_another(message)
 
     @every(0.5)
     async def follow(self) -> None:

@@ -12,7 +12,7 @@ from microkernel.balance import Balance
 from microkernel.cores import available_cores
 from microkernel.executor import Executor
 from microkernel.isolation.guest import OwnExecutors
-from microkernel.service import Isolation, Service, handles
+from microkernel.service import Isolation, Placement, Service, handles
 from services.scheduler.mapping.work import Outcome, do
 from services.scheduler.messages import RunTasks
 
@@ -25,6 +25,7 @@ class Worker(Service):
     """One process that runs one task at a time."""
 
     name = "worker"
+    placement = Placement.NODE
     isolation = Isolation.PROCESS
     instances = available_cores()
     balance = Balance.LEAST_BUSY

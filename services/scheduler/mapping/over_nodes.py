@@ -1,0 +1,124 @@
+"""Workers here and on other nodes as one crew: a batch goes where the least is under way for each core (hot: a batch).
+
+What goes to another node and comes back is MessagePack, as between processes: plain values, bytes and arrays. A node
+that cannot do a map's tasks, as one where its function is not installed, gets no more of them; a node that dies is a
+worker that was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from microkernel.errors import Code, Invalid, MicrokernelError, NotFound, Overloaded, TooBig, Unavailable
+from microkernel.isolation.packing import MessagePack
+from microkernel.nodes import Neighbour
+from microkernel.policy import Claim
+from microkernel.service import Service
+from services.scheduler.mapping.crews import Crew, WorkerLost
+from services.scheduler.mapping.work import Outcome
+from services.scheduler.messages import RunElsewhere, RunTasks
+
+__all__ = ["OverNodes", "pack_outcomes", "unpack_tasks"]
+
+MOST_CORES = 1024  # that one node counts for
+_packing = MessagePack()
+
+
+class OverNodes:
+    """The workers of this node, and the cores of the others that take work."""
+
+    def __init__(self, own: Crew, service: Service) -> None:
+        self._own = own
+        self._service = service
+        self._here = 0  # batches under way on this node
+        self._there: dict[str, int] = {}  # on the others
+        self._unable: dict[str, str] = {}  # nodes that cannot do these tasks, and why
+
+    @property
+    def size(self) -> int:
+        return self._own.size + sum(_cores(node) for node in self._nodes())
+
+    async def run(self, batch: RunTasks, claim: Claim) -> list[Outcome]:
+        node = self._choose()
+        if node is None:
+            self._here += 1
+            try:
+                return await self._own.run(batch, claim)
+            finally:
+                self._here -= 1
+        self._there[node.node] = self._there.get(node.node, 0) + 1
+        try:
+            return await self._run_there(node.node, batch, claim)
+        finally:
+            self._there[node.node] -= 1
+
+    def _nodes(self) -> list[Neighbour]:
+        others = self._service.nodes.answering(self._service.name)
+        return [node for node in others if node.node not in self._unable]
+
+    def _choose(self) -> Neighbour | None:
+        """The node for the next batch; None is this one, which comes first where they are alike."""
+        least, chosen = self._here / self._own.size, None
+        for node in self._nodes():
+            load = self._there.get(node.node, 0) / _cores(node)
+            if load < least:
+                least, chosen = load, node
+        return chosen
+
+    async def _run_there(self, node: str, batch: RunTasks, claim: Claim) -> list[Outcome]:
+        try:
+            packed = _packing.pack(batch, "the tasks of a map")
+        except (Invalid, TooBig):  # they do not leave this node
+            return await self._own.run(batch, claim)
+        now = self._service.clock.now()
+        ask = RunElsewhere(
+            tasks=bytes(packed),
+            owner=claim.owner,
+            process_class=claim.process_class,
+            nice=claim.nice,
+            age=max(0.0, now - claim.came),
+            due=None if claim.deadline is None else claim.deadline - now,
+        )
+        try:
+            answer: bytes = await self._service.call(f"{self._service.name}.run_tasks@{node}", ask)
+        except asyncio.CancelledError:
+            raise
+        except (Unavailable, NotFound) as error:
+            if error.code is Code.NOT_FOUND and error.may_have_run is not False:
+                self._pass_over(node, error)
+            elif error.may_have_run is not False:
+                raise WorkerLost(f"node '{node}': {error.message}") from error
+            raise Unavailable(f"node '{node}': {error.message}", may_have_run=False) from error
+        except Overloaded:
+            raise
+        except MicrokernelError as error:
+            self._pass_over(node, error)
+            raise Unavailable(f"node '{node}': {error.message}", may_have_run=False) from error
+        outcomes: list[Outcome] = _packing.unpack(answer, list[Outcome], "the outcomes of a map")
+        return outcomes
+
+    def _pass_over(self, node: str, error: MicrokernelError) -> None:
+        """Give this node no more of these tasks: what is wrong with them there, is told where they are done."""
+        if node in self._unable:
+            return
+        self._unable[node] = error.message
+        self._service.log.info("node '%s' gets no more tasks of this map: %s", node, error.message)
+
+
+def unpack_tasks(ask: RunElsewhere) -> RunTasks:
+    """What another node has sent."""
+    batch: RunTasks = _packing.unpack(msgspec.Raw(ask.tasks), RunTasks, "the tasks of a map")
+    return batch
+
+
+def pack_outcomes(outcomes: list[Outcome]) -> bytes:
+    """What goes back. Raises `Invalid` for values that have no plain form, `TooBig` for too much at once."""
+    packed: Any = _packing.pack(outcomes, "the outcomes of a map")
+    return bytes(packed)
+
+
+def _cores(node: Neighbour) -> int:
+    return max(1, min(MOST_CORES, round(node.weight)))
