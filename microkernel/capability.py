@@ -35,6 +35,8 @@ __all__ = [
 # with `kernel.*`.
 ADMIN = frozenset({
     "kernel.add",
+    "kernel.bring",
+    "kernel.leave_to_others",
     "kernel.remove",
     "kernel.replace",
     "kernel.restart",

@@ -45,6 +45,7 @@ class Marks(msgspec.Struct, frozen=True):
     credit: int
     idempotent: bool
     anywhere: bool = False
+    where: str = ""
     continues: Callable[[Any], Continuation | None] | None = None
 
 
@@ -65,6 +66,7 @@ class Handler(msgspec.Struct, frozen=True):
     summary: str
     inputs: Any = None  # the type of what its reader may send; None if it takes nothing
     anywhere: bool = False
+    where: str = ""  # the field that names what a node has to have
     continues: Callable[[Any], Continuation | None] | None = None
 
 
@@ -104,6 +106,7 @@ def handler_of(kind: type[Any], attribute: str, function: Callable[..., Any], ma
         summary=(inspect.getdoc(function) or "").partition("\n")[0],
         inputs=inputs,
         anywhere=marks.anywhere,
+        where=marks.where,
         continues=marks.continues,
     )
 

@@ -14,13 +14,13 @@ import msgspec
 from microkernel.audit import Act
 from microkernel.balance import Balance
 from microkernel.capability import ROOT, Identity
-from microkernel.config import instances_of, isolation_of
+from microkernel.config import instances_of, isolation_of, placement_of, replicas_of
 from microkernel.errors import Denied, Invalid, PreconditionFailed, Unauthenticated
 from microkernel.message import Message, current_call, schema_of
 from microkernel.plugins import load_file
 from microkernel.registry import Entry
 from microkernel.revocation import Revocation
-from microkernel.service import Isolation, Service, handles
+from microkernel.service import Isolation, Placement, Service, handles
 from microkernel.token import ID, Block, Patterns, make_block, within
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class RevokeToken(Message):
 
 
 class ServiceStatus(Message, kw_only=True):
-    """One line of `services`."""
+    """One line of `services`. On so many nodes as `replicas` says the cluster keeps it; 0 leaves it where it is."""
 
     name: str
     state: str
@@ -102,6 +102,8 @@ class ServiceStatus(Message, kw_only=True):
     source: str
     summary: str
     essential: bool
+    placement: Placement | None = None
+    replicas: int = 0
 
 
 class HandlerDescription(Message, kw_only=True):
@@ -243,6 +245,19 @@ class Introspection(Service):
         self._refuse_self(message.name)
         await self._kernel.remove(message.name)
 
+    @handles(deadline=120.0)
+    async def bring(self, message: ServiceName) -> ServiceStatus:
+        """Have this node answer a service that was for others to answer."""
+        await self._kernel.bring(message.name)
+        return self._status(self._kernel.router.registry.entry(message.name))
+
+    @handles(deadline=120.0)
+    async def leave_to_others(self, message: ServiceName) -> ServiceStatus:
+        """Drain and stop a service here: other nodes answer it from now on."""
+        self._refuse_self(message.name)
+        await self._kernel.leave_to_others(message.name, "other nodes of the cluster have it")
+        return self._status(self._kernel.router.registry.entry(message.name))
+
     @handles
     async def authenticate(self, message: Token) -> Identity | None:
         """Who a token stands for; None if nobody. One that was good once is refused with the reason."""
@@ -349,6 +364,8 @@ class Introspection(Service):
             source=plugin.source,
             summary=_summary(plugin.kind),
             essential=getattr(plugin.kind, "essential", False),
+            placement=None if plugin.kind is None else placement_of(self._kernel.config, entry.name, plugin.kind),
+            replicas=0 if plugin.kind is None else replicas_of(self._kernel.config, entry.name, plugin.kind),
         )
 
     def _description(self, entry: Entry) -> ServiceDescription:

@@ -8,9 +8,9 @@ membership is a service's business. A call that came from another node names thi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -25,7 +25,7 @@ from microkernel.spread import Spread
 if TYPE_CHECKING:
     from microkernel.router import Router
 
-__all__ = ["Dial", "Link", "Neighbour", "Nodes"]
+__all__ = ["Dial", "Link", "Neighbour", "Nodes", "Things"]
 
 CONCURRENCY = 4096  # calls of one handler that may be under way to another node; admission proper is there
 QUEUE = 4096
@@ -49,6 +49,9 @@ class Link(Protocol):
     async def aclose(self) -> None:
         """End it."""
 
+
+Things: TypeAlias = Mapping[str, frozenset[str]]
+"""What a node has beside its services, by kind: `{"model": frozenset({"a", "b"})}`."""
 
 Dial = Callable[[], Awaitable[Link]]
 """Opens a link to a node. Raises `Unavailable`, `Unauthenticated`."""
@@ -74,6 +77,7 @@ class Neighbour:
         self.is_open = True  # to new work
         self.load = 0.0
         self.weight = 1.0
+        self.things: Things = {}
         self._dial = dial
         self._router = router
         self._link: Link | None = None
@@ -200,6 +204,8 @@ class Nodes:
         self._others: dict[str, Neighbour] = {}
         self._spreads: dict[str, Spread] = {}
         self._homes: dict[str, set[str]] = {}  # services, and the other nodes that answer them
+        self.things: Things = {}
+        self.usual: Mapping[str, str] = {}
         self._shared: dict[str, frozenset[str]] = {}  # services that are installed here: handlers that any node answers
 
     def __iter__(self) -> Iterator[Neighbour]:
@@ -233,8 +239,10 @@ class Nodes:
         is_open: bool = True,
         load: float | None = None,
         weight: float | None = None,
+        things: Things | None = None,
     ) -> None:
         """A node has told what answers there, and whether it takes new work."""
+        neighbour.things = neighbour.things if things is None else things
         neighbour.load = neighbour.load if load is None else load
         neighbour.weight = neighbour.weight if weight is None else weight
         if neighbour.services == services and neighbour.is_open is is_open:
@@ -253,6 +261,10 @@ class Nodes:
     def share(self, service: str, methods: frozenset[str]) -> None:
         """Calls of some handlers of a service that is installed here may be answered by any node that has it."""
         self._shared[service] = methods
+
+    def have(self, things: Things, usual: Mapping[str, str]) -> None:
+        """What this node has itself, and which of each kind is meant where a message names none."""
+        self.things, self.usual = things, usual
 
     def answering(self, service: str) -> list[Neighbour]:
         """The other nodes on which a service answers and that take new work."""

@@ -133,6 +133,7 @@ def handles(
     deadline: float | None = DEADLINE,
     idempotent: bool = False,
     anywhere: bool = False,
+    where: str = "",
 ) -> Callable[[Function], Function]: ...
 def handles(
     function: Function | None = None,
@@ -144,12 +145,14 @@ def handles(
     deadline: float | None = DEADLINE,
     idempotent: bool = False,
     anywhere: bool = False,
+    where: str = "",
 ) -> Any:
     """Make an async method reachable as `<service>.<method>`.
 
     At most `concurrency` calls run at a time and `queue` more wait; past that callers are told `OVERLOADED`. A call
     that names no deadline gets `deadline` seconds; None lets it run as long as it likes. A call that is answered
-    `anywhere` may be answered by another node that has the service.
+    `anywhere` may be answered by another node that has the service, and where a field `where` of the message names
+    something (a model), by one that has that.
     """
     return _mark(
         HandlerKind.CALL,
@@ -161,6 +164,7 @@ def handles(
         credit=0,
         idempotent=idempotent,
         anywhere=anywhere,
+        where=where,
     )
 
 
@@ -175,6 +179,7 @@ def streams(
     deadline: float | None = None,
     credit: int = CREDIT,
     anywhere: bool = False,
+    where: str = "",
     continues: Callable[[Any], Continuation | None] | None = None,
 ) -> Callable[[Function], Function]: ...
 def streams(
@@ -187,6 +192,7 @@ def streams(
     deadline: float | None = None,
     credit: int = CREDIT,
     anywhere: bool = False,
+    where: str = "",
     continues: Callable[[Any], Continuation | None] | None = None,
 ) -> Any:
     """Make an async generator reachable as a stream; it runs only as far as its reader has asked for.
@@ -205,6 +211,7 @@ def streams(
         credit=credit,
         idempotent=False,
         anywhere=anywhere,
+        where=where,
         continues=continues,
     )
 

@@ -51,6 +51,14 @@ class _Place:
         self.running = 0  # calls and streams of this node's
 
 
+class _Tries:
+    """Where a call was tried, and how often in all."""
+
+    def __init__(self) -> None:
+        self.nodes: set[str] = set()
+        self.count = 0
+
+
 class _Chosen(NamedTuple):
     place: _Place
     gate: Gate
@@ -131,14 +139,14 @@ class Spread:
         async def run(*message: Any) -> Any:
             call = current_call()
             assert call is not None
-            tried: set[str] = set()
+            tries = _Tries()
             while True:
-                chosen = await self._choose(handler, message, call, tried)
+                chosen = await self._choose(handler, message, call, tries.nodes)
                 try:
-                    return await self._ask(chosen, handler, message, call, tried)
+                    return await self._ask(chosen, handler, message, call, tries.nodes)
                 except MicrokernelError as error:
                     repeats = error.may_have_run is False or handler.idempotent
-                    if not _may_do_elsewhere(error) or not repeats or not self._others(tried, chosen):
+                    if not _may_do_elsewhere(error) or not repeats or not self._tries_again(tries, chosen):
                         raise
 
         return run
@@ -188,7 +196,8 @@ class Spread:
         return max(LEAST_HEDGE, sorted(self._seconds)[int(SLOW * len(self._seconds))])
 
     def _may_hedge(self, tried: set[str], chosen: _Chosen) -> bool:
-        return self._hedges < 1 + MOST_HEDGES * self._calls and self._others({*tried, chosen.place.node}, None)
+        others = bool(self._open_places({*tried, chosen.place.node}))
+        return others and self._hedges < 1 + MOST_HEDGES * self._calls
 
     # A stream
 
@@ -199,14 +208,14 @@ class Spread:
             goes_on: Continuation | None = None
             if handler.continues is not None and handler.inputs is None and handler.takes_message:
                 goes_on = handler.continues(message[0])
-            given, tried = False, set[str]()
+            given, tries = False, _Tries()
             while True:
                 if goes_on is not None:
                     following = goes_on.message()
                     if following is None:  # only the end was missing
                         return
                     message = (following,)
-                chosen = await self._choose(handler, message, call, tried)
+                chosen = await self._choose(handler, message, call, tries.nodes)
                 try:
                     async with aclosing(self._items(chosen, message, call)) as items:
                         async for item in items:
@@ -216,7 +225,7 @@ class Spread:
                                 yield taken
                 except MicrokernelError as error:
                     repeats = goes_on is not None or (error.may_have_run is False and not given)
-                    if not _may_do_elsewhere(error) or not repeats or not self._others(tried, chosen):
+                    if not _may_do_elsewhere(error) or not repeats or not self._tries_again(tries, chosen):
                         raise
                 else:
                     return
@@ -249,6 +258,7 @@ class Spread:
             if places:
                 break
             await self._router.until_changed(self.name, expires)
+        places = self._having(handler.where, message, places)
         now = self._router.clock.now()
         allowed = [place for place in places if place.breaker.allows(now)] or places
         candidates = [Candidate(place.number, self._load(place)) for place in allowed]
@@ -269,6 +279,21 @@ class Spread:
             del self._places[node]
         return [self._place(node, found.get(node)) for node in names]
 
+    def _having(self, kind: str, message: tuple[Any, ...], places: list[_Place]) -> list[_Place]:
+        """Those that have what the message names; all of them where nobody has, or nothing is named."""
+        if not kind or not message:
+            return places
+        nodes = self._nodes
+        named = getattr(message[0], kind, None) or nodes.usual.get(kind)
+        if named is None:
+            return places
+        having = [
+            place
+            for place in places
+            if named in (nodes.things if place.neighbour is None else place.neighbour.things).get(kind, ())
+        ]
+        return having or places
+
     def _place(self, node: str, neighbour: Neighbour | None) -> _Place:
         place = self._places.get(node)
         if place is None or place.neighbour is not neighbour:
@@ -286,11 +311,18 @@ class Spread:
         entry = self._router.registry.entry(self.name)
         return entry.bindings[handler.name].gate.pick(message, call)
 
-    def _others(self, tried: set[str], chosen: _Chosen | None) -> bool:
-        """Whether a call that failed is worth another try; where all have been tried, all may be once more."""
-        if chosen is not None:
-            tried.add(chosen.place.node)
-        return len(tried) < MOST_TRIES and bool(self._open_places(tried))
+    def _tries_again(self, tries: _Tries, chosen: _Chosen) -> bool:
+        """Whether a call that failed is worth another try: elsewhere, now or, where its node is gone, soon."""
+        tries.count += 1
+        tries.nodes.add(chosen.place.node)
+        if tries.count >= MOST_TRIES:
+            return False
+        if self._open_places(tries.nodes):
+            return True
+        if any(place.node == chosen.place.node for place in self._open_places(set())):
+            return False  # it is there, and nobody else is
+        tries.nodes.clear()
+        return True
 
     def _judge(self, place: _Place, error: BaseException) -> None:
         """What the end of a call says of its node."""

@@ -13,6 +13,7 @@ class Ask(Message):
     text: str = ""
     start: int = 0
     stop: int = 0
+    model: str | None = None
 
 
 class Continued:
@@ -63,6 +64,10 @@ class Answers(Service):
             raise self.failing
         if self.slow:
             await self.go.wait()
+        return self.node
+
+    @handles(anywhere=True, where="model")
+    async def with_model(self, message: Ask) -> str:
         return self.node
 
     @handles

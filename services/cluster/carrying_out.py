@@ -198,6 +198,7 @@ class CarryingOut:
                 is_open=member.state.works,
                 load=member.load.calls,
                 weight=max(0.01, member.card.weight),
+                things={"model": frozenset(member.card.models), "device": frozenset(member.card.devices)},
             )
 
     def forget(self, node: str, why: str) -> None:

@@ -74,12 +74,15 @@ class MemberState(StrEnum):
 class Card(Message, omit_defaults=True):
     """What a member has to offer, by its own word.
 
+    `services` answer there; those in `replicated` are for the cluster to place, and could be there.
+
     Its `edition` counts the changes within one life; 0 is the card of one that has not told yet. `weight` is how much
     work it should get next to others, 0 for none.
     """
 
     edition: Incarnation = 0
     services: Words = ()
+    replicated: Words = ()
     devices: Words = ()
     models: Words = ()
     cores: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 0

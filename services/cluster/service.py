@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import socket
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -48,12 +48,15 @@ from services.cluster.messages import (
     Summary,
 )
 from services.cluster.protocol import PROTOCOL, PROTOCOL_MIN, disagreement
+from services.cluster.replicas import Replicas
 from services.cluster.settings import ClusterSettings
 
 __all__ = ["Cluster"]
 
 SETTLE = 0.05  # seconds in which several changes of what is here are told as one
 MEETING = 5.0  # seconds that a node which joined before waits for one of the others
+ASKING = 5.0  # seconds for a service to list what it has
+MOST_WORDS = 256  # of one kind on a card
 LEAVING = 1.0  # seconds for what runs over links that are told to end
 
 
@@ -115,10 +118,12 @@ class Cluster(Service):
                 each.close()
             raise
         self._card_is_old = asyncio.Event()
+        self._replicas = Replicas(self, self._membership)
         self._load = Load()
         self._workers = LocalNodes(self, settings.nodes, settings.worker)
         self.spawn(self._acting.run(), name="membership")
         self.spawn(self._keep_card(), name="card")
+        self.spawn(self._replicas.run(), name="replicas")
         self.spawn(self._entry.keep_certificate(self._others), name="certificate")
         if me.seeds:
             await self._meet(me.seeds)
@@ -285,6 +290,12 @@ class Cluster(Service):
         """A service has come or gone."""
         self._card_is_old.set()
 
+    @on("inference.*")
+    async def look_at_models(self, event: Event) -> None:
+        """A model has been loaded, or has left."""
+        if event.subject in {"inference.loaded", "inference.unloaded"}:
+            self._card_is_old.set()
+
     @every(0.5)
     async def count(self) -> None:
         """How busy this node is, for whoever asks."""
@@ -305,7 +316,29 @@ class Cluster(Service):
     async def _card(self) -> Card:
         services = await self.call("kernel.services")
         answering = tuple(sorted(each.name for each in services if each.state in {"running", "ready"}))
-        return msgspec.structs.replace(self._membership.me.card, services=answering)
+        models = [each for each in await self._asked("inference.list", answering) if each.state == "ready"]
+        devices = await self._asked("devices.list", answering)
+        things = {"model": frozenset(each.name for each in models), "device": frozenset(each.name for each in devices)}
+        usual = next((each.name for each in models if each.default), None)
+        self.nodes.have(things, {} if usual is None else {"model": usual})
+        return msgspec.structs.replace(
+            self._membership.me.card,
+            services=answering,
+            replicated=tuple(sorted(each.name for each in services if each.replicas))[:MOST_WORDS],
+            models=tuple(sorted(things["model"]))[:MOST_WORDS],
+            devices=tuple(sorted(things["device"]))[:MOST_WORDS],
+        )
+
+    async def _asked(self, to: str, answering: tuple[str, ...]) -> list[Any]:
+        """What a service of this node lists; nothing while it does not answer."""
+        if to.partition(".")[0] not in answering:
+            return []
+        try:
+            found: list[Any] = await self.call(f"{to}@{self.node}", deadline=ASKING)
+        except MicrokernelError as error:
+            self.log.debug("%s: %s", to, error)
+            return []
+        return found
 
     async def _authenticate(self, token: str) -> Identity | None:
         found = await self.call("kernel.authenticate", token=token)
@@ -341,6 +374,8 @@ class Cluster(Service):
 
     def _changed(self, change: Changed) -> None:
         member, before = change.member, change.before
+        if before is None or before.state is not member.state or before.card != member.card:
+            self._replicas.look()
         if member.node == self.node:
             self._keep()
         elif before is None or before.state is not member.state or before.life != member.life:

@@ -84,7 +84,7 @@ class Inference(Service):
     async def stop(self) -> None:
         await self._models.close()
 
-    @streams(credit=16, anywhere=True, continues=continued)
+    @streams(credit=16, anywhere=True, where="model", continues=continued)
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
         asked = await self._models.asked(message.model)
@@ -98,7 +98,7 @@ class Inference(Service):
                 async for piece in pieces:
                     yield piece
 
-    @streams(credit=16, anywhere=True, continues=continued)
+    @streams(credit=16, anywhere=True, where="model", continues=continued)
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
         asked = await self._models.asked(message.model)
@@ -112,7 +112,7 @@ class Inference(Service):
                 async for piece in pieces:
                     yield piece
 
-    @handles(deadline=None, concurrency=AT_ONCE, idempotent=True, anywhere=True)
+    @handles(deadline=None, concurrency=AT_ONCE, idempotent=True, anywhere=True, where="model")
     async def embed(self, message: Embed) -> Embeddings:
         """A vector of each text, by a model for that; chats go first, unless its class says otherwise."""
         check_texts(message.texts)

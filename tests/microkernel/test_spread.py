@@ -45,6 +45,22 @@ async def test_a_handler_that_is_each_nodes_own_is_not_shared_out() -> None:
         assert {await nodes[0].call("answers.own") for _ in range(6)} == {"n1"}
 
 
+async def test_a_call_for_something_goes_where_that_is() -> None:
+    async with linked((Answers,), (Answers,), (Answers,)) as nodes:
+        meet(*nodes)
+        first, second, third = nodes
+        first.nodes.have({"model": frozenset({"usual"})}, {"model": "usual"})
+        first.knows(second, "answers", things={"model": frozenset({"usual", "large"})})
+        first.knows(third, "answers", things={"model": frozenset({"large"})})
+
+        async def asked(**fields: str) -> set[str]:
+            return {await first.call("answers.with_model", Ask(**fields)) for _ in range(24)}
+
+        assert await asked(model="large") == {"n2", "n3"}
+        assert await asked() == {"n1", "n2"}
+        assert await asked(model="nobody's") == {"n1", "n2", "n3"}
+
+
 async def test_a_busy_node_gets_less() -> None:
     async with linked((Answers,), (Answers,)) as nodes:
         meet(*nodes)
