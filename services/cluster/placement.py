@@ -8,17 +8,18 @@ grows.
 
 from __future__ import annotations
 
-import heapq
-import math
 from collections.abc import Iterable
+from heapq import nlargest
+from math import inf, log
 
 import xxhash
 
-from services.cluster.messages import Member
+from services.cluster.messages import Member, MemberState
 
 __all__ = ["MOST_REPLICAS", "owners"]
 
 MOST_REPLICAS = 64
+ALIVE = MemberState.ALIVE  # the one state in which a member may be given new work
 STEPS = 1 << 52  # a hash of more bits than that is rounded to 1, of which the logarithm is 0
 
 _hash = xxhash.xxh3_64_intdigest  # not against an enemy: who may place things, may choose their names
@@ -30,13 +31,14 @@ def owners(service: str, members: Iterable[Member], replicas: int = 1) -> list[s
     Members that may have no work, or have no weight, are passed over. So it may be fewer than `replicas`, or none.
     """
     seed = _hash(service.encode(errors="surrogatepass"))
-    scored = (
-        (_score(each, seed), each.node) for each in members if each.state.works and 0.0 < each.card.weight < math.inf
-    )
-    return [node for _, node in heapq.nlargest(min(replicas, MOST_REPLICAS), scored)]
+    scored = [
+        (_score(weight, _hash(each.node.encode(), seed)), each.node)
+        for each in members
+        if each.state is ALIVE and 0.0 < (weight := each.card.weight) < inf
+    ]
+    return [node for _, node in nlargest(min(replicas, MOST_REPLICAS), scored)]
 
 
-def _score(member: Member, seed: int) -> float:
-    """A number from 0 up, drawn by the pair; the weight is the share of first places that it wins."""
-    place = (_hash(member.node.encode(), seed=seed) >> 12) + 0.5
-    return -member.card.weight / math.log(place / STEPS)
+def _score(weight: float, drawn: int) -> float:
+    """A number from 0 up, by what the pair has drawn; the weight is the share of first places that it wins."""
+    return -weight / log(((drawn >> 12) + 0.5) / STEPS)
