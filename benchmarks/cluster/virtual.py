@@ -179,6 +179,10 @@ class Host:
                 what(*args)
             self._tick(self._armed)
 
+    def drain(self) -> None:
+        """Take no more work."""
+        self.do(self.membership.drain(self.network.now))
+
     def link_broke(self, name: str) -> None:
         """The link to a node has ended, for whatever reason."""
         if len(self.membership) > 1:
