@@ -65,6 +65,7 @@ class Probing:
         self._out = out
         self._gossip_to = gossip_to
         self._may_probe = may_probe
+        self._runs = False
         self._rounds: dict[str, _Round] = {}
         self._order: list[str] = []
         self._ordered: set[str] = set()  # all in it
@@ -72,10 +73,12 @@ class Probing:
 
     def start(self, now: float) -> None:
         """Probe from now on."""
+        self._runs = True
         self._timers.set((Due.PROBE, ""), now + self._chance.random() * self._interval())
 
     def stop(self) -> None:
         """Probe nobody any more."""
+        self._runs = False
         self._timers.drop((Due.PROBE, ""))
         for node in self._rounds:
             self._timers.drop((Due.ROUND, node))
@@ -103,7 +106,7 @@ class Probing:
     def begin(self, peer: Peer, now: float) -> None:
         """Probe this one now, if that is not being done."""
         node = peer.member.node
-        if node in self._rounds or not self._may_probe(peer):
+        if not self._runs or node in self._rounds or not self._may_probe(peer):
             return
         timeout = self._timeout(peer)
         length = max(self._rules.period * self._health.multiplier, TRIES * timeout)

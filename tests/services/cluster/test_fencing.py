@@ -91,6 +91,23 @@ def test_a_node_that_hears_of_its_death_is_fenced_once_and_stops_probing():
     assert lone.membership.due() > lone.now
 
 
+def test_who_is_fenced_does_not_probe_those_that_it_suspects_either_until_it_is_back():
+    others = tuple("abcdefghijkl")
+    lone = Lone(*others)
+    lone.wait(20.0)
+    while not any(each.state is SUSPECT for each in lone.membership.members()):
+        lone.wait(0.01, silent=("a", "b", "c"))
+    lone.hear("d", own(1, DEAD, by=("d",)))
+    lone.actions.clear()
+    lone.wait(60.0)
+    assert lone.take(Probe) == []
+    assert not any(each.state is DEAD for each in lone.membership.members())
+    lone.do(lone.membership.rejoin(lone.now))
+    lone.wait(25.0, silent=("a",))
+    assert lone.state("a") is DEAD
+    assert lone.state("b") is not DEAD
+
+
 def test_the_death_of_any_incarnation_of_this_life_is_the_end_of_it():
     lone = Lone("a", incarnation=4)
     lone.hear("a", own(4, SUSPECT, life=4))
