@@ -372,6 +372,7 @@ class Membership:
             if (gossip.incarnation, RANKS[gossip.state]) > known:
                 update = update_of(member, state=gossip.state, by=())
                 self._beliefs.believe(msgspec.structs.replace(update, incarnation=gossip.incarnation, card=None), now)
+            self._telling.told_edition(gossip.source, gossip.edition)
             self._beliefs.contact(peer)
 
     def _outweighs(self, gossip: Gossip) -> bool:

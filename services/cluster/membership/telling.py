@@ -21,6 +21,25 @@ class Telling:
         self._own = own
         self._beliefs = beliefs
         self._rules = rules
+        self._editions: dict[str, int] = {}  # of cards that members have told of, and that were not here yet
+
+    def told_edition(self, node: str, edition: int) -> None:
+        """A member has such a card by its own word."""
+        peer = self._beliefs.peers.get(node)
+        if peer is not None and edition > peer.member.card.edition:
+            if len(self._editions) > self._rules.most_members:
+                self._editions.clear()  # of those that are gone; the others tell again
+            self._editions[node] = edition
+        else:
+            self._editions.pop(node, None)
+
+    def _is_behind(self, node: str) -> bool:
+        """Whether a member has a newer card than is known here; news that every other one has heard may not come."""
+        peer, edition = self._beliefs.peers.get(node), self._editions.get(node)
+        if edition is None or peer is None or peer.member.card.edition >= edition:
+            self._editions.pop(node, None)
+            return False
+        return True
 
     def gossip_to(self, node: str) -> Gossip:
         """News for a message to a member.
@@ -30,7 +49,8 @@ class Telling:
         first = self._about(node)
         updates = self._beliefs.rumours.pick(self._beliefs.present, without=node if first else "")
         stranger = node != "" and first is None and node not in self._beliefs.peers
-        return self._gossip([first, *updates] if first else updates, wanted=[node] if stranger else [])
+        asks = stranger or self._is_behind(node)
+        return self._gossip([first, *updates] if first else updates, wanted=[node] if asks else [])
 
     def summary_to(self, node: str) -> Summary:
         """All that is known, in short, with the news."""
@@ -67,6 +87,7 @@ class Telling:
             incarnation=me.incarnation,
             life=me.life,
             state=me.state,
+            edition=me.card.edition,
             living=self._beliefs.living,
             updates=tuple(updates),
             wanted=tuple(wanted),

@@ -51,6 +51,25 @@ def test_what_is_known_better_here_is_sent_and_what_is_not_is_wanted():
     assert set(answer.wanted) == {"c", "e", "f", "h"}
 
 
+def test_a_card_of_which_only_its_edition_was_heard_is_asked_for_until_it_comes():
+    lone = Lone("a", "b")
+    lone.hear("a", edition=3)
+    assert lone.membership.gossip_to("a").wanted == ("a",)
+    assert lone.membership.gossip_to("b").wanted == ()
+    lone.hear("a", update("a", card=card(3, "chat")), edition=3)
+    assert lone.membership.gossip_to("a").wanted == ()
+
+
+def test_who_is_asked_for_its_card_tells_it_whole():
+    lone = Lone("a")
+    lone.do(lone.membership.describe(card(2, "chat"), lone.now))
+    assert lone.membership.gossip_to("a").edition == 2
+    lone.membership._beliefs.rumours.drop("me")
+    lone.hear("a", wanted=("me",))
+    (told,) = lone.take(Tell)[-1].gossip.updates
+    assert (told.node, told.card.services) == ("me", ("chat",))
+
+
 def test_a_ghost_is_answered_with_its_grave_and_an_end_that_nobody_knew_is_not_asked_for():
     lone = Lone("a", "b")
     lone.hear("b", update("old", 4, DEAD, by=("b",)))
