@@ -20,6 +20,8 @@ __all__ = ["TOKEN", "add_arguments", "clustered"]
 
 TOKEN = "MICROKERNEL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
 MOST_NODES = 64
+# What a node takes of a machine that it has for itself.
+SHARES = (("memory", "share", 0.8), ("inference", "cache_share", 0.5))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +56,7 @@ def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
     elif args.token is not None:
         raise Invalid("--token is the join token of a cluster", remedy="say which one with --join URL")
     if args.nodes:
+        config = _shared(config, 1 + args.nodes)
         settings |= {"nodes": args.nodes, "worker": _worker(args, config, root)}
     if settings:
         config = config.with_settings({"cluster": settings})
@@ -61,6 +64,17 @@ def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
     if joins and args.node is None and node == Config().node:
         node = _own_name(root)
     return msgspec.structs.replace(config, node=node, joins=bool(joins))
+
+
+def _shared(config: Config, nodes: int) -> Config:
+    """That of nodes which share one machine: each has its part of the memory, where nobody said how much."""
+    return config.with_settings(
+        {
+            service: {key: round(whole / nodes, 4), **config.services.get(service, {})}
+            for service, key, whole in SHARES
+            if service not in config.disable
+        }
+    )
 
 
 def _worker(args: argparse.Namespace, config: Config, root: Path) -> tuple[str, ...]:
@@ -73,6 +87,9 @@ def _worker(args: argparse.Namespace, config: Config, root: Path) -> tuple[str, 
         words += ["--model", str(model.absolute()) if model.exists() else args.model]
     for file in args.service:
         words += ["--service", str(file.expanduser().absolute())]
+    for service, key, _ in SHARES:
+        if service not in config.disable:
+            words += ["--set", f"services.{service}.{key}={config.services[service][key]}"]
     for setting in args.set:
         words += ["--set", setting]
     if "root" not in config.services.get("models", {}):  # what is here need not be fetched again

@@ -1,0 +1,109 @@
+"""What the command line says of a cluster, as the configuration has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microkernel.cli import make_parser
+from microkernel.cli.boot import configured
+from microkernel.config import Config
+from microkernel.errors import Invalid
+
+
+def boot(tmp_path: Path, *words: str) -> Config:
+    return configured(make_parser().parse_args(["boot", "--root", str(tmp_path / "state"), *words]))
+
+
+def cluster(config: Config) -> dict[str, Any]:
+    return config.services.get("cluster", {})
+
+
+def test_a_node_alone_says_nothing_of_a_cluster(tmp_path: Path) -> None:
+    config = boot(tmp_path)
+    assert (config.node, config.joins, cluster(config)) == ("node0", False, {})
+
+
+def test_a_node_that_joins_has_a_name_of_its_own_which_it_keeps(tmp_path: Path) -> None:
+    first = boot(tmp_path, "--join", "127.0.0.1:7071", "--token", "t")
+    again = boot(tmp_path, "--join", "127.0.0.1:7071")
+    assert first.joins
+    assert first.node == again.node != "node0"
+    assert (cluster(first)["join"], cluster(first)["token"]) == (("127.0.0.1:7071",), "t")
+
+
+def test_the_join_token_may_be_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICROKERNEL_JOIN_TOKEN", " t \n")
+    assert cluster(boot(tmp_path, "--join", "127.0.0.1:7071"))["token"] == "t"
+    assert "token" not in cluster(boot(tmp_path))
+
+
+def test_a_join_token_for_no_cluster_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="--join URL"):
+        boot(tmp_path, "--token", "t")
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("10.0.0.1:7071", "10.0.0.1", 7071), ("10.0.0.1", "10.0.0.1", None), ("[::1]:7071", "::1", 7071)],
+)
+def test_where_others_come_is_an_address(tmp_path: Path, text: str, host: str, port: int | None) -> None:
+    told = cluster(boot(tmp_path, "--cluster", text))
+    assert (told["host"], told.get("port")) == (host, port)
+
+
+@pytest.mark.parametrize("text", ["", ":7071", "a:b:c", "10.0.0.1:99999", "[::1"])
+def test_what_is_no_address_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(Invalid, match="no address to listen on"):
+        boot(tmp_path, "--cluster", text)
+
+
+def test_workers_have_the_settings_the_models_and_the_services_of_their_node(tmp_path: Path) -> None:
+    file = tmp_path / "kv.py"
+    settings = tmp_path / "node.toml"
+    settings.write_text('disable = ["monitor"]\n')
+    words = cluster(
+        boot(
+            tmp_path, "--nodes", "2", "--service", str(file), "--config", str(settings), "--model", "some",
+            "--set", "services.inference.slots=4",
+        )
+    )["worker"]  # fmt: skip
+    pairs = list(zip(words[::2], words[1::2], strict=True))
+    assert ("--service", str(file)) in pairs
+    assert ("--config", str(settings)) in pairs
+    assert ("--model", "some") in pairs
+    assert ("--set", "services.inference.slots=4") in pairs
+    assert ("--set", f'services.models.root="{tmp_path / "state" / "models"}"') in pairs
+    assert {("--without", "monitor"), ("--without", "gateway")} <= set(pairs)
+    make_parser().parse_args(["boot", *words])
+
+
+def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
+    config = boot(tmp_path, "--nodes", "3")
+    assert config.services["memory"]["share"] == 0.2
+    assert config.services["inference"]["cache_share"] == 0.125
+    assert "services.memory.share=0.2" in cluster(config)["worker"]
+
+
+def test_a_share_that_is_set_stays(tmp_path: Path) -> None:
+    config = boot(tmp_path, "--nodes", "3", "--set", "services.memory.share=0.5")
+    assert config.services["memory"]["share"] == 0.5
+
+
+def test_a_setting_goes_over_the_file_and_text_needs_no_quotes(tmp_path: Path) -> None:
+    settings = tmp_path / "node.toml"
+    settings.write_text("[services.gateway]\nport = 1\nhost = 'a'\n")
+    config = boot(tmp_path, "--config", str(settings), "--set", "services.gateway.port=2", "--set", "node=here")
+    assert (config.services["gateway"], config.node) == ({"port": 2, "host": "a"}, "here")
+
+
+@pytest.mark.parametrize("setting", ["", "node", "=1", "a b=1", "[x]=1", "source=x"])
+def test_what_is_no_setting_is_refused(tmp_path: Path, setting: str) -> None:
+    with pytest.raises(Invalid):
+        boot(tmp_path, "--set", setting)
+
+
+def test_a_service_that_is_left_out_is_not_started(tmp_path: Path) -> None:
+    assert boot(tmp_path, "--without", "inference", "--without", "inference").disable == ("inference",)
