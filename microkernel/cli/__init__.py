@@ -107,6 +107,7 @@ def _common() -> argparse.ArgumentParser:
     group = common.add_argument_group("every command")
     group.add_argument("--json", action="store_true", help="print JSON, one value a line")
     group.add_argument("--url", help="the node's address (default: MICROKERNEL_URL, or what runs on the state folder)")
+    group.add_argument("--on", metavar="NODE", help="ask this node of the cluster, through the one that is reached")
     group.add_argument("--root", help="the state folder (default: MICROKERNEL_ROOT, or ~/.microkernel)")
     return common
 

@@ -71,13 +71,17 @@ def running_node(root: Path) -> dict[str, object] | None:
 
 
 def on_node(args: argparse.Namespace, work: Callable[[System], Awaitable[int]]) -> int:
-    """Connect, do `work`, disconnect; returns what `work` returns. A link that is lost ends the command."""
+    """Connect, do `work`, disconnect; returns what `work` returns. A link that is lost ends the command.
+
+    With `--on`, its calls go to another node of the cluster.
+    """
     where = find(args)
 
     async def run() -> int:
         from microkernel.wire.client import connect
 
         async with connect(where.url, root=where.root, reconnect=False) as system:
+            system.at = getattr(args, "on", None)
             return await work(system)
 
     return asyncio.run(run())

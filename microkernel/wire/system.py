@@ -76,6 +76,7 @@ class System:
         self._connection = Connection(find, reconnect=reconnect, lost=self._lost, over=self._over, limits=limits)
         self._pending = Pending(self._connection, self._keep_to)
         self._bucket = Bucket(1.0, 1, 0.0)
+        self.at: str | None = None  # a node of the cluster, to which calls and streams go that name none
         self._prepaid = 0  # messages that the bucket has given already
         self._slots = Slots(1)
         self._longest = self._session.limits.text  # bytes of a text frame that the node takes
@@ -148,6 +149,7 @@ class System:
         error the handler raised, `DeadlineExceeded`, and `Unavailable` when the link is lost and the node has not kept
         the session.
         """
+        to = to if self.at is None else self._placed(to)
         body = self._body(to, message, fields)
         slots = self._slots
         # From here on: the wait for a slot is part of it.
@@ -197,6 +199,7 @@ class System:
         """
         if credit < 1:
             raise Invalid("a stream needs a credit of at least 1", field="credit")
+        to = to if self.at is None else self._placed(to)
         body = self._body(to, message, fields)
 
         def ask() -> int:
@@ -240,6 +243,7 @@ class System:
 
     async def send(self, to: str, message: Any = None, /, *, priority: int | None = None, **fields: Any) -> None:
         """Send one way: nobody waits for a result; what goes wrong is logged."""
+        to = to if self.at is None else self._placed(to)
         body = self._body(to, message, fields)
         if not self._is_admitted():
             await self._admit()
@@ -367,6 +371,10 @@ class System:
                 return await self._pending.pong()
             except AskAgain:
                 continue
+
+    def _placed(self, to: str) -> str:
+        """The address of a handler on the node that is meant."""
+        return to if "@" in to else f"{to}@{self.at}"
 
     def _body(self, to: str, message: Any, fields: dict[str, Any]) -> Body | bytes | None:
         """The body, for the most part as its text; None where there is none."""

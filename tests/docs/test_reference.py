@@ -33,7 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> set[str]:
     return {
         max(action.option_strings, key=len) if action.option_strings else str(action.metavar)
         for action in parser._actions
-        if not isinstance(action, argparse._SubParsersAction) and action.dest not in {"help", "json", "url", "root"}
+        if not isinstance(action, argparse._SubParsersAction)
+        and action.dest not in {"help", "json", "url", "root", "on"}
     }
 
 

@@ -216,3 +216,14 @@ def test_the_client_brings_nothing_heavy_along() -> None:
     assert "aiohttp" in loaded
     for heavy in ("torch", "numpy", "services", "drivers", "rich"):
         assert heavy not in loaded
+
+
+async def test_calls_go_to_the_node_of_the_cluster_that_is_meant() -> None:
+    async with node() as served, mk.connect(served.url, ALL) as system:
+        system.at = "node0"
+        assert (await system.call("maths.add", a=1, b=2)).total == 3
+        assert [item.number async for item in system.stream("maths.count", to=2)] == [0, 1]
+        system.at = "n9"
+        with pytest.raises(NotFound, match="no node is named 'n9'"):
+            await system.call("maths.add", a=1, b=2)
+        assert (await system.call("maths.add@node0", a=1, b=2)).total == 3
