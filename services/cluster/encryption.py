@@ -25,9 +25,9 @@ from services.cluster.certificates.contexts import (
 from services.cluster.certificates.credentials import Credentials, load, store
 from services.cluster.certificates.first_contact import find_root
 from services.cluster.certificates.names import ADMITTING, host_of
-from services.cluster.certificates.refusals import Refusals
+from services.cluster.certificates.refusals import Refusal, Refusals
 from services.cluster.certificates.request import NodeKey
-from services.cluster.messages import Signed
+from services.cluster.messages import Removed, Signed
 
 __all__ = ["Encryption", "expected_at", "request_of"]
 
@@ -88,6 +88,14 @@ class Encryption:
         """A certificate for another node. Raises `Invalid`, and `PreconditionFailed` where others do that."""
         certificate = self._signing().sign(request.encode(), node, lifetime, now=now)
         return convert(certificate, Signed)
+
+    def refuse(self, *removed: Removed, now: float) -> None:
+        """Refuse the certificates of nodes that were removed; on a thread. Raises `PreconditionFailed`."""
+        self.refusals.add(*(Refusal(node=each.node, at=each.at) for each in removed), now=now)
+
+    def removed(self) -> tuple[Removed, ...]:
+        """The nodes that are refused here."""
+        return tuple(Removed(each.node, each.at) for each in self.refusals.all() if each.node is not None)
 
     async def renew(
         self,

@@ -109,6 +109,7 @@ async def _ask_encrypted(
         raise PreconditionFailed("the cluster has made no certificate for this node")
     admitted = encryption.Encryption.admitted
     made = await asyncio.to_thread(admitted, folder, node, key, joined.certificate, now=wall())
+    await asyncio.to_thread(made.refuse, *joined.removed, now=wall())
     return _standing(node, place, joined), made
 
 

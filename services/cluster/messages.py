@@ -26,6 +26,7 @@ __all__ = [
     "MemberState",
     "NodeName",
     "Reach",
+    "Removed",
     "Renew",
     "Signed",
     "Summary",
@@ -208,12 +209,23 @@ class Signed(Message, kw_only=True):
     expires: float
 
 
+class Removed(Message):
+    """A node was removed `at` that Unix time, by the authority's clock: older certificates of it are refused."""
+
+    node: Name
+    at: float
+
+
 class Joined(Message, kw_only=True):
-    """A node is in: the cluster's secret, where its members are, and its certificate where there is TLS."""
+    """A node is in: the cluster's secret, where its members are, and where there is TLS its certificate.
+
+    `removed` are nodes that are to be refused.
+    """
 
     secret: str
     seeds: tuple[str, ...]
     certificate: Signed | None = None
+    removed: tuple[Removed, ...] = ()
 
 
 class Renew(Message):

@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import random
 import socket
-from typing import Any, ClassVar
-
-import msgspec
+from typing import ClassVar
 
 from microkernel import __version__
 from microkernel.authentication import when
@@ -43,20 +41,20 @@ from services.cluster.messages import (
     MemberState,
     NodeName,
     Reach,
+    Removed,
     Renew,
     Signed,
     Summary,
 )
+from services.cluster.own_card import OwnCard
 from services.cluster.protocol import PROTOCOL, PROTOCOL_MIN, disagreement
 from services.cluster.replicas import Replicas
 from services.cluster.settings import ClusterSettings
 
 __all__ = ["Cluster"]
 
-SETTLE = 0.05  # seconds in which several changes of what is here are told as one
+HEARD = 0.1  # seconds for the others to hear that this node takes no more work
 MEETING = 5.0  # seconds that a node which joined before waits for one of the others
-ASKING = 5.0  # seconds for a service to list what it has
-MOST_WORDS = 256  # of one kind on a card
 LEAVING = 1.0  # seconds for what runs over links that are told to end
 
 
@@ -117,12 +115,12 @@ class Cluster(Service):
             for each in sockets:
                 each.close()
             raise
-        self._card_is_old = asyncio.Event()
+        self._card = OwnCard(self, self._membership, self._acting.perform)
         self._replicas = Replicas(self, self._membership)
         self._load = Load()
         self._workers = LocalNodes(self, settings.nodes, settings.worker)
         self.spawn(self._acting.run(), name="membership")
-        self.spawn(self._keep_card(), name="card")
+        self.spawn(self._card.run(), name="card")
         self.spawn(self._replicas.run(), name="replicas")
         self.spawn(self._entry.keep_certificate(self._others), name="certificate")
         if me.seeds:
@@ -202,7 +200,8 @@ class Cluster(Service):
         signed = await self._entry.sign(message.request, message.node)
         seeds = tuple(member.address for member in self._membership.members() if not member.state.over)
         self.log.info("node '%s' is let in", message.node)
-        return Joined(secret=self._entry.standing.secret, seeds=seeds, certificate=signed)
+        removed = () if self._entry.encryption is None else self._entry.encryption.removed()
+        return Joined(secret=self._entry.standing.secret, seeds=seeds, certificate=signed, removed=removed)
 
     @handles(concurrency=16, deadline=10.0)
     async def renew(self, message: Renew) -> Signed:
@@ -211,6 +210,12 @@ class Cluster(Service):
         if signed is None:
             raise PreconditionFailed("this cluster has no certificates")
         return signed
+
+    @handles(concurrency=16, deadline=10.0)
+    async def refuse(self, message: Removed) -> None:
+        """A node was removed from the cluster: it is let in nowhere."""
+        calling_node()
+        await self._refuse(message)
 
     # What people ask
 
@@ -261,7 +266,12 @@ class Cluster(Service):
             raise Invalid("a node does not remove itself", remedy="stop it", field="node")
         member = self._member(message.node)
         if self._entry.encryption is not None:
-            await asyncio.to_thread(self._entry.encryption.refusals.refuse, member.node, now=self.clock.wall())
+            if not self._entry.standing.founded:
+                raise PreconditionFailed(
+                    "nodes are removed by the node that lets them in",
+                    remedy="ask the node with which the cluster began",
+                )
+            await self._refuse_everywhere(Removed(member.node, self.clock.wall()))
         try:
             await self.call(f"kernel.shutdown@{member.node}", deadline=5.0)
         except MicrokernelError as error:
@@ -278,7 +288,7 @@ class Cluster(Service):
         if not self._members_there():
             return
         self._acting.perform(self._membership.drain(self._now()))
-        await asyncio.sleep(2 * SETTLE)  # the others hear of it meanwhile
+        await asyncio.sleep(HEARD)  # the others hear of it meanwhile
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self._door.drained()
@@ -288,13 +298,13 @@ class Cluster(Service):
     @on("service.*.*")
     async def look_again(self, _: Event) -> None:
         """A service has come or gone."""
-        self._card_is_old.set()
+        self._card.look()
 
     @on("inference.*")
     async def look_at_models(self, event: Event) -> None:
         """A model has been loaded, or has left."""
         if event.subject in {"inference.loaded", "inference.unloaded"}:
-            self._card_is_old.set()
+            self._card.look()
 
     @every(0.5)
     async def count(self) -> None:
@@ -302,43 +312,6 @@ class Cluster(Service):
         services = await self.call("kernel.services")
         calls = sum(each.in_flight for each in services if each.name not in {"cluster", "kernel", "gateway"})
         self._load = Load(calls=float(calls))
-
-    async def _keep_card(self) -> None:
-        """Tell the others what is here whenever that has changed."""
-        while True:
-            await self._card_is_old.wait()
-            await asyncio.sleep(SETTLE)
-            self._card_is_old.clear()
-            card = await self._card()
-            if msgspec.structs.replace(card, edition=0) != msgspec.structs.replace(self._membership.me.card, edition=0):
-                self._acting.perform(self._membership.describe(card, self._now()))
-
-    async def _card(self) -> Card:
-        services = await self.call("kernel.services")
-        answering = tuple(sorted(each.name for each in services if each.state in {"running", "ready"}))
-        models = [each for each in await self._asked("inference.list", answering) if each.state == "ready"]
-        devices = await self._asked("devices.list", answering)
-        things = {"model": frozenset(each.name for each in models), "device": frozenset(each.name for each in devices)}
-        usual = next((each.name for each in models if each.default), None)
-        self.nodes.have(things, {} if usual is None else {"model": usual})
-        return msgspec.structs.replace(
-            self._membership.me.card,
-            services=answering,
-            replicated=tuple(sorted(each.name for each in services if each.replicas))[:MOST_WORDS],
-            models=tuple(sorted(things["model"]))[:MOST_WORDS],
-            devices=tuple(sorted(things["device"]))[:MOST_WORDS],
-        )
-
-    async def _asked(self, to: str, answering: tuple[str, ...]) -> list[Any]:
-        """What a service of this node lists; nothing while it does not answer."""
-        if to.partition(".")[0] not in answering:
-            return []
-        try:
-            found: list[Any] = await self.call(f"{to}@{self.node}", deadline=ASKING)
-        except MicrokernelError as error:
-            self.log.debug("%s: %s", to, error)
-            return []
-        return found
 
     async def _authenticate(self, token: str) -> Identity | None:
         found = await self.call("kernel.authenticate", token=token)
@@ -389,6 +362,22 @@ class Cluster(Service):
     def _keep(self) -> None:
         """Keep what the next boot has to know."""
         self._entry.keep(self._membership.me.incarnation, [member.address for member in self._members_there()])
+
+    async def _refuse_everywhere(self, removed: Removed) -> None:
+        """Have no member let in a node that was removed."""
+        await self._refuse(removed)
+        for node in self._others():
+            if node != removed.node:
+                try:
+                    await self.call(f"cluster.refuse@{node}", removed, deadline=5.0)
+                except MicrokernelError as error:
+                    self.log.warning("node '%s' has not heard that '%s' was removed: %s", node, removed.node, error)
+
+    async def _refuse(self, removed: Removed) -> None:
+        encryption = self._entry.encryption
+        if encryption is not None:
+            await asyncio.to_thread(encryption.refuse, removed, now=self.clock.wall())
+        self._door.end_node(removed.node, "this node was removed from the cluster")
 
     def _others(self) -> list[str]:
         return [member.node for member in self._members_there()]

@@ -12,7 +12,7 @@ from clustered import clustered
 from wire_node import Maths
 
 from microkernel.capability import Rights
-from microkernel.errors import AlreadyExists, Denied, MicrokernelError, Unauthenticated
+from microkernel.errors import AlreadyExists, Denied, MicrokernelError, PreconditionFailed, Unauthenticated
 from microkernel.message import Call
 from microkernel.testing import TestKernel
 from microkernel.wire.node_link import NodeLink
@@ -196,6 +196,26 @@ async def test_beyond_this_machine_links_are_encrypted_and_nodes_show_certificat
         with pytest.raises(Unauthenticated, match="certificate"):
             await stranger.start()  # the secret alone, or under another's name, is not enough
         await stranger.aclose()
+
+
+async def test_a_node_that_was_removed_is_let_in_by_no_other_though_its_certificate_is_good() -> None:
+    async with clustered() as cluster:
+        here = {"host": "0.0.0.0", "advertise": "127.0.0.1"}
+        first = await cluster.found("n1", cluster=here)
+        second = await cluster.join("n2", cluster=here)
+        third = await cluster.join("n3", cluster=here)
+        await cluster.all_see("n1", "n2", "n3")
+        with pytest.raises(PreconditionFailed, match="by the node that lets them in"):
+            await second.call("cluster.remove", node="n3")
+        await first.call("cluster.remove", node="n3")
+        service = third.kernel.instance("cluster").service
+        for node in ("n1", "n2"):
+            address = (await cluster.until("n1", lambda seen: True))[node].address
+            text = Passport("n3", 99).text(service._entry.standing.secret)
+            link = NodeLink(address, text, service._entry.expected(node))
+            with pytest.raises(MicrokernelError, match="does not let this client in"):
+                await link.start()
+            await link.aclose()
 
 
 def second_context(node: TestKernel) -> Expected:
