@@ -12,9 +12,9 @@ import msgspec
 from microkernel.errors import DataLoss, NotFound, Unavailable
 from microkernel.message import convert
 from microkernel.service import Service
+from microkernel.threads import to_its_end
 from services.filesystem.messages import FileKind, Stat
 from services.filesystem.paths import TreePath
-from services.filesystem.threads import to_its_end
 from services.filesystem.volume import (
     CHUNK,
     Version,

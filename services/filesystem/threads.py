@@ -1,25 +1,12 @@
-"""Work on threads: waited for in any case, since what it uses may only then be closed; and who waits is let go on."""
+"""What threads do for the loop: waited for, whatever comes of it; and who waits is let go on."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
-__all__ = ["ended", "to_its_end", "wake"]
-
-T = TypeVar("T")
-
-
-async def to_its_end(work: Callable[..., T], *args: Any) -> T:
-    """`asyncio.to_thread`, which returns after the thread has, also where the waiting task is cancelled."""
-    future = asyncio.get_running_loop().run_in_executor(None, work, *args)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise
+__all__ = ["ended", "wake"]
 
 
 async def ended(future: Future[Any]) -> None:

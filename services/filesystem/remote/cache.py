@@ -17,7 +17,7 @@ from pathlib import Path
 
 import xxhash
 
-from services.filesystem.threads import to_its_end
+from microkernel.threads import to_its_end
 
 __all__ = ["BLOCK", "BlockCache"]
 

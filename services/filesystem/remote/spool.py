@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from microkernel.errors import PreconditionFailed
-from services.filesystem.threads import to_its_end
+from microkernel.threads import to_its_end
 
 __all__ = ["Spool"]
 
