@@ -12,17 +12,19 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from microkernel import durable
-from microkernel.capability import Identity, Revoked, TokenFile
+from microkernel.capability import Identity, Revoked, TokenFile, checked_token
 from microkernel.errors import Internal, Invalid, PreconditionFailed, Unauthenticated
-from microkernel.revocation import Revocation, Revocations
+from microkernel.revocation import Revocation, Revocations, check_lines
 from microkernel.token import PREFIX, Block, identity_of, issue, verify
 
-__all__ = ["Tokens", "when"]
+__all__ = ["KEY_NAME", "REVOKED", "Tokens", "check_kept", "when"]
 
+OWN, KEY_NAME, REVOKED = "token", "token.key", "revoked.jsonl"  # in the state folder
 KEY = 32  # bytes
 
 log = logging.getLogger("microkernel.tokens")
@@ -39,10 +41,10 @@ class Tokens:
         self.listeners: list[Callable[[Revoked], None]] = []
         self._own = own
         self._wall = wall
-        self._key_path = folder / "token.key"
+        self._key_path = folder / KEY_NAME
         self._writing = threading.Lock()
         self._key = _read_or_create(self._key_path)
-        self._revocations = Revocations(folder / "revoked.jsonl", wall())
+        self._revocations = Revocations(folder / REVOKED, wall())
 
     def authenticate(self, token: str) -> Identity | None:
         """Who `token` stands for, None if nobody. Raises `Unauthenticated` for one that was good once."""
@@ -73,6 +75,14 @@ class Tokens:
     def revocations(self) -> list[Revocation]:
         """All that are kept, oldest first."""
         return self._revocations.all()
+
+    def kept(self) -> dict[str, bytes]:
+        """What its files say, as it is in force, by their names: for a backup. Any thread may ask. It blocks."""
+        revoked = self._revocations.text()  # before the key: of those that a key has signed none may be missing
+        kept = {REVOKED: revoked, KEY_NAME: _text(self._key)}
+        with suppress(FileNotFoundError):  # it may be one of the environment, which is written nowhere
+            kept[OWN] = self._own.path.read_bytes()
+        return kept
 
     def issue(self, block: Block) -> str:
         """A new token. Raises `Invalid` for one without a user or too long to be sent."""
@@ -134,6 +144,22 @@ class Tokens:
                 remedy="make room in the state folder and do it once more",
                 service="kernel",
             ) from error
+
+
+def check_kept(name: str, content: bytes) -> None:
+    """Raises `Invalid` where a file of that name with that content is none of those that `Tokens` reads."""
+    try:
+        if name == OWN:
+            checked_token(content.decode("ascii"))
+        elif name == KEY_NAME:
+            if len(bytes.fromhex(content.decode("ascii"))) != KEY:
+                raise Invalid(f"a key has {KEY} bytes")
+        elif name == REVOKED:
+            check_lines(content)
+        else:
+            raise Invalid("no such file is kept")
+    except (ValueError, PreconditionFailed) as error:
+        raise Invalid(f"it cannot be read: {error}") from error
 
 
 def when(moment: float) -> str:

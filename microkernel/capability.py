@@ -31,11 +31,13 @@ __all__ = [
     "covers",
 ]
 
-# What changes the node itself or who may come in; `kernel.add` runs any code. Given by name or with everything, never
-# with `kernel.*`.
+# What changes the node itself or who may come in; `kernel.add` runs any code, and `kernel.export` gives the key that
+# signs tokens. Given by name or with everything, never with `kernel.*`.
 ADMIN = frozenset({
     "kernel.add",
     "kernel.bring",
+    "kernel.export",
+    "kernel.import",
     "kernel.leave_to_others",
     "kernel.remove",
     "kernel.replace",

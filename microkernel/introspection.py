@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +17,24 @@ from microkernel.balance import Balance
 from microkernel.capability import ROOT, Identity
 from microkernel.config import instances_of, isolation_of, placement_of, replicas_of
 from microkernel.errors import Denied, Invalid, PreconditionFailed, Unauthenticated
+from microkernel.inputs import Inputs
 from microkernel.message import Message, current_call, schema_of
+from microkernel.own_state import LARGEST, exported, imported
 from microkernel.plugins import load_file
+from microkernel.portable import (
+    AHEAD,
+    EXPORT,
+    EntryPiece,
+    Export,
+    Import,
+    Imported,
+    check_restoring,
+    only_root,
+    read_entries,
+)
 from microkernel.registry import Entry
 from microkernel.revocation import Revocation
-from microkernel.service import Isolation, Placement, Service, handles
+from microkernel.service import Isolation, Placement, Service, handlers_of, handles, streams
 from microkernel.token import ID, Block, Patterns, make_block, within
 
 if TYPE_CHECKING:
@@ -91,7 +105,10 @@ class RevokeToken(Message):
 
 
 class ServiceStatus(Message, kw_only=True):
-    """One line of `services`. On so many nodes as `replicas` says the cluster keeps it; 0 leaves it where it is."""
+    """One line of `services`. On so many nodes as `replicas` says the cluster keeps it; 0 leaves it where it is.
+
+    `exports` says that it has something to be backed up; a broken one is not asked.
+    """
 
     name: str
     state: str
@@ -104,6 +121,7 @@ class ServiceStatus(Message, kw_only=True):
     essential: bool
     placement: Placement | None = None
     replicas: int = 0
+    exports: bool = False
 
 
 class HandlerDescription(Message, kw_only=True):
@@ -305,6 +323,21 @@ class Introspection(Service):
         """The tokens that are revoked, oldest first, as long as they could be shown."""
         return self._kernel.tokens.revocations
 
+    @streams
+    async def export(self, message: Export) -> AsyncIterator[EntryPiece]:
+        """The configuration and, among secrets, tokens, the key that signs them, and which are revoked."""
+        only_root("exports what the node keeps")
+        kernel = self._kernel
+        for piece in await asyncio.to_thread(exported, kernel.config.text, kernel.tokens, secrets=message.secrets):
+            yield piece
+
+    @streams(name="import", credit=AHEAD)
+    async def take_in(self, message: Import, inputs: Inputs[EntryPiece]) -> AsyncIterator[Imported]:  # noqa: ARG002
+        """Put what was exported into the state folder; it counts from the next boot on."""
+        check_restoring(self)
+        entries = await read_entries(inputs, self.name, most=LARGEST)
+        yield Imported(notes=await asyncio.to_thread(imported, self._kernel.root, entries))
+
     @handles
     async def shutdown(self) -> None:
         """Have the node end in good order."""
@@ -366,6 +399,7 @@ class Introspection(Service):
             essential=getattr(plugin.kind, "essential", False),
             placement=None if plugin.kind is None else placement_of(self._kernel.config, entry.name, plugin.kind),
             replicas=0 if plugin.kind is None else replicas_of(self._kernel.config, entry.name, plugin.kind),
+            exports=EXPORT in entry.bindings or _has_handler(plugin.kind, EXPORT),
         )
 
     def _description(self, entry: Entry) -> ServiceDescription:
@@ -405,6 +439,12 @@ def _asker() -> str:
     """For whom a change is made: a user, or the service that acts on its own."""
     call = current_call()
     return "kernel" if call is None else call.user or call.caller
+
+
+def _has_handler(kind: Any, name: str) -> bool:
+    """Whether a service that may not be up has a handler; a broken one has none."""
+    is_class = isinstance(kind, type) and issubclass(kind, Service)
+    return is_class and any(handler.name == name for handler in handlers_of(kind))
 
 
 def _summary(kind: Any) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
+
 from microkernel.authentication import Tokens
 from microkernel.capability import Revoked, TokenFile
 from microkernel.config import KERNEL, Config, place, settings_of
@@ -22,6 +24,7 @@ from microkernel.lifecycle import Lifecycle
 from microkernel.nursery import contained
 from microkernel.plugins import Plugin
 from microkernel.port import Port
+from microkernel.portable import as_before_start
 from microkernel.rings import with_defaults
 from microkernel.root import Root
 from microkernel.router import Router
@@ -36,10 +39,20 @@ class Kernel:
     """One node. Made, booted and shut down on one running loop."""
 
     def __init__(
-        self, config: Config, root: Path, plugins: Sequence[Plugin], *, executors: Executors | None = None
+        self,
+        config: Config,
+        root: Path,
+        plugins: Sequence[Plugin],
+        *,
+        executors: Executors | None = None,
+        restoring: bool = False,
     ) -> None:
-        """`executors` are other ones than those of real threads: a simulation has none."""
+        """`executors` are other ones than those of real threads: a simulation has none.
+
+        With `restoring`, services are as before their start: their handlers take in what is restored to a new `root`.
+        """
         self.config = config
+        self.restoring = restoring
         self.root = Root(root)
         self.epoch = secrets.token_hex(8)
         self.router = Router(asyncio.get_running_loop(), with_defaults(config.rings), node=config.node)
@@ -49,7 +62,7 @@ class Kernel:
         self.shutdown_requested = asyncio.Event()
         self.token: TokenFile  # the node's own
         self.tokens: Tokens
-        self._plugins = list(plugins)
+        self._plugins = [_before_start(plugin) for plugin in plugins] if restoring else list(plugins)
         self._lifecycle = Lifecycle(config, self.root.path, self.router, self.executors, self.port)
         self._slots = self._lifecycle.slots
         self.lag = Lag(config.lag_threshold, self._kinds, self._tell_blocked)
@@ -71,6 +84,8 @@ class Kernel:
         kernel = self
 
         class KernelService(Introspection):
+            restoring = kernel.restoring
+
             def __init__(self) -> None:
                 super().__init__(kernel)
 
@@ -172,6 +187,11 @@ def _sections(config: Config) -> tuple[tuple[str, Iterable[str]], ...]:
         ("placement", config.placement),
         ("replicas", config.replicas),
     )
+
+
+def _before_start(plugin: Plugin) -> Plugin:
+    """The service of a plugin, for a node that is being restored."""
+    return plugin if plugin.kind is None else msgspec.structs.replace(plugin, kind=as_before_start(plugin.kind))
 
 
 async def _logged(step: Callable[..., Awaitable[None]], *arguments: str) -> None:

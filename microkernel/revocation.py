@@ -18,7 +18,7 @@ from microkernel import durable
 from microkernel.errors import PreconditionFailed
 from microkernel.message import Message
 
-__all__ = ["Revocation", "Revocations"]
+__all__ = ["Revocation", "Revocations", "check_lines"]
 
 MAX_REVOCATIONS = 65_536  # about 100 bytes each, in memory and on disk
 GRACE = 86_400.0  # seconds
@@ -61,6 +61,10 @@ class Revocations:
     def all(self) -> list[Revocation]:
         """Oldest first."""
         return list(self._kept.values())
+
+    def text(self) -> bytes:
+        """What the file says once all is written."""
+        return b"".join(map(_line, self.all()))
 
     def of(self, number: str) -> Revocation:
         """The revocation of the id `number`, which is there."""
@@ -110,7 +114,7 @@ class Revocations:
 
     def _rewrite(self) -> None:
         count = len(self._unwritten)
-        durable.replace(self._path, b"".join(map(_line, self.all())))
+        durable.replace(self._path, self.text())
         del self._unwritten[:count]
         self._torn = False
 
@@ -137,6 +141,15 @@ class Revocations:
         over = [each.id for each in self._kept.values() if each.expires is not None and each.expires + GRACE < now]
         for each in over:
             del self._kept[each]
+
+
+def check_lines(text: bytes) -> None:
+    """Raises `ValueError` for what is no file of revocations."""
+    *lines, torn = text.split(b"\n")
+    if torn:
+        raise ValueError("its last line is cut off")
+    for line in lines:
+        msgspec.json.decode(line, type=Revocation)
 
 
 def _line(revocation: Revocation) -> bytes:

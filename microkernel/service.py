@@ -273,7 +273,8 @@ class Service:
     when one of them is gone (`[replicas]`); such a service keeps nothing that its others would need.
 
     A service that is `essential` makes the boot fail when it cannot start. `start_timeout` is how many seconds `start`
-    may take; `drain_timeout` how many seconds running calls have to end before they are ended.
+    may take; `drain_timeout` how many seconds running calls have to end before they are ended. On a node that is
+    being restored (`restoring`) nothing of a service runs but its handlers: see `portable`.
     """
 
     name: ClassVar[str] = ""
@@ -290,6 +291,7 @@ class Service:
     essential: ClassVar[bool] = False
     start_timeout: ClassVar[float] = 10.0
     drain_timeout: ClassVar[float] = 5.0
+    restoring: ClassVar[bool] = False
 
     settings: Any
     port: Port

@@ -19,6 +19,8 @@ def test_what_changes_the_node_is_not_part_of_all_of_the_kernel() -> None:
     assert {
         "kernel.add",
         "kernel.bring",
+        "kernel.export",
+        "kernel.import",
         "kernel.leave_to_others",
         "kernel.replace",
         "kernel.remove",
