@@ -36,7 +36,9 @@ __all__ = [
     "AHEAD",
     "EXPORT",
     "IMPORT",
+    "MOST_TOGETHER",
     "PIECE",
+    "STEP",
     "Entries",
     "EntryPiece",
     "Export",
@@ -59,7 +61,7 @@ PIECE = 256 << 10  # bytes of an entry that come at once, at most
 AHEAD = 32  # pieces that are on their way to who takes them in: 8 MiB
 STEP = 1 << 20  # bytes that a thread makes or takes at once
 MOST_TOGETHER = 256  # pieces; small ones would else keep the loop for long
-LONGEST_NAME = 200  # characters
+LONGEST_NAME = 120  # characters; a header of tar has room for a part and that
 LARGEST = 1 << 50  # bytes of one entry
 KNOWN = 16  # bytes of a digest in `Export.known`
 
