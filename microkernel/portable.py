@@ -51,6 +51,7 @@ __all__ = [
     "check_restoring",
     "from_thread",
     "only_root",
+    "pieces_of",
     "read_entries",
     "take_in",
 ]
@@ -224,6 +225,13 @@ def as_before_start(kind: type[Service]) -> type[Service]:
     quiet |= {"isolation": Isolation.INLINE, "instances": 1, "restoring": True}
     quiet |= {"__doc__": kind.__doc__, "__module__": kind.__module__}
     return cast("type[Service]", type(kind.__name__, (kind,), quiet))
+
+
+def pieces_of(name: str, content: bytes, *, note: str = "") -> Iterator[EntryPiece]:
+    """An entry whose bytes are at hand."""
+    yield EntryPiece(name=name, size=len(content), content=content[:PIECE], note=note)
+    for place in range(PIECE, len(content), PIECE):
+        yield EntryPiece(content=content[place : place + PIECE])
 
 
 async def from_thread(pieces: Iterator[EntryPiece]) -> AsyncGenerator[EntryPiece, None]:

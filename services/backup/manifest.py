@@ -26,7 +26,7 @@ MANIFEST, NOTES, END = "manifest.json", "notes.json", "end.json"
 PARTS, DIGESTS = "parts/", "digests/"
 LIST = 4096  # entries
 
-_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,100}\Z")]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

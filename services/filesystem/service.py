@@ -10,6 +10,17 @@ from typing import ClassVar
 from microkernel.errors import Denied, Invalid
 from microkernel.inputs import Inputs
 from microkernel.message import Message, calling_user, is_root
+from microkernel.portable import (
+    AHEAD,
+    EntryPiece,
+    Export,
+    Import,
+    Imported,
+    Known,
+    check_restoring,
+    from_thread,
+    only_root,
+)
 from microkernel.service import Service, every, handles, streams
 from services.filesystem.live import DeviceFiles, ProcessFiles
 from services.filesystem.messages import (
@@ -56,7 +67,8 @@ from services.filesystem.messages import (
 )
 from services.filesystem.model_files import ModelFiles
 from services.filesystem.paths import ROOT, TreePath, parse
-from services.filesystem.remote.mounts import Mounts
+from services.filesystem.remote.mounts import Mounts, kept_mounts
+from services.filesystem.restored import restored
 from services.filesystem.search.search import Searches
 from services.filesystem.settings import FilesystemSettings
 from services.filesystem.stored.access import Rights
@@ -342,6 +354,22 @@ class Filesystem(Service):
         async with aclosing(found):
             async for match in found:
                 yield match
+
+    @streams
+    async def export(self, message: Export) -> AsyncIterator[EntryPiece]:
+        """All files with all their versions, and what was mounted, as they are at one moment."""
+        only_root("exports all files")
+        mounts = await asyncio.to_thread(kept_mounts, self.state_dir)
+        pieces = from_thread(self.tree.stored(ROOT).exported(Known(message), mounts))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    @streams(name="import", credit=AHEAD)
+    async def take_in(self, message: Import, inputs: Inputs[EntryPiece]) -> AsyncIterator[Imported]:  # noqa: ARG002
+        """Make the files of another node those of this one, which has none yet."""
+        check_restoring(self)
+        yield Imported(notes=await restored(self.state_dir, inputs, self.name))
 
     @every(HOUR)
     async def collect_old(self) -> None:

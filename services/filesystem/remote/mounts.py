@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from microkernel.errors import AlreadyExists, MicrokernelError, NotFound, PreconditionFailed
+from microkernel import durable
+from microkernel.errors import AlreadyExists, DataLoss, Invalid, MicrokernelError, NotFound, PreconditionFailed
 from services.filesystem.messages import FileKind, Mounted, MountStorage
 from services.filesystem.paths import ROOT, TreePath, parse, twin_key
 from services.filesystem.remote.address import Address, parse_address
@@ -25,7 +26,9 @@ from services.filesystem.remote.web import WebStore
 from services.filesystem.stored.volume import StoredVolume
 from services.filesystem.tree import Tree
 
-__all__ = ["Mounts"]
+__all__ = ["Mounts", "kept_mounts", "put_mounts"]
+
+KEPT = Path("remote", "mounts.json")  # in the folder of the service
 
 CACHE_BYTES = 1 << 30
 CACHE_SECONDS = 10.0
@@ -55,7 +58,7 @@ class Mounts:
         self._disk = disk
         self._taken = {twin_key(name) for name in taken}
         self._folder = folder / "remote"
-        self._kept = self._folder / "mounts.json"
+        self._kept = folder / KEPT
         self._log = log
         self._entries: dict[TreePath, _Entry] = {}
         self._changing = asyncio.Lock()
@@ -198,6 +201,25 @@ class Mounts:
             for folder in self._folder.iterdir():
                 if folder.is_dir() and folder.name not in used:
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def kept_mounts(folder: Path) -> bytes | None:
+    """What is kept of mounts, for a backup; None where none were made. It blocks."""
+    try:
+        return (folder / KEPT).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def put_mounts(folder: Path, content: bytes) -> None:
+    """Keep what another node has kept. It blocks. Raises `DataLoss`."""
+    try:
+        for path, said in msgspec.json.decode(content, type=dict[str, Mount]).items():
+            _entry(path, said, configured=False)
+    except (msgspec.MsgspecError, UnicodeDecodeError, Invalid) as error:
+        raise DataLoss(f"the mounts of the backup are damaged: {error}") from error
+    (folder / KEPT).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    durable.replace(folder / KEPT, content)
 
 
 def _entry(text: str, said: Mount, *, configured: bool) -> _Entry:

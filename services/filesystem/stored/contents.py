@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -149,9 +150,14 @@ class ContentFiles:
     The random part is what keeps a removal from taking an equal content that has just come in.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, synced: bool = True) -> None:
+        """Where contents are not `synced`, whoever wrote them has to sync the folder before they count."""
         self._root = root
         self._partial = root / "partial"
+        self._synced = synced
+        self._turn = threading.Lock()  # of the two below
+        self._holders = 0
+        self._waiting: list[str] = []  # to be removed when nobody holds them any more
 
     def open_store(self) -> None:
         """Make the folders, and clear away what was being written when the node died."""
@@ -160,7 +166,7 @@ class ContentFiles:
             path.unlink()
 
     def begin(self) -> ContentWriter:
-        return _FileWriter(self._root, self._partial / secrets.token_hex(8))
+        return _FileWriter(self._root, self._partial / secrets.token_hex(8), synced=self._synced)
 
     def open(self, content: Content) -> ContentReader:
         assert content.file is not None
@@ -177,8 +183,26 @@ class ContentFiles:
         return self._root / file
 
     def remove(self, files: Iterable[str]) -> None:
+        with self._turn:
+            if self._holders:
+                self._waiting += files
+                return
         for file in files:
             (self._root / file).unlink(missing_ok=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is removed meanwhile goes at the end only: for who reads what the tables were before."""
+        with self._turn:
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._holders -= 1
+                waiting = [] if self._holders else self._waiting
+                self._waiting = self._waiting if self._holders else []
+            self.remove(waiting)
 
     def older_than(self, seconds: float) -> Iterator[str]:
         """Contents that were written so long ago."""
@@ -189,8 +213,9 @@ class ContentFiles:
 
 
 class _FileWriter:
-    def __init__(self, root: Path, path: Path) -> None:
+    def __init__(self, root: Path, path: Path, *, synced: bool) -> None:
         self._root, self._path = root, path
+        self._synced = synced
         self._sums = Sums()
         with _room(path):
             self._handle: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
@@ -215,17 +240,20 @@ class _FileWriter:
         assert self._handle is not None
         with _room(self._path):
             os.fchmod(self._handle, READ_ONLY)
-            os.fsync(self._handle)
+            if self._synced:
+                os.fsync(self._handle)
             self._close()
             content = self._sums.finish("")
             digest = content.digest.hex()
             folder = self._root / digest[:2]
             if not folder.exists():
                 folder.mkdir(exist_ok=True, mode=0o700)
-                _sync(self._root)
+                if self._synced:
+                    _sync(self._root)
             name = f"{digest}-{self._path.name}"
             self._path = self._path.rename(folder / name)
-            _sync(folder)
+            if self._synced:
+                _sync(folder)
         return msgspec.structs.replace(content, file=f"{folder.name}/{name}")
 
     def abandon(self) -> None:

@@ -10,7 +10,7 @@ from services.filesystem.messages import Snapshot
 from services.filesystem.paths import ROOT, TreePath, twin_key
 from services.filesystem.stored.database import FIELDS, PAST, TOP, Entry, Past, entry_of, past_of, unchecked_entry_of
 
-__all__ = ["Names", "Way"]
+__all__ = ["LONGEST_WAY", "Names", "Way"]
 
 NOW = f"SELECT {FIELDS} FROM entry WHERE parent = ? AND key = ?"  # noqa: S608 # constants of ours, here and below
 CHILDREN = f"SELECT {FIELDS} FROM entry WHERE parent = ? AND key > ? ORDER BY key LIMIT ?"  # noqa: S608
@@ -25,6 +25,7 @@ ORDER BY 2 LIMIT :limit
 """  # noqa: S608
 
 REMEMBERED = 65_536  # folders
+LONGEST_WAY = 4096  # names; a rename may make a way longer than a path may be
 
 Way = tuple[Entry, ...]
 """The entries from the top of a volume to a file or folder, that one included; none for the top itself."""
@@ -101,11 +102,11 @@ class Names:
         return way
 
     def way_of(self, node: int, version: int | None = None) -> Way | None:
-        """The entries that lead to a node; None where none do."""
+        """The entries that lead to a node; None where none do, or where they lead in a circle."""
         way: list[Entry] = []
         while node != TOP:
             entry = self.entry_of(node, version)
-            if entry is None:
+            if entry is None or len(way) >= LONGEST_WAY:
                 return None
             way.append(entry)
             node = entry.parent

@@ -16,6 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from microkernel.errors import DataLoss, Invalid, MicrokernelError, NotFound, Overloaded, PreconditionFailed
+from microkernel.portable import EntryPiece, Known
 from services.filesystem.messages import EVERYBODY, Change, Damage, FileKind, Stat
 from services.filesystem.paths import TreePath
 from services.filesystem.posix import posix
@@ -25,6 +26,7 @@ from services.filesystem.stored.collection import collect
 from services.filesystem.stored.committer import Committer
 from services.filesystem.stored.contents import Content, ContentFiles, ContentMemory, digest_of
 from services.filesystem.stored.database import PAGE, TOP, Entry, create
+from services.filesystem.stored.exported import exported
 from services.filesystem.stored.mark import Mark
 from services.filesystem.stored.names import Names, Way
 from services.filesystem.stored.placement import NOBODY, Placement
@@ -137,6 +139,12 @@ class StoredVolume:
     def outside(self, path: TreePath) -> TreePath:
         """A path from the volume's own top as one of the tree."""
         return TreePath((*self.mount.names, *path.names))
+
+    def exported(self, known: Known, mounts: bytes | None) -> Iterator[EntryPiece]:
+        """All that is kept on disk, as it is when the first entry is asked for; it blocks."""
+        assert self._database is not None
+        assert isinstance(self.store, ContentFiles)
+        return exported(self._database, self.store, known, mounts)
 
     async def stat(self, path: TreePath, user: str | None, version: Version = None) -> Stat:
         def work(sight: Sight) -> Stat:
