@@ -42,6 +42,7 @@ __all__ = [
     "Entries",
     "EntryPiece",
     "Export",
+    "FileTaker",
     "Import",
     "Imported",
     "Known",
@@ -54,6 +55,7 @@ __all__ = [
     "pieces_of",
     "read_entries",
     "take_in",
+    "take_in_files",
 ]
 
 EXPORT, IMPORT = "export", "import"
@@ -189,6 +191,18 @@ class Taker(Protocol):
         ...
 
 
+class FileTaker(Taker, Protocol):
+    """A `Taker` that holds something."""
+
+    def finish(self) -> None:
+        """It was all: have it count. Raises where something is missing."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held, however far it came."""
+        ...
+
+
 def check_name(name: str, what: str) -> None:
     """Raises `Invalid` for a name that could lead somewhere else, or that no archive has room for."""
     if len(name) > LONGEST_NAME or not _NAME.fullmatch(name):
@@ -286,6 +300,15 @@ async def take_in(inputs: AsyncIterator[EntryPiece], taker: Taker, what: str) ->
     await to_its_end(give, batch)
     entries.finish()
     return entries
+
+
+async def take_in_files(inputs: AsyncIterator[EntryPiece], taker: FileTaker, what: str) -> None:
+    """`take_in`, and have a taker finish and let go of what it holds."""
+    try:
+        await take_in(inputs, taker, what)
+        await to_its_end(taker.finish)
+    finally:
+        await to_its_end(taker.close)
 
 
 async def read_entries(inputs: AsyncIterator[EntryPiece], what: str, *, most: int) -> dict[str, bytes]:

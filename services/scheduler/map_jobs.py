@@ -33,6 +33,7 @@ from microkernel.service import Service
 from services.scheduler.mapping.crews import Crew, Processes, Threads
 from services.scheduler.mapping.functions import check_allowed, find
 from services.scheduler.mapping.job import Attempt, Task
+from services.scheduler.mapping.journal import journal_path
 from services.scheduler.mapping.maps import Batch, MapRun, count_of
 from services.scheduler.mapping.over_nodes import OverNodes, pack_outcomes, unpack_tasks
 from services.scheduler.messages import (
@@ -296,7 +297,7 @@ class MapJobs:
     def _journal(self, name: tuple[str, str] | None) -> Path | None:
         if name is None:
             return None
-        return self._service.state_dir / "maps" / name[0].encode().hex() / f"{name[1]}.journal"
+        return journal_path(self._service.state_dir, *name)
 
     def _find(self, pid: int) -> MapRun:
         run = self._running.get(pid)

@@ -10,11 +10,24 @@ from typing import Any
 
 from microkernel.errors import Denied, Invalid, MicrokernelError, NotFound
 from microkernel.events import Event
+from microkernel.inputs import Inputs
 from microkernel.message import Message, calling_node, calling_service, calling_user, is_root, may_touch
 from microkernel.policy import Policy, ProcessClass
+from microkernel.portable import (
+    AHEAD,
+    EntryPiece,
+    Export,
+    Import,
+    Imported,
+    check_restoring,
+    from_thread,
+    only_root,
+    take_in_files,
+)
 from microkernel.processes import LEAST_NICE, NICEST
 from microkernel.service import Placement, Service, every, handles, on, streams
 from services.scheduler.map_jobs import MapJobs
+from services.scheduler.mapping.journals import ImportedJournals, exported
 from services.scheduler.messages import (
     Exit,
     Explain,
@@ -215,6 +228,22 @@ class Scheduler(Service):
         """Do some tasks of a map of another node, which has looked at who may do that."""
         calling_node()
         return await self._maps.do_for_another(message)
+
+    @streams
+    async def export(self, message: Export) -> AsyncIterator[EntryPiece]:  # noqa: ARG002
+        """What is done of named maps."""
+        only_root("exports what maps have done")
+        pieces = from_thread(exported(self.state_dir))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    @streams(name="import", credit=AHEAD)
+    async def take_in(self, message: Import, inputs: Inputs[EntryPiece]) -> AsyncIterator[Imported]:  # noqa: ARG002
+        """Have named maps of another node go on here."""
+        check_restoring(self)
+        await take_in_files(inputs, ImportedJournals(self.state_dir), self.name)
+        yield Imported()
 
     @every(0.5)
     async def follow(self) -> None:

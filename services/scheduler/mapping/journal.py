@@ -11,17 +11,46 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
 from microkernel.errors import PreconditionFailed
 from services.scheduler.mapping.work import Outcome
 
-__all__ = ["Journal", "Record"]
+__all__ = ["Journal", "Record", "journal_path", "whole_length"]
 
 HEAD = struct.Struct("<II")
+STEP = 1 << 20  # bytes of a record that are read at once, where it is only checked
 MAGIC = b"mkmap\x01\n"
+
+
+def journal_path(folder: Path, owner: str, name: str) -> Path:
+    """Where the journal of an owner's map is, in the folder of the service."""
+    return folder / "maps" / owner.encode().hex() / f"{name}.journal"
+
+
+def whole_length(file: IO[bytes], size: int) -> int:
+    """How many of the first `size` bytes of a journal are whole records; 0 for what is no journal."""
+    file.seek(0)
+    if file.read(len(MAGIC)) != MAGIC:
+        return 0
+    end = len(MAGIC)
+    while size - end >= HEAD.size:
+        length, checksum = HEAD.unpack(file.read(HEAD.size))
+        following = end + HEAD.size + length
+        if following > size or _checksum_of(file, length) != checksum:
+            break
+        end = following
+    return end
+
+
+def _checksum_of(file: IO[bytes], length: int) -> int:
+    checksum = 0
+    while length and (piece := file.read(min(length, STEP))):
+        checksum = zlib.crc32(piece, checksum)
+        length -= len(piece)
+    return checksum
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
