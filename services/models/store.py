@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -184,6 +185,38 @@ class ModelStore:
         if bad:
             raise DataLoss(f"model '{name}': {'; '.join(bad)}", remedy=f"pull {manifest.refs[0]} again")
         return self._model(manifest)
+
+    def manifests_by_name(self) -> dict[str, Manifest]:
+        """What each model consists of, of all whose manifests can be read."""
+        return {manifest.name: manifest for manifest in self._scan()[0]}
+
+    def open_file(self, digest: str) -> IO[bytes]:
+        """A file by its sha256, to be read. Raises `OSError`."""
+        return self._blob(digest).open("rb")
+
+    def begin_file(self, blob: str) -> IO[bytes]:
+        """A file that comes from elsewhere, to be written, and then handed to `end_file`."""
+        return (self.blobs / f"{blob}{DAMAGED}").open("wb")
+
+    def end_file(self, blob: str, *, is_whole: bool) -> None:
+        """Have a file that has come be one of the store's, unless it is not what its name says."""
+        incoming = self.blobs / f"{blob}{DAMAGED}"
+        if is_whole:
+            incoming.chmod(0o444)
+            incoming.replace(self.blobs / blob)
+
+    def adopt(self, manifests: Iterable[Manifest]) -> builtins.list[Manifest]:
+        """Make models of another store known here; returns those of which files are missing."""
+        lacking = []
+        with self._locked():
+            for manifest in manifests:
+                self._publish(manifest)
+                try:
+                    self._require_files(manifest)
+                except DataLoss:
+                    lacking.append(manifest)
+            self._sweep()
+        return lacking
 
     @contextmanager
     def partial(self, origin: str, transfer: Transfer) -> Iterator[Scratch]:
