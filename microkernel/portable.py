@@ -24,8 +24,10 @@ import inspect
 import re
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from pathlib import Path
 from typing import Any, Protocol, cast
 
+from microkernel import durable
 from microkernel.buffers import Array
 from microkernel.errors import DataLoss, Denied, Invalid, PreconditionFailed, TooBig
 from microkernel.message import Message, is_root
@@ -53,7 +55,9 @@ __all__ = [
     "from_thread",
     "only_root",
     "pieces_of",
+    "put_file",
     "read_entries",
+    "read_entry",
     "take_in",
     "take_in_files",
 ]
@@ -302,6 +306,12 @@ async def take_in(inputs: AsyncIterator[EntryPiece], taker: Taker, what: str) ->
     return entries
 
 
+def put_file(path: Path, content: bytes) -> None:
+    """Put a small file into the folder of a service, which is made if it is not there. It blocks."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    durable.replace(path, content)
+
+
 async def take_in_files(inputs: AsyncIterator[EntryPiece], taker: FileTaker, what: str) -> None:
     """`take_in`, and have a taker finish and let go of what it holds."""
     try:
@@ -309,6 +319,15 @@ async def take_in_files(inputs: AsyncIterator[EntryPiece], taker: FileTaker, wha
         await to_its_end(taker.finish)
     finally:
         await to_its_end(taker.close)
+
+
+async def read_entry(inputs: AsyncIterator[EntryPiece], what: str, name: str, *, most: int) -> bytes | None:
+    """The one entry of a service that keeps one file; None where it had none. Raises `DataLoss` for another one."""
+    entries = await read_entries(inputs, what, most=most)
+    other = next((each for each in entries if each != name), None)
+    if other is not None:
+        raise DataLoss(f"{what}: '{other}' is nothing that it keeps")
+    return entries.get(name)
 
 
 async def read_entries(inputs: AsyncIterator[EntryPiece], what: str, *, most: int) -> dict[str, bytes]:

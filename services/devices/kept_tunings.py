@@ -7,14 +7,19 @@ then is not found here and now, and gone when something is kept in its place.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from microkernel.durable import replace
+from microkernel.errors import DataLoss
 from services.devices.messages import Tuning
 
-__all__ = ["KeptTunings"]
+__all__ = ["FILE", "LARGEST", "KeptTunings", "check_text"]
+
+FILE = "tuning.json"
+LARGEST = 4 << 20  # bytes of that
 
 MOST = 256  # the newest: a node that has had many models remembers these
 
@@ -45,6 +50,10 @@ class KeptTunings:
         """All that holds here; `machines` says by device what it is."""
         return [kept for kept in self._kept.values() if machines.get(kept.device) == kept.machine]
 
+    def text(self) -> bytes:
+        """What the file says, also of other machines; empty where nothing is kept."""
+        return _text(self._kept.values()) if self._kept else b""
+
     def put(self, tuning: Tuning) -> None:
         """Keep it, on the disk when this returns. Raises `OSError`, and keeps it until the end all the same."""
         with self._one_at_a_time:
@@ -52,4 +61,16 @@ class KeptTunings:
             newest = [*kept.values(), tuning][-MOST:]
             self._kept = {(each.device, each.subject): each for each in newest}
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace(self._path, msgspec.json.format(msgspec.json.encode(newest), indent=1))
+            replace(self._path, _text(newest))
+
+
+def check_text(text: bytes) -> None:
+    """Raises `DataLoss` for what is no file of tunings."""
+    try:
+        msgspec.json.decode(text, type=list[Tuning])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataLoss(f"what was measured is damaged: {error}") from error
+
+
+def _text(kept: Iterable[Tuning]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(list(kept)), indent=1)

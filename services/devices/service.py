@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 
 from microkernel import __version__
 from microkernel.driver import Driver, DriverDevice
 from microkernel.errors import Denied, NotFound, Overloaded, PreconditionFailed, Unavailable, from_exception
+from microkernel.inputs import Inputs
 from microkernel.message import Message, is_root
 from microkernel.plugins import discover_drivers, load_in_thread
-from microkernel.service import Placement, Service, every, handles
-from services.devices.kept_tunings import KeptTunings
+from microkernel.portable import (
+    AHEAD,
+    EntryPiece,
+    Export,
+    Import,
+    Imported,
+    check_restoring,
+    only_root,
+    pieces_of,
+    put_file,
+    read_entry,
+)
+from microkernel.service import Placement, Service, every, handles, streams
+from services.devices.kept_tunings import FILE, LARGEST, KeptTunings, check_text
 from services.devices.messages import (
     Device,
     DeviceState,
@@ -90,7 +104,7 @@ class Devices(Service):
         self._found: dict[str, _Found] = {}
         self._broken: dict[str, str] = {}
         self._searched = asyncio.Event()
-        self._kept = await asyncio.to_thread(KeptTunings, self.state_dir / "tuning.json")
+        self._kept = await asyncio.to_thread(KeptTunings, self.state_dir / FILE)
         if self._kept.broken:
             self.log.warning("%s: devices are measured again", self._kept.broken)
 
@@ -150,6 +164,23 @@ class Devices(Service):
         if not is_root():
             raise Denied("only root keeps what was chosen")
         return await self._keep(await self._find(message.device), message)
+
+    @streams
+    async def export(self, message: Export) -> AsyncIterator[EntryPiece]:  # noqa: ARG002
+        """What was chosen by measuring, on whatever machine."""
+        only_root("exports what was measured")
+        if text := self._kept.text():
+            for piece in pieces_of(FILE, text):
+                yield piece
+
+    @streams(name="import", credit=AHEAD)
+    async def take_in(self, message: Import, inputs: Inputs[EntryPiece]) -> AsyncIterator[Imported]:  # noqa: ARG002
+        """Know what was measured elsewhere; it holds on the machine that it was measured on."""
+        check_restoring(self)
+        if (text := await read_entry(inputs, self.name, FILE, most=LARGEST)) is not None:
+            check_text(text)
+            await asyncio.to_thread(put_file, self.state_dir / FILE, text)
+        yield Imported()
 
     @every(1.0)
     async def tune_idle(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,21 @@ import msgspec
 from microkernel.capability import ROOT
 from microkernel.errors import DataLoss, Denied, Invalid
 from microkernel.events import Event
+from microkernel.inputs import Inputs
 from microkernel.message import Message, calling_service, calling_user, convert
-from microkernel.service import Placement, Service, every, handles, on
+from microkernel.portable import (
+    AHEAD,
+    EntryPiece,
+    Export,
+    Import,
+    Imported,
+    check_restoring,
+    only_root,
+    pieces_of,
+    put_file,
+    read_entry,
+)
+from microkernel.service import Placement, Service, every, handles, on, streams
 from services.devices.messages import Device
 from services.memory.accounts import Accounts
 from services.memory.ladder import MARGIN, THRESHOLDS, Ladder
@@ -39,6 +53,7 @@ __all__ = ["Memory"]
 
 LOOK = 0.5  # seconds between two looks at how much is free
 LIVE = "quotas.json"  # what was set live, in the state folder
+LARGEST_LIVE = 16 << 20  # bytes of that
 
 
 class MemorySettings(Message, kw_only=True):
@@ -131,6 +146,23 @@ class Memory(Service):
         self.publish("memory.quotas", quotas)
         return [quota for quota in quotas.quotas if quota.owner == message.owner]
 
+    @streams
+    async def export(self, message: Export) -> AsyncIterator[EntryPiece]:  # noqa: ARG002
+        """The quotas that were set live."""
+        only_root("exports quotas")
+        if live := self._quotas.live:
+            for piece in pieces_of(LIVE, msgspec.json.encode(live)):
+                yield piece
+
+    @streams(name="import", credit=AHEAD)
+    async def take_in(self, message: Import, inputs: Inputs[EntryPiece]) -> AsyncIterator[Imported]:  # noqa: ARG002
+        """Have the quotas of another node hold here."""
+        check_restoring(self)
+        if (content := await read_entry(inputs, self.name, LIVE, most=LARGEST_LIVE)) is not None:
+            _live_of(content, f"the backup's {LIVE}")
+            await asyncio.to_thread(put_file, self._live_file, content)
+        yield Imported()
+
     @every(LOOK)
     async def watch(self) -> None:
         """See how much is free on each device, and tell when it is on another rung."""
@@ -200,15 +232,11 @@ class Memory(Service):
     def _read_live(self) -> None:
         self.state_dir.mkdir(parents=True, exist_ok=True)
         try:
-            live = msgspec.json.decode(self._live_file.read_bytes(), type=dict[str, int | float])
-            for owner, quota in live.items():
-                self._quotas.set(owner, quota)
+            content = self._live_file.read_bytes()
         except FileNotFoundError:
             return
-        except (msgspec.MsgspecError, Invalid) as error:
-            raise DataLoss(
-                f"{self._live_file}: the quotas that were set live cannot be read: {error}", remedy="delete the file"
-            ) from error
+        for owner, quota in _live_of(content, str(self._live_file)).items():
+            self._quotas.set(owner, quota)
 
     def _write_live(self) -> None:
         fresh = self._live_file.with_suffix(".new")
@@ -218,6 +246,20 @@ class Memory(Service):
     @property
     def _live_file(self) -> Path:
         return self.state_dir / LIVE
+
+
+def _live_of(content: bytes, where: str) -> dict[str, int | float]:
+    """Quotas by owner. Raises `DataLoss` that says `where` they are damaged."""
+    try:
+        live = msgspec.json.decode(content, type=dict[str, int | float])
+        checked = OwnerQuotas({}, None)
+        for owner, quota in live.items():
+            checked.set(owner, quota)
+    except (msgspec.MsgspecError, UnicodeDecodeError, Invalid) as error:
+        raise DataLoss(
+            f"{where}: the quotas that were set live cannot be read: {error}", remedy="delete the file"
+        ) from error
+    return live
 
 
 def _shown(quota: int | float | None) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from microkernel import durable
 from microkernel.errors import AlreadyExists, DataLoss, Invalid, MicrokernelError, NotFound, PreconditionFailed
+from microkernel.portable import put_file
 from services.filesystem.messages import FileKind, Mounted, MountStorage
 from services.filesystem.paths import ROOT, TreePath, parse, twin_key
 from services.filesystem.remote.address import Address, parse_address
@@ -218,8 +218,7 @@ def put_mounts(folder: Path, content: bytes) -> None:
             _entry(path, said, configured=False)
     except (msgspec.MsgspecError, UnicodeDecodeError, Invalid) as error:
         raise DataLoss(f"the mounts of the backup are damaged: {error}") from error
-    (folder / KEPT).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    durable.replace(folder / KEPT, content)
+    put_file(folder / KEPT, content)
 
 
 def _entry(text: str, said: Mount, *, configured: bool) -> _Entry:
