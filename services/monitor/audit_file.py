@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import deque
 from pathlib import Path
@@ -10,15 +11,30 @@ from pathlib import Path
 import msgspec
 
 from microkernel.audit import Denial
-from microkernel.errors import Invalid
+from microkernel.errors import DataLoss, Invalid
 from services.monitor.messages import ReadAudit
 
-__all__ = ["AuditFile"]
+__all__ = ["LARGEST", "NAME", "AuditFile", "check_file"]
 
 RECORDS = 1024
 FILE_BYTES = 4 * 1024 * 1024
+NAME = "audit.jsonl"
 FILES = 4  # old ones that are kept beside the one that is written
 LONGEST_LINE = 4096  # bytes; a denial's texts are cut long before
+LARGEST = (FILES + 2) * FILE_BYTES  # bytes of all files
+
+_NAME = re.compile(rf"{re.escape(NAME)}(\.[1-{FILES}])?")
+
+
+def check_file(name: str, content: bytes) -> None:
+    """Raises `DataLoss` for what is no file of an audit."""
+    if not _NAME.fullmatch(name):
+        raise DataLoss(f"'{name}' is no file of an audit")
+    try:
+        for line in content.splitlines():
+            msgspec.json.decode(line, type=Denial)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataLoss(f"the audit in '{name}' is damaged: {error}") from error
 
 
 class AuditFile:
@@ -78,6 +94,16 @@ class AuditFile:
                 if self._old(number).exists():
                     self._old(number).replace(self._old(number + 1))
             self._path.replace(self._old(1))
+
+    def files(self) -> dict[str, bytes]:
+        """What is on the disk, by names of files: whole lines, of one moment. It blocks."""
+        with self._writing:
+            found = {}
+            for path in (self._path, *(self._old(number) for number in range(1, FILES + 1))):
+                if path.exists():
+                    whole, newline, _ = path.read_bytes().rpartition(b"\n")
+                    found[path.name] = whole + newline
+            return found
 
     def read(self, ask: ReadAudit) -> list[Denial]:
         """The last records that fit, oldest first. Raises `Invalid`."""

@@ -10,10 +10,23 @@ from collections.abc import AsyncIterator
 from microkernel.audit import Denial
 from microkernel.errors import MicrokernelError
 from microkernel.events import Event
+from microkernel.inputs import Inputs
 from microkernel.message import Message, convert
+from microkernel.portable import (
+    AHEAD,
+    EntryPiece,
+    Export,
+    Import,
+    Imported,
+    check_restoring,
+    only_root,
+    pieces_of,
+    put_file,
+    read_entries,
+)
 from microkernel.service import Placement, Service, handles, on, streams
 from microkernel.spans import SUBJECT
-from services.monitor.audit_file import AuditFile
+from services.monitor.audit_file import LARGEST, NAME, AuditFile, check_file
 from services.monitor.journal import Journal, level_number
 from services.monitor.messages import LogRecord, ReadAudit, ReadLog, TraceExport, TracesStatus
 from services.monitor.traces import MOST_WAITING, Traces
@@ -45,7 +58,7 @@ class Monitor(Service):
 
     async def start(self) -> None:
         self._followers: set[_Follower] = set()
-        self._audit = AuditFile(self.state_dir / "audit.jsonl")
+        self._audit = AuditFile(self.state_dir / NAME)
         self._audit_is_kept = True
         await asyncio.to_thread(self._audit.load)
         loop = asyncio.get_running_loop()
@@ -111,6 +124,25 @@ class Monitor(Service):
         if self._traces is None:
             return TracesStatus(export=self.settings.traces, why=self._no_traces)
         return self._traces.status
+
+    @streams
+    async def export(self, message: Export) -> AsyncIterator[EntryPiece]:  # noqa: ARG002
+        """The audit; the log stays, which tells of this machine."""
+        only_root("exports the audit")
+        for name, content in sorted((await asyncio.to_thread(self._audit.files)).items()):
+            for piece in pieces_of(name, content):
+                yield piece
+
+    @streams(name="import", credit=AHEAD)
+    async def take_in(self, message: Import, inputs: Inputs[EntryPiece]) -> AsyncIterator[Imported]:  # noqa: ARG002
+        """Go on with the audit of another node."""
+        check_restoring(self)
+        entries = await read_entries(inputs, self.name, most=LARGEST)
+        for name, content in entries.items():
+            await asyncio.to_thread(check_file, name, content)
+        for name, content in entries.items():
+            await asyncio.to_thread(put_file, self.state_dir / name, content)
+        yield Imported()
 
     @on("audit.denied")
     async def keep_denial(self, event: Event) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from pathlib import Path
+
 import pytest
 from portable_entries import exported, restoring, take_in
 
@@ -11,6 +15,8 @@ from microkernel.portable import EntryPiece
 from microkernel.testing import TestKernel
 from services.devices.service import Devices
 from services.memory.service import Memory
+from services.monitor.audit_file import AuditFile
+from services.monitor.service import Monitor
 
 
 async def test_quotas_that_were_set_live_hold_on_another_node(tmp_path):
@@ -51,6 +57,9 @@ async def test_what_was_measured_holds_after_a_restore_on_the_same_machine(tmp_p
         (Devices, "tuning.json", b"{}"),
         (Devices, "tuning.json", b"\xff"),
         (Devices, "tuning.json/x", b"[]"),
+        (Monitor, "audit.jsonl", b"{}"),
+        (Monitor, "audit.jsonl.5", b""),
+        (Monitor, "log.jsonl", b""),
     ],
 )
 async def test_what_no_service_could_read_is_refused_before_it_is_written(tmp_path, kind, name, content):
@@ -66,9 +75,36 @@ async def test_a_file_that_is_too_large_is_not_taken_into_memory(tmp_path):
             await take_in(port, "devices", [EntryPiece(name="tuning.json", content=bytes(5 << 20))])
 
 
-@pytest.mark.parametrize("kind", [Devices, Memory])
+async def test_what_was_denied_before_is_in_the_audit_of_another_node(tmp_path):
+    async with TestKernel(Monitor) as system:
+        ann = system.kernel.port.narrow(caller="session ann", rights=Rights(allow=("monitor.log",)), user="ann")
+        with pytest.raises(Denied):
+            await ann.call("kernel.services")
+        while not (denied := await system.call("monitor.audit")):
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(until, system.root / "monitor" / "audit.jsonl")
+        pieces = await exported(system, "monitor")
+    async with restoring(tmp_path, Monitor) as port:
+        await take_in(port, "monitor", pieces)
+    async with TestKernel(Monitor, root=tmp_path) as other:
+        assert await other.call("monitor.audit") == denied
+
+
+def until(path: Path) -> None:
+    """Return when a file has a line."""
+    while not path.exists() or not path.read_bytes().endswith(b"\n"):
+        time.sleep(0.005)
+
+
+def test_a_line_of_the_audit_that_is_being_written_stays(tmp_path):
+    (tmp_path / "audit.jsonl").write_bytes(b"whole\nha")
+    (tmp_path / "audit.jsonl.1").write_bytes(b"old\n")
+    assert AuditFile(tmp_path / "audit.jsonl").files() == {"audit.jsonl": b"whole\n", "audit.jsonl.1": b"old\n"}
+
+
+@pytest.mark.parametrize("kind", [Devices, Memory, Monitor])
 async def test_only_root_takes_along_what_services_keep_and_no_node_that_runs_takes_it_in(kind):
-    async with TestKernel(Devices, Memory) as system:
+    async with TestKernel(Devices, Memory, Monitor) as system:
         ann = system.kernel.port.narrow(caller="session ann", rights=Rights(), user="ann")
         with pytest.raises(Denied, match="only root"):
             await anext(ann.stream(f"{kind.name}.export"))
