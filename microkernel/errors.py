@@ -271,10 +271,13 @@ def from_exception(error: BaseException, *, service: str | None = None) -> Micro
     return wrapped
 
 
-def copy_of(error: MicrokernelError, kind: type[E]) -> E:
-    """What `error` says as a `kind`: one of its own for each who gets it, or it would collect everybody's traceback."""
+def copy_of(error: MicrokernelError, kind: type[E], *, message: str | None = None) -> E:
+    """What `error` says as a `kind`: one of its own for each who gets it, or it would collect everybody's traceback.
+
+    `message` is another sentence for it, such as one that says of what it is true.
+    """
     return kind(
-        error.message,
+        error.message if message is None else message,
         remedy=error.remedy,
         service=error.service,
         field=error.field,

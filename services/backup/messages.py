@@ -78,9 +78,9 @@ class RestoreBackup(Message, kw_only=True):
 
 
 class RestoreProgress(Message, kw_only=True):
-    """How it is coming along: `stage` is checking, taking in or done, `done_bytes` are of the file.
+    """How it is coming along: `stage` is checking, checked, taking in or done, `done_bytes` are of the file.
 
-    With `done` come the `summary` of the archive, and `notes` of what is not as it was.
+    With `checked` and `done` comes the `summary` of the archive, and with `done` `notes` of what is not as it was.
     """
 
     stage: str
