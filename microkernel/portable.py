@@ -13,8 +13,9 @@ service is empty. Nobody reads another service's folder. A large entry comes in 
         @streams(name="import", credit=AHEAD)
         async def take_in(self, message: Import, inputs: Inputs[EntryPiece]) -> AsyncIterator[Imported]:
             check_restoring(self)
-            entries = await read_entries(inputs, self.name, most=1 << 20)
-            await asyncio.to_thread(durable.create, self.state_dir / "pairs.json", entries["pairs.json"])
+            content = await read_entry(inputs, self.name, "pairs.json", most=1 << 20)
+            if content is not None:
+                await asyncio.to_thread(put_file, self.state_dir / "pairs.json", content)
             yield Imported()
 """
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from microkernel import __version__
 from microkernel.cli import (
+    backup,
     bench,
     boot,
     call,
@@ -32,6 +33,7 @@ from microkernel.cli import (
     nodes,
     policy,
     ps,
+    restore,
     services,
     signals,
     token,
@@ -45,7 +47,7 @@ __all__ = ["main", "make_parser"]
 
 COMMANDS = (
     *(boot, chat, ps, top, signals, nice, why, policy, maps, services, call, describe, models, devices, memory, nodes),
-    *(fs, log, watch, token, bench, doctor),
+    *(fs, log, watch, token, backup, restore, bench, doctor),
 )
 
 SHORT_HELP = """\

@@ -62,7 +62,7 @@ class ArchivePiece(Message, kw_only=True):
 
 
 class CheckArchive(Message):
-    """Read an archive on the node's disk, and compare every byte with its digests."""
+    """Which archive to read, on the node's disk."""
 
     path: str
 

@@ -48,6 +48,11 @@ class Restoration:
         self._file = file
         self._path = path
 
+    async def parts(self) -> tuple[str, ...]:
+        """What its first entry says that it has. Raises `DataLoss`."""
+        with self._named():
+            return (await self._reader()).manifest.parts
+
     async def check(self) -> AsyncGenerator[RestoreProgress, None]:
         """Read all of it; the last item has the summary. Raises `DataLoss` that names what is damaged."""
         with self._named():
@@ -60,8 +65,7 @@ class Restoration:
 
     async def check_parts(self, services: Collection[str], without: Collection[str]) -> None:
         """Raises `PreconditionFailed` for a part that no service takes in, `NotFound` for one that is not there."""
-        with self._named():
-            parts = (await self._reader()).manifest.parts
+        parts = await self.parts()
         for part in without:
             if part not in parts:
                 raise NotFound(f"the backup has no part '{part}'", remedy=f"it has {', '.join(parts)}", field="without")

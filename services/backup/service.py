@@ -15,7 +15,7 @@ from microkernel.errors import NotFound, Unavailable
 from microkernel.message import Message
 from microkernel.portable import check_restoring, only_root
 from microkernel.registry import ServiceState
-from microkernel.service import Service, streams
+from microkernel.service import Placement, Service, handles, streams
 from services.backup.making import Making
 from services.backup.manifest import Manifest
 from services.backup.messages import ArchivePiece, CheckArchive, CreateBackup, RestoreBackup, RestoreProgress
@@ -34,6 +34,7 @@ class Backup(Service):
     """One archive of what services keep: contexts, files, jobs, models, quotas, settings; and the way back."""
 
     name = "backup"
+    placement = Placement.NODE
     uses = ("*",)  # whichever service has something to keep is asked for it
     Settings: ClassVar[type[Message]] = BackupSettings
     settings: BackupSettings
@@ -61,6 +62,14 @@ class Backup(Service):
         finally:
             work.cancel()
             await asyncio.wait([work])
+
+    @handles(idempotent=True)
+    async def parts(self, message: CheckArchive) -> tuple[str, ...]:
+        """The services of which an archive on this machine's disk has something; only that is read."""
+        only_root("reads archives")
+        path = Path(message.path)
+        with await asyncio.to_thread(archive_at, path) as file:
+            return await Restoration(file, path).parts()
 
     @streams
     async def check(self, message: CheckArchive) -> AsyncIterator[RestoreProgress]:
