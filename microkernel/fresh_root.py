@@ -2,6 +2,9 @@
 
 Whatever ends the work before that, the place is as it was: half a folder never has its name. It is locked from its
 first moment to its last: what a process that was killed has left is nobody's, and goes with the next one.
+
+A mount point cannot be replaced. There the folder is made within it, and what is in it is moved up; until that is done
+a file says so, and no node boots on it.
 """
 
 from __future__ import annotations
@@ -11,16 +14,18 @@ import os
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
+from microkernel import durable
 from microkernel.errors import Aborted, PreconditionFailed
-from microkernel.root import Root
+from microkernel.root import CUT_OFF, LOCK, Root
 
 __all__ = ["FreshRoot", "check_place"]
 
-MARK = ".restoring-"
+MARK, BEFORE = ".restoring-", "before-"  # of names
 TRIES = 5
 
 
@@ -38,12 +43,7 @@ def check_place(place: Path, *, replace: bool) -> None:
         return
     if not place.is_dir():
         raise PreconditionFailed(f"{place} is a file", remedy="choose another place with --root")
-    if place.is_mount():
-        raise PreconditionFailed(
-            f"{place} is a file system of its own, in whose place nothing can be put",
-            remedy=f"choose a folder in it: --root {place / 'node'}",
-        )
-    if not replace and any(place.iterdir()):
+    if not replace and (_things(place) if place.is_mount() else any(place.iterdir())):
         raise PreconditionFailed(
             f"{place} is not empty",
             remedy="choose another folder with --root, or have what is there put aside with --force",
@@ -56,8 +56,11 @@ class FreshRoot:
     def __init__(self, place: Path) -> None:
         """Make it, and clear away those of others that were killed. A place that is a link is the one it leads to."""
         self.place = place.resolve()
-        self.place.parent.mkdir(parents=True, exist_ok=True)
-        for left in self.place.parent.glob(f"{escape(self.place.name)}{MARK}*"):
+        self._within = self.place.is_mount()
+        self._home = self.place if self._within else self.place.parent
+        self._prefix = MARK if self._within else f"{self.place.name}{MARK}"
+        self._home.mkdir(parents=True, exist_ok=True)
+        for left in self._home.glob(f"{escape(self._prefix)}*"):
             handle = _locked(left)
             if handle is not None:
                 shutil.rmtree(left, ignore_errors=True)
@@ -73,7 +76,7 @@ class FreshRoot:
 
     def _make(self) -> tuple[Path, int | None]:
         for _ in range(TRIES):
-            path = self.place.with_name(f"{self.place.name}{MARK}{secrets.token_hex(4)}")
+            path = self._home / f"{self._prefix}{secrets.token_hex(4)}"
             path.mkdir(mode=0o700)
             handle = _locked(path)  # somebody may have taken it for one that was left
             if handle is not None:
@@ -85,36 +88,73 @@ class FreshRoot:
 
         Raises `PreconditionFailed` where something has come there meanwhile; then nothing has changed.
         """
-        (self.path / "lock").unlink(missing_ok=True)
+        (self.path / LOCK).unlink(missing_ok=True)
         _sync(self.path)
-        aside = None
         check_place(self.place, replace=replace)
+        aside = self._move_up() if self._within else self._replace()
+        _sync_folder(self._home)
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+        return aside
+
+    def _replace(self) -> Path | None:
+        """Have the folder be the one at the place."""
+        aside = None
         if self.place.is_dir() and any(self.place.iterdir()):
-            aside = self._put_aside()
+            with _held(self.place):
+                aside = self.place.with_name(f"{self.place.name}.{_before()}")
+                self.place.rename(aside)
         try:
             self.path.rename(self.place)  # an empty folder may be there
         except OSError as error:
             if aside is not None:
                 aside.rename(self.place)
             raise PreconditionFailed(f"{self.place} cannot be replaced: {error.strerror}") from error
-        _sync_folder(self.place.parent)
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
         return aside
 
-    def _put_aside(self) -> Path:
-        """Another name for what is at the place, while no node can begin there."""
-        old = Root(self.place)
-        old.acquire()
-        try:
-            when = time.strftime("%Y%m%d-%H%M%S")
-            aside = self.place.with_name(f"{self.place.name}.before-{when}-{secrets.token_hex(2)}")
-            self.place.rename(aside)
-        finally:
-            with suppress(OSError):
-                old.release()
+    def _move_up(self) -> Path | None:
+        """Have what is in the folder be in the place; it is no state folder as long as that takes."""
+        aside = None
+        with _held(self.place):
+            mark = self.place / CUT_OFF
+            if not mark.exists():
+                durable.create(mark, b"a restore is under way, or was cut off\n")
+            if things := [thing for thing in _things(self.place) if thing != mark]:
+                aside = self.place / _before()
+                aside.mkdir(mode=0o700)
+                for thing in things:
+                    thing.rename(aside / thing.name)
+            for thing in self.path.iterdir():
+                thing.rename(self.place / thing.name)
+            self.path.rmdir()
+            _sync_folder(self.place)
+            mark.unlink()
         return aside
+
+
+@contextmanager
+def _held(place: Path) -> Iterator[None]:
+    """No node begins on a folder meanwhile."""
+    root = Root(place)
+    root.acquire(restoring=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            root.release()
+
+
+def _things(place: Path) -> list[Path]:
+    """What is in a mount point, but for what is no part of a node: a lock that nobody has, and what was put aside."""
+    others = {"lost+found", LOCK}
+    return [
+        thing for thing in place.iterdir() if thing.name not in others and not thing.name.startswith((MARK, BEFORE))
+    ]
+
+
+def _before() -> str:
+    return f"{BEFORE}{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def _locked(folder: Path) -> int | None:

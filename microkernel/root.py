@@ -16,7 +16,10 @@ import orjson
 
 from microkernel.errors import PreconditionFailed
 
-__all__ = ["Root", "default_root"]
+__all__ = ["CUT_OFF", "LOCK", "Root", "default_root"]
+
+LOCK = "lock"
+CUT_OFF = "restore-cut-off"  # a file that is there while the folder is not whole
 
 TAKEN = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 GLANCE = 0.01  # seconds; who only looks at a lock has let go of it by then
@@ -36,11 +39,14 @@ class Root:
         self.node_path = self.path / "node.json"
         self._lock: int | None = None
 
-    def acquire(self) -> None:
-        """Make the folder and take it. Raises `PreconditionFailed` if that cannot be or another node has it."""
+    def acquire(self, *, restoring: bool = False) -> None:
+        """Make the folder and take it. Raises `PreconditionFailed` if that cannot be or another node has it.
+
+        Raises it too where the folder is not whole, as a restore was cut off, unless `restoring`.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileExistsError as error:
             raise PreconditionFailed(
                 f"cannot use the state folder {self.path}: it is a file", remedy="choose another one with --root"
@@ -62,13 +68,19 @@ class Root:
                 f"a node already runs on the state folder {self.path}{where}",
                 remedy="talk to it, stop it, or choose another folder with --root",
             ) from error
+        if not restoring and (self.path / CUT_OFF).exists():
+            os.close(handle)
+            raise PreconditionFailed(
+                f"{self.path} is not whole: a restore was cut off",
+                remedy=f"mk restore FILE --root {self.path} --force",
+            )
         self.node_path.unlink(missing_ok=True)  # of a node that was killed: nobody is to go there any more
         self._lock = handle
 
     def is_taken(self) -> bool:
         """Whether a node, of this process or another one, has the folder; nothing is made or taken for it."""
         try:
-            handle = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            handle = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False  # no node has ever had it, or it is somebody else's
         try:

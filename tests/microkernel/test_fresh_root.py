@@ -75,12 +75,86 @@ def test_a_folder_on_which_a_node_runs_stays(tmp_path):
     assert beside(root.path) == []
 
 
-def test_a_file_and_a_file_system_of_its_own_are_no_places(tmp_path):
+def test_a_file_is_no_place(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(PreconditionFailed, match="is a file"):
         check_place(tmp_path / "file", replace=True)
-    with pytest.raises(PreconditionFailed, match="a file system of its own"):
-        check_place(Path("/proc"), replace=True)
+
+
+# A mount point, which cannot be replaced
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A folder that takes for a mount point."""
+    place = tmp_path / "volume"
+    place.mkdir()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "is_mount", lambda path: path == place)
+        yield place
+
+
+def test_what_is_in_it_is_moved_up_within_a_mount_point(mounted):
+    (mounted / "lost+found").mkdir()
+    fresh = filled(FreshRoot(mounted))
+    assert fresh.path.parent == mounted
+    assert fresh.put_in_place(replace=False) is None
+    fresh.discard()
+    assert sorted(path.name for path in mounted.iterdir()) == ["kv", "link", "lock", "lost+found"]
+    assert (mounted / "kv" / "pairs").read_text() == "new"
+    Root(mounted).acquire()
+
+
+def test_what_was_in_a_mount_point_is_put_aside_within_it(mounted):
+    (mounted / "old").write_text("old")
+    with pytest.raises(PreconditionFailed, match="not empty"):
+        check_place(mounted, replace=False)
+    for turn in range(2):
+        fresh = filled(FreshRoot(mounted))
+        aside = fresh.put_in_place(replace=True)
+        assert aside.parent == mounted
+        assert sorted(path.name for path in aside.iterdir()) == [["old"], ["kv", "link"]][turn]
+
+
+def test_a_kill_while_a_mount_point_is_filled_leaves_no_folder_that_boots(tmp_path):
+    code = "import sys, os, signal, pathlib, microkernel.fresh_root as f\n"
+    code += "place, count = pathlib.Path(sys.argv[1]), int(sys.argv[2])\n"
+    code += "pathlib.Path.is_mount = lambda path: path == place\n"
+    code += "real = {n: getattr(os, n) for n in ('rename', 'fsync', 'open', 'unlink', 'rmdir', 'mkdir')}\n"
+    code += "def counted(name):\n    def call(*a, **k):\n        global count\n        count -= 1\n"
+    code += "        if count == 0: os.kill(os.getpid(), signal.SIGKILL)\n        return real[name](*a, **k)\n"
+    code += "    return call\n"
+    code += "fresh = f.FreshRoot(place)\n"
+    code += "for n in range(3): (fresh.path / str(n)).write_text('new')\n"
+    code += "for name in real: setattr(os, name, counted(name))\n"
+    code += "fresh.put_in_place(replace=True)\n"
+    news, olds = {"0", "1", "2"}, {"old0", "old1"}
+    ends = set()
+    for count in range(1, 80):
+        place = tmp_path / str(count)
+        place.mkdir()
+        for name in olds:
+            (place / name).touch()
+        done = subprocess.run([sys.executable, "-c", code, place, str(count)], check=False)
+        root = Root(place)
+        try:
+            root.acquire()
+        except PreconditionFailed as error:
+            assert "a restore was cut off" in error.message
+            ends.add("cut off")
+            again = subprocess.run([sys.executable, "-c", code, place, "-1"], check=False)
+            assert again.returncode == 0
+            assert news < {path.name for path in place.iterdir()}
+            assert olds <= {path.name for path in place.rglob("old*")}, "nothing is lost"
+        else:
+            root.release()
+            found = {path.name for path in place.iterdir() if path.name in news | olds}
+            assert found in (news, olds)
+            ends.add("new" if found == news else "old")
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    assert ends == {"old", "cut off", "new"}
 
 
 def test_a_link_leads_to_the_folder_that_is_replaced(tmp_path):
