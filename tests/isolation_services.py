@@ -21,6 +21,7 @@ from microkernel.errors import NotFound
 from microkernel.executor import Executor
 from microkernel.inputs import Inputs
 from microkernel.message import calling_service
+from microkernel.portable import EntryPiece, Export
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
@@ -451,3 +452,15 @@ class DiesAtStart(Service):
 
     async def start(self) -> None:
         os._exit(9)
+
+
+class Keeper(Service):
+    """Has something to be backed up."""
+
+    name = "keeper"
+
+    @streams
+    async def export(self, message: Export) -> AsyncIterator[EntryPiece]:
+        yield EntryPiece(name="a", size=1 << 20, content=b"1" * (1 << 19))
+        yield EntryPiece(content=b"1" * (1 << 19))
+        yield EntryPiece(name="b", content=b"2")

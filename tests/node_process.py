@@ -21,7 +21,7 @@ POINT = "[microkernel.services]\nbackup = services.backup.service:Backup\n"
 def environment(folder: Path) -> dict[str, str]:
     """What the processes see: nothing of the caller's node, and the functions that tests map."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MICROKERNEL_")}
-    paths = [str(TESTS.parent), str(TESTS)]
+    paths = [str(TESTS.parent), str(TESTS), *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
     if not any(point.name == "backup" for point in entry_points(group="microkernel.services")):
         # As pyproject.toml says, which an environment that was made before has not.
         made = folder / "site" / "backup_entry_point-0.dist-info"

@@ -18,7 +18,9 @@ from node_process import booted, command, mk
 from tiny_model import write_tiny_model
 
 import microkernel
+from microkernel.buffers import Array
 from microkernel.cli.output import plain
+from microkernel.portable import EntryPiece
 
 HELLO = [{"role": "user", "content": "Hello"}]
 ASKED = {"messages": HELLO, "max_tokens": 120, "temperature": 1.0, "seed": 11}
@@ -252,6 +254,19 @@ def test_a_damaged_archive_is_refused_by_name_and_nothing_is_made(archive, tmp_p
         assert done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("root*"))
     assert mk(tmp_path, "restore", str(archive), "--check").returncode == 0
+
+
+async def test_what_a_service_keeps_comes_over_a_link_with_contents_left_out_that_are_known(node):
+    """What a second node needs to follow."""
+    _, root, _ = node
+    async with microkernel.connect(root=root) as system:
+        first = [piece async for piece in system.stream("filesystem.export", result_type=EntryPiece, credit=8)]
+        digests = [bytes.fromhex(piece.digest)[:16] for piece in first if piece.digest]
+        asked = {"known": Array(b"".join(digests))}
+        again = [piece async for piece in system.stream("filesystem.export", asked, result_type=EntryPiece)]
+    assert sum(len(piece.content) for piece in first) > 120 << 20
+    assert len([piece for piece in again if piece.known]) == len(digests) == 6
+    assert sum(len(piece.content) for piece in again) < 10_000
 
 
 def test_an_archive_goes_through_a_pipe_and_says_beside_what_is_in_it(node, archive, tmp_path):

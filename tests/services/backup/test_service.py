@@ -10,10 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from backup_archives import archive, read
+from isolation_services import Keeper
 from portable_entries import restoring
 
 from microkernel import durable
 from microkernel.capability import Rights
+from microkernel.config import Config
 from microkernel.errors import (
     Aborted,
     DataLoss,
@@ -138,6 +140,15 @@ async def test_a_plugin_takes_part_with_two_handlers(tmp_path):
     assert "pairs: they were checked" in last.notes
     async with TestKernel(Pairs, root=tmp_path / "other") as other:
         assert await other.call("pairs.get") == {"a": 1}
+
+
+@pytest.mark.parametrize("isolation", ["task", "thread", "process"])
+async def test_a_service_takes_part_wherever_it_runs(tmp_path, isolation):
+    config = Config(isolation={"keeper": isolation})
+    async with TestKernel(Backup, Keeper, config=config) as system:
+        await backed_up(system, tmp_path / "x.tar")
+    _, found = read(tmp_path / "x.tar")
+    assert found == {"parts/keeper/a": b"1" * (1 << 20), "parts/keeper/b": b"2"}
 
 
 async def test_secrets_and_weights_are_left_out_unless_they_are_asked_for(tmp_path):
