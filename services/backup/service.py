@@ -12,7 +12,7 @@ import msgspec
 
 from microkernel import __version__
 from microkernel.errors import NotFound, Unavailable
-from microkernel.message import Message
+from microkernel.message import Message, calling_user
 from microkernel.portable import check_restoring, only_root
 from microkernel.registry import ServiceState
 from microkernel.service import Placement, Service, handles, streams
@@ -53,6 +53,8 @@ class Backup(Service):
             models=message.models,
             left_out=left_out,
         )
+        with_secrets = ", with secrets" if message.secrets else ""
+        self.log.info("a backup is made for %s%s", calling_user() or "the node", with_secrets)
         making = Making(self, manifest, patience=self.settings.patience_seconds)
         work = self.spawn(making.run(), name="make a backup")
         try:

@@ -14,7 +14,7 @@ from typing import IO
 
 import msgspec
 
-from microkernel.errors import DataLoss, PreconditionFailed
+from microkernel.errors import DataLoss, PreconditionFailed, TooBig
 from microkernel.portable import PIECE, EntryPiece, Known, pieces_of
 from services.models.manifest import BLOB, Manifest, decode_manifest
 from services.models.store import ModelStore
@@ -22,7 +22,7 @@ from services.models.store import ModelStore
 __all__ = ["ImportedModels", "exported"]
 
 BLOBS, MANIFESTS = "blobs/", "manifests/"
-LARGEST_MANIFEST = 8 << 20  # bytes
+LARGEST = 32 << 20  # bytes of all manifests
 TOLD = 20  # models that are named one by one
 
 
@@ -85,6 +85,7 @@ class ImportedModels:
         self._file: IO[bytes] | None = None
         self._digest = hashlib.sha256()
         self._body = bytearray()
+        self._left = LARGEST
 
     def begin(self, name: str, size: int) -> None:
         self._name = name
@@ -92,8 +93,12 @@ class ImportedModels:
         if name.startswith(BLOBS) and BLOB.fullmatch(name.removeprefix(BLOBS)):
             self._digest = hashlib.sha256()
             self._file = self._store.begin_file(name.removeprefix(BLOBS))
-        elif not name.startswith(MANIFESTS) or size > LARGEST_MANIFEST:
+            return
+        if not name.startswith(MANIFESTS):
             raise DataLoss(f"'{name}' is nothing that a store of models has")
+        self._left -= size
+        if self._left < 0:
+            raise TooBig(f"the manifests of models have more than {LARGEST} bytes")
 
     def add(self, content: bytes) -> None:
         if self._file is None:

@@ -7,7 +7,7 @@ A content that is damaged is told of and does not keep the others from leaving.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from microkernel.errors import DataLoss, NotFound
 from microkernel.portable import PIECE, EntryPiece, Known, pieces_of
 from services.filesystem.stored.contents import Content, ContentFiles, digest_of
 from services.filesystem.stored.database import connect, faults_named
-from services.filesystem.stored.rows import CONTENTS, DAMAGED, MOUNTS, TABLES, VOLUME, Counters, DamagedContent, Table
+from services.filesystem.stored.rows import CONTENTS, DAMAGED, MOUNTS, ROWS, TABLES, VOLUME, Counters, DamagedContent
 
 __all__ = ["exported"]
 
@@ -36,11 +36,11 @@ def exported(database: Path, store: ContentFiles, known: Known, mounts: bytes | 
                 damaged.append(DamagedContent(id=number, digest=content.digest.hex(), size=content.size))
         if damaged:
             note = f"{len(damaged)} contents are damaged, and not in the backup: mk fs scrub lists them"
-            yield from pieces_of(DAMAGED, b"".join(_line(each) for each in damaged), note=note)
+            yield from _lines(DAMAGED, damaged, note)
         if mounts is not None:
             yield from pieces_of(MOUNTS, mounts)
         for table in TABLES:
-            yield from _rows(db, table)
+            yield from _lines(f"{ROWS}{table.name}/", map(table.row.of, db.execute(table.select)))
         yield from pieces_of(VOLUME, _line(counters))
 
 
@@ -79,18 +79,19 @@ def _content(number: int, content: Content, store: ContentFiles, known: Known) -
     return is_whole
 
 
-def _rows(db: sqlite3.Connection, table: Table) -> Iterator[EntryPiece]:
-    """The rows of a table, some hundred to an entry."""
+def _lines(folder: str, rows: Iterable[msgspec.Struct], note: str = "") -> Iterator[EntryPiece]:
+    """Rows as lines, some hundred to an entry."""
     lines = bytearray()
     number = 0
-    for row in db.execute(table.select):
-        lines += _line(table.row.of(row))
+    for row in rows:
+        lines += _line(row)
         if len(lines) >= LINES:
-            yield EntryPiece(name=table.entry(number), content=bytes(lines))
+            yield EntryPiece(name=f"{folder}{number:09}.jsonl", content=bytes(lines), note=note)
             lines.clear()
             number += 1
+            note = ""
     if lines:
-        yield EntryPiece(name=table.entry(number), content=bytes(lines))
+        yield EntryPiece(name=f"{folder}{number:09}.jsonl", content=bytes(lines), note=note)
 
 
 def _line(row: msgspec.Struct) -> bytes:

@@ -34,7 +34,7 @@ from services.filesystem.stored.usage import ROW
 
 __all__ = ["ImportedVolume"]
 
-LARGEST = 64 << 20  # bytes of an entry that is no content
+LARGEST = 2 << 20  # bytes of an entry that is no content: lines of rows are 256 KiB, mounts are 256
 _NUMBER = re.compile(CONTENTS + r"([0-4]\d{18})")  # within what SQLite counts
 GONE = "gone/"  # where the file of a content would be that was damaged: nowhere
 
@@ -141,7 +141,7 @@ class ImportedVolume:
             if table is None:
                 raise Invalid("there is no such table")
             self._db.executemany(table.insert, self._rows(table))
-        elif name == DAMAGED:
+        elif name.startswith(DAMAGED):
             for line in self._body.splitlines():
                 self._miss(msgspec.json.decode(line, type=DamagedContent))
         elif name == MOUNTS:

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-CONTENTS, DAMAGED, MOUNTS, ROWS, VOLUME = "contents/", "damaged.jsonl", "mounts.json", "rows/", "volume.json"
+CONTENTS, DAMAGED, MOUNTS, ROWS, VOLUME = "contents/", "damaged/", "mounts.json", "rows/", "volume.json"
 
 _Number = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -132,10 +132,6 @@ class Table(msgspec.Struct, frozen=True):
     row: type[Row]
     select: str
     insert: str
-
-    def entry(self, number: int) -> str:
-        """What the next of its entries is called."""
-        return f"{ROWS}{self.name}/{number:09}.jsonl"
 
 
 _NAME = f"INSERT INTO entry({FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 # constants, here

@@ -21,7 +21,7 @@ from services.scheduler.mapping.journal import journal_path, whole_length
 __all__ = ["ImportedJournals", "exported"]
 
 INDEX = "maps/index.json"
-LARGEST_INDEX = 32 << 20  # bytes
+LARGEST_INDEX = 8 << 20  # bytes; a hundred thousand maps
 
 _ENTRY = re.compile(r"maps/(\d{6})\.journal")
 _Owner = Annotated[str, msgspec.Meta(max_length=120)]

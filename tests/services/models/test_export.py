@@ -10,7 +10,7 @@ from portable_entries import contents_of, exported, restoring, take_in
 
 from microkernel.buffers import Array
 from microkernel.capability import Rights
-from microkernel.errors import DataLoss, Denied, MicrokernelError, PreconditionFailed
+from microkernel.errors import DataLoss, Denied, MicrokernelError, PreconditionFailed, TooBig
 from microkernel.portable import EntryPiece, Export, Known
 from microkernel.service import Service, handles
 from microkernel.testing import TestKernel
@@ -199,3 +199,10 @@ async def test_only_root_takes_models_along():
             await anext(ann.stream("models.export"))
         with pytest.raises(PreconditionFailed, match="only while a node is restored"):
             await take_in(system, "models", [])
+
+
+def test_more_manifests_than_anybody_has_take_no_memory(tmp_path):
+    taker = portable.ImportedModels(ModelStore(tmp_path))
+    taker.begin("manifests/a.json", portable.LARGEST)
+    with pytest.raises(TooBig):
+        taker.begin("manifests/b.json", 1)

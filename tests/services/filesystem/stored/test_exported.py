@@ -398,8 +398,8 @@ def test_rows_that_do_not_belong_together_are_refused(tmp_path, left, entry, cha
         EntryPiece(name="mounts.json", content=b'{"/mnt/x": {"url": "nowhere"}}'),
         EntryPiece(name="mounts.json", content=b'{"../x": {"url": "file:///x"}}'),
         EntryPiece(name="mounts.json", content=b'{"/mnt/x": {"url": "s3://b", "options": {"secret": "abcdef"}}}'),
-        EntryPiece(name="damaged.jsonl", content=b'{"id": 1, "digest": "zz", "size": 1}\n'),
-        EntryPiece(name="volume.json.too", size=65 << 20),
+        EntryPiece(name="damaged/0.jsonl", content=b'{"id": 1, "digest": "zz", "size": 1}\n'),
+        EntryPiece(name="rows/entry/1.jsonl", size=3 << 20),
     ],
 )
 def test_an_entry_that_no_volume_has_is_refused(tmp_path, left, entry):
