@@ -115,6 +115,8 @@ class Backup(Service):
                 continue
             elif name in without:
                 left_out[name] = "was left out as asked"
+            elif service.state == ServiceState.ELSEWHERE:
+                left_out[name] = "is on another node of the cluster: that is backed up by itself"
             elif service.state in {ServiceState.RUNNING, ServiceState.READY}:
                 parts.append(name)
             else:

@@ -180,6 +180,14 @@ async def test_a_service_that_is_down_is_not_left_out_without_a_word(tmp_path):
             await backed_up(system, tmp_path / "x.tar", without=["nobody"])
 
 
+async def test_what_another_node_of_the_cluster_has_is_told_of(tmp_path):
+    async with TestKernel(Backup, Pairs) as system:
+        await system.call("kernel.leave_to_others", name="pairs")
+        summary = await backed_up(system, tmp_path / "x.tar")
+    assert [part.name for part in summary.parts] == ["kernel"]
+    assert "another node of the cluster" in summary.left_out["pairs"]
+
+
 async def test_a_broken_plugin_is_told_of_and_keeps_nobody_from_a_backup(tmp_path):
     from microkernel.plugins import Plugin
 
