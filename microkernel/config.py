@@ -24,7 +24,7 @@ from microkernel.supervisor import Strategy
 
 __all__ = [
     "Config", "Supervision", "instances_of", "isolation_of", "place", "placement_of", "read_config", "replicas_of",
-    "settings_of",
+    "section_of", "settings_of",
 ]  # fmt: skip
 
 KERNEL = "kernel"  # the service that is the node itself
@@ -131,6 +131,14 @@ def settings_of(config: Config, name: str, kind: type[T]) -> T:
     """The settings of service `name` as its own type. Raises `Invalid` with file, line and key."""
     where = config.source or "settings"
     return _convert(config.services.get(name, {}), kind, where, config.text, ("services", name))
+
+
+def section_of(values: Mapping[str, Any], kind: type[T], section: tuple[str, ...]) -> T:
+    """A section within a service's section as its own type, which only that service knows; `section` is its path.
+
+    Raises `Invalid` with the key.
+    """
+    return _convert(values, kind, "settings", "", section)
 
 
 def isolation_of(config: Config, name: str, kind: Any) -> Isolation:

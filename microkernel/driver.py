@@ -1,13 +1,19 @@
-"""What a driver is: it finds devices, says what they can do, and owns their compute threads."""
+"""What a driver is: it finds devices, says what they can do, and owns their compute threads.
+
+Some devices run no work of ours, and give whole answers by themselves: see `microkernel.model_server`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from microkernel.executor import Executor
-from microkernel.message import Message
+from microkernel.message import Message, Nothing
+
+if TYPE_CHECKING:
+    from microkernel.model_server import ModelServer
 
 __all__ = ["DeviceFacts", "Driver", "DriverDevice", "Trial"]
 
@@ -63,10 +69,15 @@ class DriverDevice(ABC):
 
 
 class Driver(ABC):
-    """Installed by the entry-point group `microkernel.drivers`."""
+    """Installed by the entry-point group `microkernel.drivers`; made without arguments.
+
+    `Settings` is the type of its section of the configuration, and `settings` what that says, from before `find` on.
+    """
 
     name: ClassVar[str]
+    Settings: ClassVar[type[Message]] = Nothing
+    settings: Any
 
     @abstractmethod
-    def find(self) -> Sequence[DriverDevice]:
+    def find(self) -> Sequence[DriverDevice | ModelServer]:
         """The devices here, none if there are none; called on a thread, so it may import and probe."""

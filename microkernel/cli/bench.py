@@ -43,6 +43,8 @@ def _tune(args: argparse.Namespace) -> int:
 
     async def work(system: System) -> int:
         for device in plain(await system.call("devices.list")):
+            if device["answers"]:
+                continue  # nothing of ours runs there
             tuning = await system.call("devices.tune", name=device["name"], anyway=args.anyway, deadline=None)
             if tuning is not None:
                 _show(plain(tuning), as_json=wants_json(args))

@@ -130,6 +130,8 @@ class BootProgress:
 
 
 def _device(fields: dict[str, Any]) -> str:
+    if fields.get("answers"):
+        return f"{fields.get('name')}: {fields.get('model')}"
     cores = fields.get("cores")
     return (
         f"{fields.get('name')}: {fields.get('model')}, {cores} core{'' if cores == 1 else 's'}, "

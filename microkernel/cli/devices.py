@@ -39,10 +39,7 @@ def run(args: argparse.Namespace) -> int:
                 each["state"],
                 each["kind"],
                 each["model"],
-                each["cores"],
-                each["threads"],
-                size(each["memory_bytes"]),
-                size(each["memory_free_bytes"]),
+                *_of_ours(each),
                 each["running"],
                 each["queued"],
                 duration(each["busy_seconds"]),
@@ -52,10 +49,21 @@ def run(args: argparse.Namespace) -> int:
         ]
         print_table(COLUMNS, rows)
         write("")
-        print_table(COSTS, [_costs(each) for each in devices])
+        print_table(COSTS, [_costs(each) for each in devices if not each["answers"]])
+        served = [(each["name"], ", ".join(each["models"])) for each in devices if each["models"]]
+        if served:
+            write("")
+            print_table(("device", "answers with"), served)
         return 0
 
     return on_node(args, work)
+
+
+def _of_ours(device: dict[str, Any]) -> tuple[object, ...]:
+    """What there is of a device that runs our work: cores, threads, memory; nothing for one that answers by itself."""
+    if device["answers"]:
+        return "", "", "", ""
+    return device["cores"], device["threads"], size(device["memory_bytes"]), size(device["memory_free_bytes"])
 
 
 def _costs(device: dict[str, Any]) -> tuple[object, ...]:

@@ -93,13 +93,17 @@ async def _check_devices(system: Asked) -> list[Check]:
 
 def check_device(device: dict[str, Any]) -> Check:
     """How a device is, as `devices.list` tells it."""
-    free = f"{size(device['memory_free_bytes'])} of {size(device['memory_bytes'])} free"
+    has = f"{size(device['memory_free_bytes'])} of {size(device['memory_bytes'])} free"
     state = device["state"] + (f": {device['why']}" if device["why"] else "")
     remedy = "boot the node again; if it stays, look at the machine's own log"
+    if device.get("answers"):
+        count = len(device["models"])
+        has = f"{count} model{'' if count == 1 else 's'}"
+        remedy = "see whether it runs, and what its own log says; it is asked again by itself"
     return Check(
         name=f"device {device['name']}",
         ok=device["state"] == "healthy",
-        detail=f"{state}, {device['model']}, {free}",
+        detail=f"{state}, {device['model']}, {has}",
         remedy=remedy,
     )
 

@@ -110,9 +110,10 @@ class TopScreen:
             used = (
                 "" if account is None else f"   memory {size(account['used_bytes'])} of {size(account['limit_bytes'])}"
             )
+            done = f"answers {device['quanta']}" if device.get("answers") else f"quanta {device['quanta']}"
             lines.append(
                 f"{device['name']:<8} {_bar(busy)} {busy:>4.0%}   queue {device['queued']}   "
-                f"quanta {device['quanta']}{used}   {device['state']}"
+                f"{done}{used}   {device['state']}"
             )
         return lines
 

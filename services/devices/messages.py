@@ -6,14 +6,18 @@ from enum import StrEnum
 
 from microkernel.errors import Overloaded
 from microkernel.message import Message
+from microkernel.model_server import Generate
 from microkernel.timing import Timing
 
 __all__ = [
     "QUIET",
+    "AskModel",
     "Device",
     "DeviceState",
     "FindTuning",
     "KeepTuning",
+    "ListServed",
+    "Served",
     "ShowDevice",
     "ThreadCosts",
     "Tune",
@@ -66,6 +70,9 @@ class Device(Message, kw_only=True):
     Beside its `threads`, whose operations are spread over `spread` cores, are `core_threads` that take one core each.
     While it is `tuning`, nothing else should be measured. `others_seconds` are those that the machine's cores, of which
     there are `machine_cores`, worked for other processes since it began.
+
+    One that `answers` runs nothing of ours, and gives whole answers of its `models`: `running` are those under way,
+    `queued` those that wait for it, and `quanta` those that have ended.
     """
 
     name: str
@@ -92,6 +99,8 @@ class Device(Message, kw_only=True):
     policy: str = ""
     costs: ThreadCosts | None = None
     why: str = ""
+    answers: bool = False
+    models: tuple[str, ...] = ()
 
     def others_since(self, before: Device, seconds: float) -> float:
         """How many of its cores other processes kept busy in the mean, `seconds` after `before`."""
@@ -144,3 +153,37 @@ class Tuning(Message, kw_only=True):
     measured: dict[str, float]
     machine: str
     at: float
+
+
+class ListServed(Message):
+    """Ask which models devices serve; with a `name`, only what that means.
+
+    That is a model of that name wherever it is served, or else `device/model`, or `driver/model` for all of a driver's.
+    """
+
+    name: str | None = None
+
+
+class Served(Message, kw_only=True):
+    """A model that a device answers with, as it was last seen; `state` and `why` are the device's.
+
+    `context_length` is in tokens and `created` Unix time, 0 where the device does not tell.
+    """
+
+    model: str
+    device: str
+    driver: str
+    state: DeviceState
+    why: str = ""
+    context_length: int = 0
+    created: int = 0
+
+
+class AskModel(Generate, kw_only=True):
+    """Have one of the devices that serve `model` answer. `where` names a device, or a driver, or "" for any.
+
+    Of those that wait for a place the one with the least `urgency` goes first, and then who came first.
+    """
+
+    where: str = ""
+    urgency: int = 0

@@ -1,17 +1,24 @@
-"""Finds drivers and their devices, starts their compute threads, tunes them, and keeps an eye on their health."""
+"""Finds drivers and their devices, starts their compute threads, tunes them, and keeps an eye on their health.
+
+Devices that give whole answers are kept by `model_servers`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from microkernel import __version__
+from microkernel.config import section_of
 from microkernel.driver import Driver, DriverDevice
-from microkernel.errors import Denied, NotFound, Overloaded, PreconditionFailed, Unavailable, from_exception
+from microkernel.errors import Denied, Invalid, NotFound, Overloaded, PreconditionFailed, Unavailable, from_exception
 from microkernel.inputs import Inputs
-from microkernel.message import Message, is_root
+from microkernel.message import Message, calling_service, is_root
+from microkernel.model_server import Generated, ModelServer
 from microkernel.plugins import discover_drivers, load_in_thread
 from microkernel.portable import (
     AHEAD,
@@ -26,18 +33,22 @@ from microkernel.portable import (
     read_entry,
 )
 from microkernel.service import Placement, Service, every, handles, streams
+from services.devices.found import Found
 from services.devices.kept_tunings import FILE, LARGEST, KeptTunings, check_text
 from services.devices.messages import (
+    AskModel,
     Device,
-    DeviceState,
     FindTuning,
     KeepTuning,
+    ListServed,
+    Served,
     ShowDevice,
     ThreadCosts,
     Tune,
     Tuning,
     beside_others,
 )
+from services.devices.model_servers import ModelServers
 from services.devices.others import Others, machine_cores, others_seconds
 from services.devices.tuner import measure
 
@@ -51,46 +62,12 @@ LONGEST_PAUSE = 86_400.0  # seconds until something is tried again that others w
 
 class DevicesSettings(Message):
     """`without` lists drivers not to use. A device that nothing was measured on yet is tuned once it was idle for
-    `tune_after` seconds; with 0, only when asked.
+    `tune_after` seconds; with 0, only when asked. `drivers` are the sections of drivers that have settings, by name.
     """
 
     without: tuple[str, ...] = ()
     tune_after: float = 60.0
-
-
-class _Found:
-    """A device with its driver's name and its present state."""
-
-    def __init__(self, driver: str, device: DriverDevice) -> None:
-        self.driver = driver
-        self.device = device
-        self.state = DeviceState.HEALTHY
-        self.why = ""
-        self.spread = device.facts.cores
-        self.tuning = asyncio.Lock()  # of two measurements at a time, neither would be right
-        self.needs_tuning = False
-        self.pause = 0.0  # seconds that it is to be idle before it is tuned, where others were in the way before
-        self.others = Others(device.facts.cores)
-        self.idle_since: float | None = None
-        self.quanta = 0  # that had ended then
-
-    @property
-    def usable(self) -> bool:
-        """Whether something can be computed on it."""
-        return self.state in {DeviceState.HEALTHY, DeviceState.SUSPECT}
-
-    def look(self) -> bool:
-        """Ask the device how it is; whether that has changed. A quarantined one stays so until the service restarts."""
-        if self.state is DeviceState.QUARANTINED:
-            return False
-        before = self.state
-        if lost := self.device.lost():
-            self.state, self.why = DeviceState.QUARANTINED, lost
-        elif fault := self.device.fault():
-            self.state, self.why = DeviceState.SUSPECT, fault
-        else:
-            self.state, self.why = DeviceState.HEALTHY, ""
-        return self.state is not before
+    drivers: dict[str, dict[str, Any]] = {}
 
 
 class Devices(Service):
@@ -101,7 +78,8 @@ class Devices(Service):
     Settings = DevicesSettings
 
     async def start(self) -> None:
-        self._found: dict[str, _Found] = {}
+        self._found: dict[str, Found] = {}
+        self._servers = ModelServers(self)
         self._broken: dict[str, str] = {}
         self._searched = asyncio.Event()
         self._kept = await asyncio.to_thread(KeptTunings, self.state_dir / FILE)
@@ -109,32 +87,60 @@ class Devices(Service):
             self.log.warning("%s: devices are measured again", self._kept.broken)
 
     async def ready(self) -> None:
+        sections = dict(self.settings.drivers)
         for plugin in await discover_drivers(without=self.settings.without):
+            section = sections.pop(plugin.name, {})
             if plugin.broken is not None:
                 self._lose(plugin.name, plugin.broken)
                 continue
             try:
-                await self._open(plugin.name, plugin.kind())
+                await self._open(plugin.name, _configured(plugin.name, plugin.kind, section))
+            except Invalid as error:
+                self._lose(plugin.name, str(error))
             except Exception as error:  # noqa: BLE001 - one broken driver does not take the other devices along
                 self._lose(plugin.name, f"{type(error).__name__}: {error}")
+        for name in sections.keys() - set(self.settings.without):
+            self._lose(name, f"services.devices.drivers.{name} is set, and no driver of that name is installed")
         self._searched.set()
-        if not self._found:
+        if not self._found and not self._servers:
             reasons = "; ".join(f"{name}: {why}" for name, why in self._broken.items()) or "no driver is installed"
             raise Unavailable(f"no device was found ({reasons})", remedy="see `mk doctor`")
 
     async def stop(self) -> None:
-        await asyncio.gather(*(self._close(name) for name in self._found))
+        await asyncio.gather(self._servers.close(), *(self._close(name) for name in self._found))
 
     @handles(name="list", idempotent=True)
     async def list_devices(self) -> list[Device]:
         """All devices; waits while drivers are still being asked."""
         await self._searched.wait()
-        return [self._describe(found) for found in self._found.values()]
+        return [*(self._describe(found) for found in self._found.values()), *self._servers.shown()]
 
     @handles(idempotent=True)
     async def show(self, message: ShowDevice) -> Device:
         """One device by name."""
+        await self._searched.wait()
+        if message.name in self._servers:
+            return self._servers.show(message.name)
         return self._describe(await self._find(message.name))
+
+    @handles(idempotent=True)
+    async def served(self, message: ListServed) -> list[Served]:
+        """Which models devices answer with by themselves; waits while these are asked for the first time."""
+        await self._searched.wait()
+        return await self._servers.served(message.name)
+
+    @streams(credit=16)
+    async def generate(self, message: AskModel) -> AsyncIterator[Generated]:
+        """One answer of a model that devices serve, by the first of them that gives it; for services only.
+
+        A server that fails before anything was given is followed by another one. Users ask inference, which keeps their
+        accounts.
+        """
+        calling_service()
+        await self._searched.wait()
+        async with aclosing(self._servers.answer(message)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     @handles(deadline=None)
     async def tune(self, message: Tune) -> Tuning | None:
@@ -211,8 +217,15 @@ class Devices(Service):
     async def _open(self, driver: str, kind: Driver) -> None:
         for device in await load_in_thread(kind.find, f"driver {driver}"):
             name = device.facts.name
+            if name in self._found or name in self._servers:
+                raise Invalid(f"there is a device '{name}' already")
+            if isinstance(device, ModelServer):
+                entered = await self._servers.enter(driver, device)
+                self.log.info("%s: %s", name, device.facts.model)
+                self.publish("devices.found", entered)
+                continue
             await self.executors.add(device.executor())
-            self._found[name] = found = _Found(driver, device)
+            self._found[name] = found = Found(driver, device)
             await self._use_kept(found)
             self.log.info("%s: %s, %d cores", name, device.facts.model, device.facts.cores)
             self.publish("devices.found", self._describe(self._found[name]))
@@ -221,15 +234,18 @@ class Devices(Service):
         if not await self.executors.remove(name, timeout=CLOSE_TIMEOUT):
             self.log.warning("a compute thread of %s is still busy; it ends with the process", name)
 
-    async def _find(self, name: str) -> _Found:
+    async def _find(self, name: str) -> Found:
         """A device by its name. Raises `NotFound`."""
         await self._searched.wait()
         found = self._found.get(name)
+        if name in self._servers:
+            raise PreconditionFailed(f"'{name}' runs no work of ours: there is nothing to measure or to choose")
         if found is None:
-            raise NotFound(f"no device is named '{name}'", remedy=f"devices here: {', '.join(self._found) or 'none'}")
+            here = ", ".join([*self._found, *(device.name for device in self._servers.shown())])
+            raise NotFound(f"no device is named '{name}'", remedy=f"devices here: {here or 'none'}")
         return found
 
-    async def _use_kept(self, found: _Found) -> None:
+    async def _use_kept(self, found: Found) -> None:
         """Have as many threads as were chosen for this machine."""
         tuning = self._kept.find(found.device.facts.name, "", _machine(found.device))
         found.needs_tuning = tuning is None
@@ -241,7 +257,7 @@ class Devices(Service):
             failure = from_exception(error, service=self.name)
             self.log.warning("%s is used as it came: %s", found.device.facts.name, failure.message)
 
-    async def _tune(self, found: _Found, *, anyway: bool = False) -> Tuning | None:
+    async def _tune(self, found: Found, *, anyway: bool = False) -> Tuning | None:
         name = found.device.facts.name
         executor = self.executor(name)
         if found.tuning.locked():
@@ -279,7 +295,7 @@ class Devices(Service):
             self.publish("devices.tuned", tuning)
             return tuning
 
-    async def _use(self, found: _Found, chosen: dict[str, int]) -> None:
+    async def _use(self, found: Found, chosen: dict[str, int]) -> None:
         """Have operations spread over so many cores, and so many threads of one core."""
         executor = self.executor(found.device.facts.name)
         cores = found.device.facts.cores
@@ -287,7 +303,7 @@ class Devices(Service):
         executor.limit_cores(min(cores, chosen.get("core_threads", cores)))
         await executor.finish(found.device.spread, found.spread)
 
-    async def _keep(self, found: _Found, ask: KeepTuning) -> Tuning:
+    async def _keep(self, found: Found, ask: KeepTuning) -> Tuning:
         tuning = Tuning(
             device=ask.device,
             subject=ask.subject,
@@ -303,7 +319,7 @@ class Devices(Service):
             self.log.warning("what was chosen for %s holds until the node ends: %s", ask.title, error)
         return tuning
 
-    def _is_idle(self, found: _Found) -> bool:
+    def _is_idle(self, found: Found) -> bool:
         """Whether nothing was computed for a while, here or by others."""
         status, now = self.executor(found.device.facts.name).status(), self.clock.now()
         works = status.running or status.queued or status.finished != found.quanta or not found.others.quiet
@@ -318,7 +334,7 @@ class Devices(Service):
         self.log.error("driver '%s' is broken: %s", driver, why)
         self.publish("devices.broken", driver=driver, why=why)
 
-    def _describe(self, found: _Found) -> Device:
+    def _describe(self, found: Found) -> Device:
         facts = found.device.facts
         status = self.executor(facts.name).status()
         return Device(
@@ -347,6 +363,13 @@ class Devices(Service):
             costs=ThreadCosts(create=status.t_c, schedule=status.t_s, end=status.t_f),
             why=found.why,
         )
+
+
+def _configured(name: str, kind: type[Driver], section: dict[str, Any]) -> Driver:
+    """A driver with its settings. Raises `Invalid` that names the key."""
+    driver = kind()
+    driver.settings = section_of(section, kind.Settings, ("services", "devices", "drivers", name))
+    return driver
 
 
 def _machine(device: DriverDevice) -> str:

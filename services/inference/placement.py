@@ -30,15 +30,18 @@ def candidates(devices: Sequence[Device]) -> list[Device]:
 
     Raises `Unavailable` where no device is healthy.
     """
-    healthy = [device for device in devices if device.state is DeviceState.HEALTHY]
+    ours = [device for device in devices if not device.answers]
+    healthy = [device for device in ours if device.state is DeviceState.HEALTHY]
     if not healthy:
-        states = ", ".join(f"{device.name} is {device.state}: {device.why}" for device in devices)
+        states = ", ".join(f"{device.name} is {device.state}: {device.why}" for device in ours)
         raise Unavailable(f"no device is healthy ({states})", remedy="see `mk devices`")
     return sorted(healthy, key=lambda device: (device.kind == "cpu", -device.memory_free_bytes))
 
 
 def usable(device: Device) -> Device:
     """`device`, which was asked for by name. Raises `Unavailable` for one on which nothing can be computed."""
+    if device.answers:
+        raise Unavailable(f"device '{device.name}' takes no models: it has its own", remedy="ask for one of those")
     if device.state in {DeviceState.QUARANTINED, DeviceState.GONE}:
         raise Unavailable(f"device '{device.name}' is {device.state}: {device.why}", remedy="boot the node again")
     return device

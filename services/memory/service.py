@@ -225,6 +225,8 @@ class Memory(Service):
             return
         disk = await asyncio.to_thread(shutil.disk_usage, self.state_dir)
         for device in convert(await self.call("devices.list"), list[Device]):
+            if device.answers:
+                continue  # nothing of ours is there
             self._accounts.open(device.name, Tier.DEVICE, int(device.memory_bytes * self.settings.share))
             self._accounts.open(device.name, Tier.DISK, int(disk.total * self.settings.share))
             self._ladders[device.name] = Ladder(device.name, self.settings.rungs, self.settings.margin)
