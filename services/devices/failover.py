@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from microkernel.errors import Aborted, Code, MicrokernelError, Overloaded, Unavailable, copy_of
 
-__all__ = ["Given", "broken_off", "verdict", "worth_another"]
+__all__ = ["Given", "broken_off", "named", "verdict", "worth_another"]
 
 LONGEST = 1 << 20  # characters of an answer that are kept to compare with
 
@@ -73,6 +73,13 @@ def worth_another(error: MicrokernelError) -> bool:
     return error.code in ELSEWHERE
 
 
+def named(name: str, error: MicrokernelError) -> MicrokernelError:
+    """What server `name` has met, with its name."""
+    told = copy_of(error, type(error))
+    told.message = f"{name}: {error.message}"
+    return told
+
+
 def broken_off(given: Given, failures: Sequence[tuple[str, MicrokernelError]]) -> Unavailable:
     """What the reader of half an answer is told; those who went on with it failed too, each with its error."""
     (first, error), *others = failures
@@ -89,7 +96,7 @@ def verdict(model: str, failures: Sequence[tuple[str, MicrokernelError]]) -> Mic
     """What is told where all have failed, each with its error: one of them, or all in one sentence."""
     errors = [error for _, error in failures]
     if len(errors) == 1:
-        return errors[0]
+        return named(*failures[0])
     told = "; ".join(f"{name}: {error.message}" for name, error in failures)
     message = f"no server could answer for '{model}': {told}"
     if all(isinstance(error, Overloaded) for error in errors):

@@ -12,7 +12,7 @@ from microkernel.errors import Code, MicrokernelError, from_exception
 from microkernel.model_server import Generated, ModelServer
 from microkernel.service import Service
 from services.devices.desk import Desk, Seat, Ticket
-from services.devices.failover import Given, broken_off, verdict, worth_another
+from services.devices.failover import Given, broken_off, named, verdict, worth_another
 from services.devices.messages import AskModel, Device, DeviceState, Served
 
 __all__ = ["ModelServers"]
@@ -92,7 +92,7 @@ class ModelServers:
                     if given.some and not (again and given.may_be_repeated):
                         raise broken_off(given, failures) from error
                     if not again:
-                        raise
+                        raise named(seat.name, error) from error.__cause__
                 else:
                     return
                 finally:

@@ -59,6 +59,26 @@ class LoadedModels:
         self.default = loaded.name
         self._ready.set()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded
+
+    def answer_elsewhere(self, name: str) -> None:
+        """Have a model that other devices serve be the one that answers who names none."""
+        self.default = name
+        self._ready.set()
+
+    async def is_here(self, name: str) -> bool:
+        """Whether that is a model or an adapter of this node, loaded or not."""
+        if name in self._loaded or name in self.adapters or name in self._loading or name in self._resting:
+            return True
+        return any(model.name == name for model in await self._stored.all())
+
+    async def default_name(self) -> str:
+        """The model that answers who names none, once it is there."""
+        await self._ready.wait()
+        assert self.default is not None
+        return self.default
+
     def find(self, name: str) -> Loaded:
         """A loaded model by its name. Raises `NotFound`."""
         loaded = self._loaded.get(name)

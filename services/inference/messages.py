@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from microkernel.asking import ChatMessage, Grammar, OutputParams, SamplingParams, TokenLogprob
 from microkernel.buffers import Array
 from microkernel.message import Message
@@ -54,9 +56,12 @@ class Chat(OutputParams, kw_only=True):
     `n` answers are given to the same prompt, each with a seed of its own: the given one, the next, and so on. `owner`
     is whom the work is for, where the call itself comes from no user. `process_class` and `nice` say how urgent it is,
     and `due` in how many seconds it should have ended: when its turn is, the scheduler's policy makes of that.
+    `tools` and `tool_choice` are as in OpenAI's API, for models that other devices serve.
     """
 
     messages: list[ChatMessage]
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | None = None
     model: str | None = None
     max_tokens: int | None = None
     stop: list[str] = []
@@ -98,6 +103,9 @@ class Usage(Message, kw_only=True):
 class Piece(Message, kw_only=True):
     """One item of an answer's stream. The last one has `finish_reason` (`stop` or `length`) and `usage`.
 
+    Of a model that another device serves, there is no `usage` where that does not tell, and `finish_reason` may be
+    `tool_calls` or `content_filter`. `tool_calls` are parts of calls, as OpenAI's API streams them.
+
     The first piece comes when the request was admitted, with empty text: from it on, `pid` can be shown and killed.
     `logprobs` are those of the tokens that the text is made of, if they were asked for. Those of a token with a part of
     a character come with the character. Of several answers, each has such pieces of its own; `index` says of which one
@@ -107,6 +115,7 @@ class Piece(Message, kw_only=True):
 
     text: str = ""
     index: int = 0
+    tool_calls: list[dict[str, Any]] = []
     logprobs: list[TokenLogprob] = []
     token_ids: list[int] = []
     pid: int = 0
@@ -229,6 +238,8 @@ class UnloadAdapter(Message):
 
 class LoadedModel(Message, kw_only=True):
     """A model that answers. `state` is loading, ready or failed (then `why` says so). `created` is Unix time.
+
+    One that other devices serve, is loaded by nobody here: `device` names these.
 
     An adapter is shown as one too: `parent` is the model that it is for. One that `embeds` makes vectors of texts, and
     writes none.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
 from microkernel.balance import Balance
-from microkernel.errors import CallCancelled, Denied, Invalid, PreconditionFailed
+from microkernel.errors import CallCancelled, Denied, Invalid, PreconditionFailed, Unimplemented
 from microkernel.events import Event
 from microkernel.message import calling_user, convert, is_root
 from microkernel.processes import checked_nice
@@ -47,6 +47,7 @@ from services.inference.messages import (
     UnloadAdapter,
     UnloadModel,
 )
+from services.inference.relayed import Relayed, Route, requests_of
 from services.inference.settings import InferenceSettings
 from services.inference.tuner import Tuner
 from services.memory.messages import Pressure, Quotas
@@ -76,9 +77,14 @@ class Inference(Service):
         self._embedding = Embedding(self, self._models.encoders, self._charge)
         self._tuner = Tuner(self, self.settings, self._models)
         self._admission = Admission(self.settings.rates)
+        self._relayed = Relayed(self, self._charge)
         self._contexts = ContextFiles(self, self.settings.contexts_bytes)
 
     async def ready(self) -> None:
+        ref = self.settings.model
+        if "/" in ref and (route := await self._relayed.find(ref)) is not None:
+            self._models.answer_elsewhere(route.name)
+            return
         await self._models.load_default()
 
     async def stop(self) -> None:
@@ -87,6 +93,15 @@ class Inference(Service):
     @streams(credit=16, anywhere=True, where="model", continues=continued)
     async def chat(self, message: Chat) -> AsyncIterator[Piece]:
         """The next turn of a conversation, piece by piece."""
+        if (route := await self._elsewhere(message.model)) is not None:
+            last = message.messages[-1].content if message.messages else ""
+            wanted = _wanted(message, kind="chat", title=_title(last), continues=False)
+            async with aclosing(self._relay(route, message, wanted)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        if message.tools:
+            raise Unimplemented("models here call no tools yet", field="tools")
         asked = await self._models.asked(message.model)
         self._models.places.check_open(asked.loaded.device)
         with asked.stays():
@@ -101,6 +116,12 @@ class Inference(Service):
     @streams(credit=16, anywhere=True, where="model", continues=continued)
     async def complete(self, message: Complete) -> AsyncIterator[Piece]:
         """What follows a text, piece by piece."""
+        if (route := await self._elsewhere(message.model)) is not None:
+            wanted = _wanted(message, kind="complete", title=_title(message.prompt), continues=True)
+            async with aclosing(self._relay(route, message, wanted)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
         asked = await self._models.asked(message.model)
         self._models.places.check_open(asked.loaded.device)
         with asked.stays():
@@ -123,16 +144,19 @@ class Inference(Service):
     @handles
     async def pause(self, message: PauseProcess) -> None:
         """Let an answer rest, between two tokens; its reader waits."""
+        self._relayed.check_not(message.pid, "paused")
         await self._answers.pause(message.pid, swap=message.swap)
 
     @handles
     async def resume(self, message: ResumeProcess) -> None:
         """Let a paused answer go on."""
+        self._relayed.check_not(message.pid, "resumed")
         await self._answers.resume(message.pid)
 
     @handles(deadline=None)
     async def save(self, message: SaveContext) -> SavedContext:
         """Keep an answer as it is now, to go on with it later, also after a restart; it goes on."""
+        self._relayed.check_not(message.pid, "saved")
         saved = await self._answers.save(message.pid)
         size = await self._contexts.save(_keeper(), message.name, saved)
         return SavedContext(message.name, size)
@@ -197,16 +221,20 @@ class Inference(Service):
 
     @handles(name="list", idempotent=True)
     async def list_models(self) -> list[LoadedModel]:
-        """All models and adapters that can be asked, the default one first: loaded, loading, or stored and loaded when
-        asked.
+        """All models and adapters that can be asked, the default one first: loaded, loading, stored and loaded when
+        asked, or served by other devices.
         """
-        return await self._models.shown()
+        here = await self._models.shown()
+        there = await self._relayed.shown([model.name for model in here], default=self._models.default)
+        return sorted([*here, *there], key=lambda model: not model.default)
 
     @handles
     async def signal(self, message: Signal) -> None:
         """The scheduler ends, pauses, resumes or renices a process that is one of our answers, or embeds texts."""
         if self._embedding.has(message.pid):
             await self._embedding.signal(message)
+        elif self._relayed.has(message.pid):
+            self._relayed.signal(message)
         elif message.signal == "kill":
             self._answers.end(message.pid, CallCancelled(f"process {message.pid}: {message.why}"))
         elif message.signal == "pause":
@@ -223,6 +251,8 @@ class Inference(Service):
         """What an answer waits for, as the rest of a sentence about its process."""
         if self._embedding.has(message.pid):
             return self._embedding.why(message.pid)
+        if self._relayed.has(message.pid):
+            return self._relayed.why(message.pid)
         return await self._answers.why(message.pid)
 
     @every(0.5)
@@ -230,6 +260,7 @@ class Inference(Service):
         """Tell the scheduler what each answer has used so far, and cut readers that take nothing."""
         await self._answers.report()
         await self._embedding.report()
+        await self._relayed.report()
 
     @every(1.0)
     async def tune_idle(self) -> None:
@@ -258,6 +289,7 @@ class Inference(Service):
         """A scheduler that has come back has an empty table."""
         await self._answers.enter_again()
         await self._embedding.enter_again()
+        await self._relayed.enter_again()
 
     @on("devices.tuned")
     async def spread(self, event: Event) -> None:
@@ -274,10 +306,28 @@ class Inference(Service):
         """An answer has ended, or one more of its pieces was taken: so many tokens were computed for its owner."""
         self._admission.charge(owner, tokens, self.clock.now())
 
+    async def _elsewhere(self, name: str | None) -> Route | None:
+        """Where a model is that other devices serve; None for one of this node's, or of nobody's."""
+        name = name or await self._models.default_name()
+        if name in self._models or (route := await self._relayed.find(name)) is None:
+            return None
+        return None if await self._models.is_here(name) else route
+
+    def _relay(self, route: Route, message: Chat | Complete, wanted: Wanted) -> AsyncGenerator[Piece, None]:
+        """Answers by another device. Raises `Overloaded` for an owner who has had what the rates allow."""
+        self._check_answers(message.n)
+        owner = calling_user() or message.owner
+        asks = requests_of(message, route)
+        self._admission.ask(owner, self.clock.now(), requests=message.n)
+        return self._relayed.give(route, wanted, asks, owner)
+
+    def _check_answers(self, n: int) -> None:
+        if not 1 <= n <= MOST_ANSWERS:
+            raise Invalid(f"n is {n}, allowed is 1 to {MOST_ANSWERS}", field="n")
+
     async def _requests(self, asked: Asked, prompt: list[int], message: Chat | Complete) -> list[Request]:
         """A request for each answer, without a number."""
-        if not 1 <= message.n <= MOST_ANSWERS:
-            raise Invalid(f"n is {message.n}, allowed is 1 to {MOST_ANSWERS}", field="n")
+        self._check_answers(message.n)
         if message.begun and (message.n > 1 or message.logprobs is not None):
             raise Invalid("one answer goes on, without logprobs", field="begun")
         owner = calling_user() or message.owner

@@ -93,11 +93,12 @@ class Process(Message, kw_only=True):
 
 
 class Progress(Message, kw_only=True):
-    """What one process has used so far; totals, not increments."""
+    """What one process has used so far; totals, not increments. `device` None is the one that it was on before."""
 
     pid: int
     state: ProcessState
     why: str = ""
+    device: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
     device_seconds: float = 0.0

@@ -74,6 +74,7 @@ class ProcessTable:
             row.process,
             state=progress.state,
             why=progress.why,
+            device=row.process.device if progress.device is None else progress.device,
             tokens_in=progress.tokens_in,
             tokens_out=progress.tokens_out,
             device_seconds=progress.device_seconds,
