@@ -1,0 +1,1 @@
+"""Servers that speak OpenAI's HTTP API, each a device that answers by itself."""
