@@ -26,7 +26,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
 
     `owner` is what it says in its list of models. `fields` are our names of what it takes beside what all do, each with
     its own. Where `neutral`, it has not even what these fields would change, so one that changes nothing is left out.
-    `endless`: a text without `max_tokens` ends after 16 tokens, unless `null` is said.
+    With `short_texts` a text ends after 16 tokens where `max_tokens` is not said; with `null_max_tokens`, "null" is the
+    word for no limit. One that answers `one_at_a_time` gives an answer up when it is asked anything else.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     token_prompts: bool = False
     short_texts: bool = False
     null_max_tokens: bool = False
-    logprobs: bool = True
+    one_at_a_time: bool = False
     all_tokens: int = 0  # what says that `top_k` keeps all
 
 
@@ -167,8 +168,9 @@ DIALECTS: Mapping[str, Dialect] = {
             grammar=_gbnf_of_python,
             short_texts=True,
             null_max_tokens=True,
+            one_at_a_time=True,
         ),
-        Dialect(name="ollama", title="Ollama", owner="library", grammar=_schema, logprobs=True),
+        Dialect(name="ollama", title="Ollama", owner="library", grammar=_schema),
         Dialect(
             name="microkernel", title="a node", owner="microkernel", fields=_VLLM, grammar=_structured, texts=False
         ),

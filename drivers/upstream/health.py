@@ -17,6 +17,7 @@ OPENS_AFTER = 3  # failures in a row
 FIRST_REST = 2.0
 LONGEST_REST = 60.0
 JITTER = 0.2
+FORGOTTEN = 30.0  # seconds after which a failure or two say nothing any more
 LEAST_SHARE = 4.0  # looks take at most a quarter of the time, however slow the server is
 
 
@@ -34,6 +35,7 @@ class Health:
         self._rests_until = 0.0
         self._no_look = "it was not asked yet"
         self._no_answer = ""
+        self._failed_at = 0.0
         self._took = 0.0
 
     @property
@@ -57,6 +59,10 @@ class Health:
         """It was looked at: `why` that failed, None where it is well."""
         self._took = took
         if why is None:
+            away = self._looks_failed >= OPENS_AFTER  # what is there now is another one
+            old = not self.on_trial and self._now() - self._failed_at > FORGOTTEN
+            if away or old:
+                self.answered()
             self._looks_failed, self._no_look, self._seen = 0, "", True
             return
         self._looks_failed += 1
@@ -68,7 +74,7 @@ class Health:
 
     def failed(self, why: str, *, lasting: bool = False) -> None:
         """An answer has failed; with `lasting`, the next one would too."""
-        self._no_answer = why
+        self._no_answer, self._failed_at = why, self._now()
         if self.on_trial and self._now() < self._rests_until:
             return  # it began before the others had failed
         self._answers_failed = max(self._answers_failed + 1, OPENS_AFTER if lasting else 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -64,13 +65,16 @@ class Server(ModelServer):
         self._health = Health(settings.look_seconds, time.monotonic)
         self._dialect: Dialect = DIALECTS["openai" if settings.dialect == "auto" else settings.dialect]
         self._models: tuple[ServedModel, ...] = tuple(ServedModel(name=name) for name in settings.models)
+        self._running = 0
+        self._heard_at = -math.inf
         self._http: aiohttp.ClientSession | None = None
         self.facts = self._facts()
 
     @property
     def places(self) -> int:
-        """One while it is on trial."""
-        return 1 if self._health.on_trial else self._settings.concurrency
+        """One while it is on trial, or where its kind has one at a time."""
+        one = self._health.on_trial or self._dialect.one_at_a_time
+        return 1 if one else self._settings.concurrency
 
     @property
     def models(self) -> Sequence[ServedModel]:
@@ -105,8 +109,11 @@ class Server(ModelServer):
             await self._http.close()
 
     async def look(self) -> float:
-        """Read the key again, and ask for the list of models."""
+        """Read the key again, and ask for the list of models; one that is heard to answer is not disturbed."""
         began = time.monotonic()
+        heard = began - self._heard_at < self._settings.look_seconds
+        if self._running and (heard or self._dialect.one_at_a_time):
+            return self._settings.look_seconds
         why: str | None = None
         try:
             if await asyncio.to_thread(self._key.read):
@@ -121,6 +128,7 @@ class Server(ModelServer):
     async def generate(self, ask: Generate) -> AsyncGenerator[Generated, None]:
         """The answer, piece by piece."""
         body = body_of(ask, self._dialect)
+        self._running += 1
         try:
             async with aclosing(self._pieces(ask, body)) as pieces:
                 async for piece in pieces:
@@ -131,6 +139,8 @@ class Server(ModelServer):
             told = self._told(error)
             self._note(told)
             raise told from None  # its sentence says it all, and a library's error may hold the headers that were sent
+        finally:
+            self._running -= 1
 
     async def _pieces(self, ask: Generate, body: bytes) -> AsyncGenerator[Generated, None]:
         settings = self._settings
@@ -142,6 +152,7 @@ class Server(ModelServer):
             while not answer.done:
                 rest = answer.finished  # all but the count of tokens is there
                 chunk = await (self._rest(response) if rest else self._read(response, wait, ends))
+                self._heard_at = time.monotonic()
                 size += len(chunk)
                 if size > MOST_BYTES:
                     raise BadAnswer(f"an answer is longer than {MOST_BYTES} bytes")
@@ -251,6 +262,8 @@ class Server(ModelServer):
             return f"no connection within {self._settings.connect_seconds:g} s"
         if isinstance(error, TimeoutError):
             return f"it did not tell its models within {self._settings.connect_seconds + LOOK_TIMEOUT:g} s"
+        if isinstance(error, aiohttp.ClientPayloadError):
+            return "the connection broke off"
         if isinstance(error, aiohttp.ClientResponseError):
             return self._key.hidden(f"what it answers is no HTTP: {_short(error.message)}")
         return self._key.hidden(_short(str(error)) or type(error).__name__)

@@ -11,7 +11,7 @@ from typing import Any
 from microkernel.errors import Denied, Invalid, MicrokernelError, NotFound
 from microkernel.events import Event
 from microkernel.inputs import Inputs
-from microkernel.message import Message, calling_node, calling_service, calling_user, is_root, may_touch
+from microkernel.message import Message, calling_node, calling_service, calling_user, convert, is_root, may_touch
 from microkernel.policy import Policy, ProcessClass
 from microkernel.portable import (
     AHEAD,
@@ -26,6 +26,7 @@ from microkernel.portable import (
 )
 from microkernel.processes import LEAST_NICE, NICEST
 from microkernel.service import Placement, Service, every, handles, on, streams
+from services.devices.messages import Device
 from services.scheduler.map_jobs import MapJobs
 from services.scheduler.mapping.journals import ImportedJournals, exported
 from services.scheduler.messages import (
@@ -252,8 +253,10 @@ class Scheduler(Service):
 
     @on("devices.found")
     async def schedule(self, event: Event) -> None:
-        """A device has come: its queue goes by the policy from now on."""
-        self._install(event.body["name"] if isinstance(event.body, dict) else event.body.name)
+        """A device has come: its queue goes by the policy from now on, where it runs work of ours."""
+        device = convert(event.body, Device)
+        if not device.answers:
+            self._install(device.name)
 
     @on("service.*.*")
     async def bury(self, event: Event) -> None:
