@@ -35,12 +35,14 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(asyncio|collections\.abc|contextlib|contextvars|enum|logging|pathlib|threading|types|typing)\..*"),
     (r"py:.*", r"(msgspec|_asyncio|_contextvars|abc|random)(\..*)?"),
     (r"py:(class|obj)", r"(.*\.)?(T|Function)"),
+    (r"py:class", r"microkernel\.model_server\.(Generate|Generated|ServedModel)"),  # on the page of messages
     (r"py:class", r"microkernel\._?run\.Method"),  # in C or in Python; `Port.method` says what it is
 ]
 
 # Made by the kernel or the client and handed out: what their constructors take, and what they are inside, is nobody's.
 nitpick_ignore = [
     ("py:class", "Address"),  # of the simulated network
+    ("py:class", "ModelServer"),  # imported for its type only, where it is found
     ("py:class", "Opening"),  # of a stream
     ("py:class", "aiohttp.client_ws.ClientWebSocketResponse"),
     ("py:class", "microkernel.backlog.Backlog"),

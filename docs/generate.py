@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from events import EVENTS, EventKind
 
 from microkernel import errors, service
 from microkernel.config import Config, Supervision
+from microkernel.driver import Driver
 from microkernel.introspection import Introspection
 from microkernel.message import Message, Nothing
-from microkernel.plugins import SERVICES
+from microkernel.plugins import DRIVERS, SERVICES
 from microkernel.rings import RingLimits
 from microkernel.service import Handler, Isolation, Service, handlers_of, subscribers_of, timers_of
 
@@ -54,6 +55,12 @@ def service_classes() -> list[type[Service]]:
     return [Introspection, *ours]
 
 
+def driver_classes() -> list[type[Driver]]:
+    """All that this project installs, by name."""
+    points = sorted(entry_points(group=DRIVERS), key=lambda point: point.name)
+    return [point.load() for point in points if point.value.startswith("drivers.")]
+
+
 def services() -> str:
     """Every service with what it needs, what it listens to, and a line for each handler."""
     return "\n\n".join(_service(kind) for kind in service_classes())
@@ -83,6 +90,9 @@ def settings() -> str:
     for kind in service_classes():
         if kind.Settings is not Nothing:
             parts += _section(f"services.{kind.name}", kind.Settings)
+    for driver in driver_classes():
+        if driver.Settings is not Nothing:
+            parts += _section(f"services.devices.drivers.{driver.name}", driver.Settings)
     return "\n\n".join(parts)
 
 
@@ -249,6 +259,8 @@ def _section(name: str, kind: type[Message]) -> list[str]:
             parts += _section(f"{name}.{field.encode_name}", field.type)
         elif (each := _struct_by_name(field.type)) is not None:
             parts += _section(f"{name}.{field.encode_name}.<name>", each)
+        elif (each := _struct_in_list(field.type)) is not None:
+            parts += _section(f"[{name}.{field.encode_name}]", each)
     return parts
 
 
@@ -258,7 +270,7 @@ def _keys(kind: type[Message], without: Iterable[str] = ()) -> str:
             f"`{field.encode_name}`",
             *(
                 ("section", "")
-                if _is_struct(field.type) or _struct_by_name(field.type)
+                if _is_struct(field.type) or _struct_by_name(field.type) or _struct_in_list(field.type)
                 else (_link(field.type), _default(field))
             ),
         )
@@ -276,6 +288,12 @@ def _struct_by_name(kind: Any) -> type[Message] | None:
     """The type of the values, where a field holds structs by names."""
     arguments = getattr(kind, "__args__", ())
     return arguments[1] if get_origin(kind) is dict and _is_struct(arguments[1]) else None
+
+
+def _struct_in_list(kind: Any) -> type[Message] | None:
+    """The type of the values, where a field holds structs one after the other."""
+    arguments = getattr(kind, "__args__", ())
+    return arguments[0] if get_origin(kind) in {list, tuple} and _is_struct(arguments[0]) else None
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
@@ -299,6 +317,8 @@ def _link(kind: Any) -> str:
         return f"[{kind.__name__}](#{_anchor(kind)})"
     if inspect.isclass(kind) and issubclass(kind, Enum):
         return " or ".join(f"`{member.value}`" if member.value != "" else '`""`' for member in kind)
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(kind))
     name = getattr(kind, "__name__", str(kind))
     arguments = [each for each in getattr(kind, "__args__", ()) if each is not Ellipsis]
     if hasattr(kind, "__metadata__"):
