@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from microkernel.cli.checks import Check, check_folder, check_port, check_token, failed, show
 from microkernel.cli.node import root_of, running_node
 from microkernel.cli.output import size, wants_json
-from microkernel.config import Config, settings_of
+from microkernel.config import Config, section_of, settings_of
 from microkernel.errors import MicrokernelError, PreconditionFailed
 from microkernel.root import Root
 
@@ -36,13 +36,17 @@ def check(args: argparse.Namespace) -> int:
     settings: dict[str, Any] = {}
     checks += [_check_plugin(plugin, {each.name for each in plugins}) for plugin in plugins]
     checks += _check_settings(config, plugins, settings)
+    drivers = getattr(settings.get("devices"), "drivers", {})
+    checks += asyncio.run(_check_drivers(drivers))
     checks += [*check_folder(root), *_check_lock(root), check_token(root)]
     gateway = settings.get("gateway")
     if gateway is not None:
         checks.append(check_port(str(getattr(gateway, "host", "127.0.0.1")), int(getattr(gateway, "port", 7070))))
     model = getattr(settings.get("inference"), "model", None)
-    if model:
+    if model and not (drivers and "/" in str(model) and not Path(str(model)).exists()):
         checks.append(check_model(str(model), root))
+    elif model:
+        checks.append(Check(name="model", ok=True, detail=f"{model} (is looked up at the boot)"))
     return show(checks, as_json=wants_json(args))
 
 
@@ -127,6 +131,33 @@ def _check_settings(config: Config, plugins: list[Plugin], settings: dict[str, A
         except MicrokernelError as error:
             wrong.append(failed("settings", error))
     return wrong or [Check(name="settings", ok=True, detail=f"of {len(settings)} services")]
+
+
+async def _check_drivers(sections: dict[str, dict[str, Any]]) -> list[Check]:
+    """Whether drivers that are set can be; those that are not are asked for nothing here."""
+    from microkernel.driver import Driver
+    from microkernel.plugins import discover_drivers, load_in_thread
+
+    if not sections:
+        return []
+    installed = {plugin.name: plugin for plugin in await discover_drivers()}
+    checks = []
+    for name, section in sections.items():
+        title, plugin = f"driver {name}", installed.get(name)
+        if plugin is None or plugin.broken is not None:
+            why = "is not installed" if plugin is None else plugin.broken
+            checks.append(Check(name=title, ok=False, detail=str(why), remedy=f"drivers here: {', '.join(installed)}"))
+            continue
+        driver: Driver = plugin.kind()
+        try:
+            driver.settings = section_of(section, plugin.kind.Settings, ("services", "devices", "drivers", name))
+            devices = await load_in_thread(driver.find, title)
+        except MicrokernelError as error:
+            checks.append(failed(title, error))
+        else:
+            found = ", ".join(device.facts.name for device in devices) or "no device"
+            checks.append(Check(name=title, ok=True, detail=found))
+    return checks
 
 
 def _check_lock(root: Path) -> list[Check]:

@@ -861,6 +861,26 @@ def test_check_names_everything_that_is_wrong_at_once(tmp_path: Path):
     assert "line 3" in wrong["settings"]
 
 
+SERVER = '[[services.devices.drivers.upstream.servers]]\nname = "a"\nurl = "http://127.0.0.1:9/v1"\n'
+
+
+def test_check_names_the_servers_that_are_set_and_asks_none(tmp_path: Path):
+    config = write(tmp_path, "config.toml", SERVER + '[services.inference]\nmodel = "a/some-model"\n')
+    done = mk("boot", "--check", "--json", "--config", config, "--root", "root", "--port", "0", folder=tmp_path)
+    found = {check["name"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert found["driver upstream"]["detail"] == "a"
+    assert "looked up at the boot" in found["model"]["detail"]
+
+
+def test_check_names_a_server_that_cannot_be_one(tmp_path: Path):
+    config = write(tmp_path, "config.toml", SERVER.replace("http", "gopher"))
+    done = mk("boot", "--check", "--json", "--config", config, "--root", "root", "--port", "0", folder=tmp_path)
+    wrong = {check["name"]: check["detail"] for check in json.loads(done.stdout) if not check["ok"]}
+    assert done.returncode == 1
+    assert "services.devices.drivers.upstream.servers[0].url" in wrong["driver upstream"]
+
+
 # The model store
 
 

@@ -140,6 +140,8 @@ def test_a_device_is_well_while_it_is_healthy_and_told_with_its_reason_otherwise
     device = {"name": "cuda0", "state": "healthy", "why": "", "model": "A", "memory_bytes": 4096}
     well = check_device({**device, "memory_free_bytes": 1024})
     assert (well.name, well.ok, well.detail) == ("device cuda0", True, "healthy, A, 1.0 KiB of 4.0 KiB free")
+    server = {"answers": True, "models": ["a", "b"], "memory_bytes": 0, "memory_free_bytes": 0}
+    assert "2 models" in check_device({**device, **server}).detail
     ill = check_device({**device, "memory_free_bytes": 0, "state": "quarantined", "why": "device-side assert"})
     assert not ill.ok
     assert ill.detail.startswith("quarantined: device-side assert, A")
