@@ -71,13 +71,17 @@ class LoadedModels:
         """Whether that is a model or an adapter of this node, loaded or not."""
         if name in self._loaded or name in self.adapters or name in self._loading or name in self._resting:
             return True
-        return any(model.name == name for model in await self._stored.all())
+        return name in await self._stored.names()
 
     async def default_name(self) -> str:
         """The model that answers who names none, once it is there."""
         await self._ready.wait()
         assert self.default is not None
         return self.default
+
+    def stored_anew(self) -> None:
+        """Other models are stored than before."""
+        self._stored.forget()
 
     def find(self, name: str) -> Loaded:
         """A loaded model by its name. Raises `NotFound`."""

@@ -291,6 +291,16 @@ class Inference(Service):
         await self._embedding.enter_again()
         await self._relayed.enter_again()
 
+    @on("models.changed")
+    async def look_again(self, _: Event) -> None:
+        """The store has other models."""
+        self._models.stored_anew()
+
+    @on("service.models.running")
+    async def look_anew(self, _: Event) -> None:
+        """A store has come, or come back."""
+        self._models.stored_anew()
+
     @on("devices.tuned")
     async def spread(self, event: Event) -> None:
         """A device has another number of threads for each operation."""

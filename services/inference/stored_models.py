@@ -16,6 +16,18 @@ class StoredModels:
     def __init__(self, service: Service) -> None:
         """`service` asks."""
         self._service = service
+        self._names: frozenset[str] | None = None  # once they were asked for, until they change
+
+    async def names(self) -> frozenset[str]:
+        """Of models and adapters: asked for once, for it takes a thread's turn, and each relayed answer needs them."""
+        names = self._names
+        if names is None:
+            names = self._names = frozenset(model.name for model in await self.all())
+        return names
+
+    def forget(self) -> None:
+        """The store has changed, or has another incarnation."""
+        self._names = None
 
     async def find(self, ref: str) -> Model:
         """The stored model, pulled if `ref` can be and is not stored yet, or is not whole: its weights stayed behind

@@ -76,6 +76,21 @@ async def test_what_is_here_goes_before_what_is_served_under_the_same_name(node)
         assert [ask.model for ask in bird.asked] == ["tiny", "tiny"]
 
 
+async def test_a_model_that_is_stored_meanwhile_goes_before_the_served_one(node, tmp_path):
+    bird = Parrot("a", "late")
+    async with node(bird) as system:
+        await answer(system, model="late")
+        assert len(bird.asked) == 1
+        ref = str(write_tiny_model(tmp_path / "late"))
+        async for _ in system.stream("models.pull", ref=ref):
+            pass
+        while len((await answer(system, model="late", max_tokens=2))[0]) > 2:  # until the event has come
+            await asyncio.sleep(0)
+        asked = len(bird.asked)
+        await answer(system, model="late", max_tokens=2)
+        assert len(bird.asked) == asked
+
+
 async def test_models_are_listed_with_their_devices_by_the_names_that_mean_them(node):
     birds = Parrot("a", "polly", "tiny"), Parrot("b", "polly"), Parrot("c", "gone")
     birds[2].away = "no route"
