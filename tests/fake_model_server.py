@@ -118,7 +118,7 @@ class FakeServer:
         self.connections += 1
         self.open += 1
         try:
-            while (exchange := await self._read(reader, writer)) is not None:
+            if (exchange := await self._read(reader, writer)) is not None:
                 self.exchanges.append(exchange)
                 work = asyncio.ensure_future((self.answer if exchange.method == "POST" else self.list_models)(exchange))
                 gone = asyncio.ensure_future(reader.read(1)) if exchange.method == "POST" else None
@@ -131,8 +131,7 @@ class FakeServer:
                 if gone is not None:
                     gone.cancel()
                 work.result()
-                if exchange.method == "POST":
-                    return
+                return  # each connection has one exchange, whatever was said of keeping it
         except (ConnectionError, asyncio.IncompleteReadError):
             self.closed.set()
         finally:

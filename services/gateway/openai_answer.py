@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from services.gateway.openai_tools import whole_calls
 from services.inference.messages import LoadedModel, Piece, TokenLogprob, Usage
 
 __all__ = [
@@ -63,10 +64,13 @@ class ChunkWriter:
 
     def piece(self, piece: Piece) -> bytes:
         """The chunk of one piece; nothing for one that says nothing."""
-        if not piece.text and not piece.logprobs and piece.finish_reason is None:
+        if not piece.text and not piece.logprobs and piece.finish_reason is None and not piece.tool_calls:
             return b""
         logprobs = _encode(_logprobs(piece.logprobs)) if piece.logprobs else b"null"
-        return self._chunk(piece.index, {"content": piece.text} if piece.text else {}, piece.finish_reason, logprobs)
+        delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+        if piece.tool_calls:
+            delta["tool_calls"] = piece.tool_calls
+        return self._chunk(piece.index, delta, piece.finish_reason, logprobs)
 
     def closing(self, usage: Usage | None) -> bytes:
         """What follows the last piece."""
@@ -120,9 +124,12 @@ def usage_of(pieces: Iterable[Piece]) -> Usage | None:
 
 def _choice(index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
     told = [one for piece in pieces for one in piece.logprobs]
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
+    if calls := whole_calls(pieces):
+        message |= {"content": message["content"] or None, "tool_calls": calls}
     return {
         "index": index,
-        "message": {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None},
+        "message": message,
         "logprobs": _logprobs(told) if told else None,
         "finish_reason": pieces[-1].finish_reason,
     }

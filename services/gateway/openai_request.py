@@ -22,6 +22,7 @@ from services.gateway.openai_grammar import (
     StructuredOutputs,
     demand_of,
 )
+from services.gateway.openai_tools import NamedTool, Tool, ToolCall, check_calls, check_tools
 from services.inference.messages import MOST_ANSWERS, Chat, ChatMessage
 
 __all__ = ["ChatRequest", "parse_chat"]
@@ -32,7 +33,7 @@ MAX_STOP_LENGTH = 1024
 MAX_NAME = 512
 MAX_LOGPROBS = 20
 LARGEST = 2**31 - 1
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 # How urgent each of OpenAI's tiers is. There is nothing more urgent to be had than for somebody who looks at a screen.
 TIERS = {
@@ -63,6 +64,8 @@ class RequestMessage(msgspec.Struct, frozen=True):
     role: str
     content: str | list[ContentPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +98,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: list[int] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | NamedTool | None = None
     guided_json: Schema | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
@@ -134,6 +139,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
                     if message.content is None or isinstance(message.content, str)
                     else [{"type": part.type, "text": part.text} for part in message.content],
                     name=message.name,
+                    tool_calls=[msgspec.to_builtins(call) for call in message.tool_calls or ()] or None,
+                    tool_call_id=message.tool_call_id,
                 )
                 for message in self.messages
             ],
@@ -155,6 +162,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
             ignore_eos=bool(self.ignore_eos),
             stop_token_ids=self.stop_token_ids or [],
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            tools=[msgspec.to_builtins(tool) for tool in self.tools or ()],
+            tool_choice=None if not self.tools else msgspec.to_builtins(self.tool_choice),
             owner=owner,
             process_class=TIERS[self.service_tier or "auto"],
             nice=self.priority or 0,
@@ -163,8 +172,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 # Fields that are not supported yet, and the values that ask for nothing and so are fine.
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),  # without tools both mean the same
     "functions": ([],),
     "function_call": ("none", "auto"),
     "audio": (),
@@ -177,7 +184,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
     "continue_final_message": (False,),
 }
-_REFUSED_IN_MESSAGES: dict[str, tuple[Any, ...]] = dict.fromkeys(("tool_calls", "function_call", "audio"), ([],))
+_REFUSED_IN_MESSAGES: dict[str, tuple[Any, ...]] = dict.fromkeys(("function_call", "audio"), ([],))
 
 # A body is looked over before it is built: what is refused, too long or too many never becomes objects.
 _NULL = msgspec.Raw(b"null")
@@ -191,7 +198,7 @@ _LONGEST: dict[str, tuple[int, str]] = {
     ),
     "logit_bias": (64 << 10, "at most 64 KiB"),
     "stop_token_ids": (4 << 10, "at most 4 KiB"),
-    **dict.fromkeys(GRAMMAR_FIELDS, (256 << 10, "at most 256 KiB")),
+    **dict.fromkeys((*GRAMMAR_FIELDS, "tools"), (256 << 10, "at most 256 KiB")),
 }
 _MessageOutline = msgspec.defstruct(
     "_MessageOutline",
@@ -244,6 +251,7 @@ def parse_chat(body: bytes | bytearray) -> ChatRequest:
     if request.top_logprobs and not request.logprobs:
         raise Invalid("'top_logprobs' needs 'logprobs' to be true", field="top_logprobs")
     _check_messages(request.messages)
+    check_tools(request)
     demand_of(request)
     return request
 
@@ -335,11 +343,18 @@ def _check_messages(messages: list[RequestMessage]) -> None:
         raise Invalid("'messages' is empty: at least one is needed", field="messages")
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
-        if message.role in {"tool", "function"}:
-            raise _unsupported(f"the role '{message.role}'", f"{where}.role")
+        if message.role == "function":
+            raise _unsupported("the role 'function'", f"{where}.role", remedy="its newer name is tool")
         if message.role not in ROLES:
             known = ", ".join(ROLES)
             raise Invalid(f"'{where}.role' is {_short(message.role)}, allowed are {known}", field=f"{where}.role")
+        if message.tool_calls and message.role != "assistant":
+            raise Invalid(f"'{where}' has calls, and is no assistant's turn", field=f"{where}.tool_calls")
+        check_calls(message.tool_calls or (), f"{where}.tool_calls")
+        if message.role == "tool" and not message.tool_call_id:
+            raise Invalid(f"'{where}' does not name the call that it answers", field=f"{where}.tool_call_id")
+        if message.content is None and message.tool_calls:
+            continue
         if message.content is None:
             raise Invalid(f"'{where}' has no content", field=f"{where}.content")
         if not isinstance(message.content, str):

@@ -101,7 +101,7 @@ class Inference(Service):
                     yield piece
             return
         if message.tools:
-            raise Unimplemented("models here call no tools yet", field="tools")
+            raise Unimplemented("tools are not supported yet by the models of this node", field="tools")
         asked = await self._models.asked(message.model)
         self._models.places.check_open(asked.loaded.device)
         with asked.stays():

@@ -193,7 +193,7 @@ async def test_who_asks_for_a_tier_is_told_which_it_was(site, asked, told):
         ({"temperature": 3}, "temperature"),
         ({"messages": []}, "messages"),
         ({"n": 200}, "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f f"}}]}, "tools[0].function.name"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logit_bias": [5]}, "logit_bias"),

@@ -134,9 +134,6 @@ def test_values_beyond_their_limits_are_refused_by_name(field, values):
 @pytest.mark.parametrize(
     ("field", "harmless", "refused"),
     [
-        ("tools", [], [{"type": "function"}]),
-        ("tool_choice", "auto", "required"),
-        ("tool_choice", "none", {"type": "function", "function": {"name": "f"}}),
         ("functions", [], [{"name": "f"}]),
         ("function_call", "none", {"name": "f"}),
         ("audio", None, {"voice": "alloy"}),
@@ -174,8 +171,7 @@ def test_a_bad_message_is_named_with_its_number(message, field):
 @pytest.mark.parametrize(
     ("message", "field"),
     [
-        ({"role": "tool", "content": "42", "tool_call_id": "c1"}, "messages[0].role"),
-        ({"role": "assistant", "content": "", "tool_calls": [{"id": "c1"}]}, "messages[0].tool_calls"),
+        ({"role": "function", "content": "42", "name": "f"}, "messages[0].role"),
         ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, "messages[0].function_call"),
         (
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]},
@@ -183,7 +179,7 @@ def test_a_bad_message_is_named_with_its_number(message, field):
         ),
     ],
 )
-def test_tools_and_pictures_in_messages_are_refused(message, field):
+def test_functions_of_old_and_pictures_in_messages_are_refused(message, field):
     with pytest.raises(Unimplemented, match="not supported yet") as failure:
         parse(messages=[message])
     assert failure.value.field == field
