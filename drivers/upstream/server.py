@@ -66,6 +66,7 @@ class Server(ModelServer):
         self._dialect: Dialect = DIALECTS["openai" if settings.dialect == "auto" else settings.dialect]
         self._models: tuple[ServedModel, ...] = tuple(ServedModel(name=name) for name in settings.models)
         self._running = 0
+        self._looking = asyncio.Lock()
         self._heard_at = -math.inf
         self._http: aiohttp.ClientSession | None = None
         self.facts = self._facts()
@@ -118,7 +119,7 @@ class Server(ModelServer):
         try:
             if await asyncio.to_thread(self._key.read):
                 self._health.changed()
-            async with asyncio.timeout(self._settings.connect_seconds + LOOK_TIMEOUT):
+            async with asyncio.timeout(self._settings.connect_seconds + LOOK_TIMEOUT), self._looking:
                 await self._list()
         except (MicrokernelError, BadAnswer, aiohttp.ClientError, OSError) as error:  # the last includes TimeoutError
             why = self._said(error)
@@ -128,7 +129,11 @@ class Server(ModelServer):
     async def generate(self, ask: Generate) -> AsyncGenerator[Generated, None]:
         """The answer, piece by piece."""
         body = body_of(ask, self._dialect)
-        self._running += 1
+        if self._dialect.one_at_a_time:
+            async with self._looking:  # a look that is under way would end the answer
+                self._running += 1
+        else:
+            self._running += 1
         try:
             async with aclosing(self._pieces(ask, body)) as pieces:
                 async for piece in pieces:

@@ -19,6 +19,7 @@ __all__ = ["ModelServers"]
 
 SOONEST = 0.25  # seconds from one look at a server to the next, whatever happens meanwhile
 AFTER_A_DEFECT = 5.0  # seconds until a driver is called again that raised where it must not
+LIST_WAITS = 1.0
 CLOSE_TIMEOUT = 2.0
 
 
@@ -64,8 +65,13 @@ class ModelServers:
         return self._describe(self._desk[name])
 
     async def served(self, name: str | None) -> list[Served]:
-        """What can be asked, once each server was asked for the first time."""
-        await self._all_looked()
+        """What can be asked, once each server was asked for the first time.
+
+        Who wants to see all of it is not kept waiting for one that does not answer.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LIST_WAITS if name is None else None):
+                await self._all_looked()
         return self._desk.served(name)
 
     async def answer(self, ask: AskModel) -> AsyncGenerator[Generated, None]:

@@ -34,6 +34,7 @@ from services.scheduler.messages import Exit, Process, ProcessState, Progress, R
 __all__ = ["Relayed", "Route", "requests_of"]
 
 LET_GO = 0.25  # seconds that the end of an answer waits for its device; the rest goes on without it
+REFUSED = {"pause": "paused", "resume": "resumed", "nice": "reniced"}
 NICES = 100  # more than there are nice values
 
 
@@ -94,9 +95,13 @@ class Relayed:
 
     def signal(self, message: Signal) -> None:
         """End a process; nothing else can be asked of the devices. Raises `NotFound`."""
-        if message.signal != "kill":
-            self.check_not(message.pid, {"pause": "paused", "resume": "resumed", "nice": "reniced"}[message.signal])
-        self._find(message.pid).end(CallCancelled(f"process {message.pid}: {message.why}"))
+        answer = self._find(message.pid)
+        if message.signal == "kill":
+            answer.end(CallCancelled(f"process {message.pid}: {message.why}"))
+        elif message.signal in REFUSED:
+            self.check_not(message.pid, REFUSED[message.signal])
+        else:
+            raise Invalid(f"inference does not know the signal '{message.signal}'", field="signal")
 
     def why(self, pid: int) -> str:
         """What a process waits for, as the rest of a sentence about it. Raises `NotFound`."""

@@ -460,6 +460,51 @@ async def test_a_server_whose_answers_break_is_left_alone_after_the_third(fake, 
         assert server.lost() is not None
 
 
+async def test_a_server_that_answers_is_not_disturbed_by_looks(fake, opened):
+    go_on = asyncio.Event()
+
+    async def slow(exchange):
+        await exchange.start()
+        await exchange.write(said("Hel"))
+        await go_on.wait()
+        await exchange.write(said("lo", finish="stop") + DONE)
+
+    fake.answer, fake.list_models = slow, listing("m", owned_by="me")
+    async with opened() as server:
+        async with aclosing(server.generate(ASK)) as pieces:
+            while not (await anext(pieces)).text:
+                pass
+            before = len(fake.exchanges)
+            await server.look()
+            assert len(fake.exchanges) == before
+            go_on.set()
+            assert text_of([piece async for piece in pieces]) == "lo"
+        await server.look()
+        assert len(fake.exchanges) == before + 1
+
+
+async def test_a_server_that_gives_answers_up_for_a_look_is_asked_when_the_look_is_over(fake, opened):
+    go_on, begun = asyncio.Event(), asyncio.Event()
+
+    async def slow_list(exchange):
+        begun.set()
+        await go_on.wait()
+        await listing("m", owned_by="me")(exchange)
+
+    fake.list_models = listing("m", owned_by="me")
+    async with opened() as server:
+        assert server.places == 1
+        fake.list_models = slow_list
+        look = asyncio.create_task(server.look())
+        await begun.wait()
+        answering = asyncio.create_task(pieces_of(server))
+        await asyncio.sleep(0.05)
+        assert fake.posts == []
+        go_on.set()
+        assert text_of(await answering) == "Hello"
+        await look
+
+
 async def test_a_connection_is_used_again_and_one_that_was_closed_meanwhile_harms_nobody(fake, opened):
     async def chunked(exchange):
         await exchange.whole(HELLO, Content_Type="text/event-stream")

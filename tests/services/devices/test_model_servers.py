@@ -224,6 +224,15 @@ async def test_what_is_served_where_is_listed_with_the_state_of_the_device(node)
         assert (row.model, row.context_length, row.created) == ("n", 512, 7)
 
 
+async def test_a_list_is_not_kept_waiting_by_a_server_that_does_not_answer(node):
+    class Mute(Parrot):
+        async def look(self):
+            await asyncio.Event().wait()
+
+    async with node(Parrot("a", "m"), Mute("b", "n")) as system:
+        assert {row.device for row in await system.call("devices.served")} == {"a", "b"}
+
+
 async def test_settings_of_a_driver_that_is_not_installed_are_told(node):
     async with (
         node(Parrot("a", "m"), drivers={"warp": {"core": 1}}) as system,

@@ -179,6 +179,10 @@ async def test_what_a_device_cannot_be_asked_for_is_refused_by_name(node):
             await system.call("scheduler.pause", pid=piece.pid)
         with pytest.raises(PreconditionFailed, match="cannot be paused"):
             await system.call("inference.pause", pid=piece.pid)
+        with pytest.raises(PreconditionFailed, match="cannot be reniced"):
+            await system.call("scheduler.nice", pid=piece.pid, nice=5)
+        with pytest.raises(Invalid, match="signal"):
+            await system.call("inference.signal", pid=piece.pid, signal="juggle", why="")
 
 
 async def test_several_answers_are_several_requests_each_with_a_seed_of_its_own(node):
