@@ -24,7 +24,10 @@ class Continuation(Protocol):
         """An item has come: what its reader gets of it, None for nothing."""
 
     def message(self) -> Any | None:
-        """The message with which the stream begins, or goes on after what was taken; None when nothing is left."""
+        """The message with which the stream begins, or goes on after what was taken; None when nothing is left.
+
+        Raises a `MicrokernelError` where it cannot go on; its reader is told why it would have had to.
+        """
 
 
 class HandlerKind(StrEnum):

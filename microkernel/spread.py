@@ -209,9 +209,13 @@ class Spread:
             if handler.continues is not None and handler.inputs is None and handler.takes_message:
                 goes_on = handler.continues(message[0])
             given, tries = False, _Tries()
+            cause: MicrokernelError | None = None
             while True:
                 if goes_on is not None:
-                    following = goes_on.message()
+                    try:
+                        following = goes_on.message()
+                    except MicrokernelError as error:
+                        raise cause or error  # noqa: B904 - the cause is why it would have had to go on
                     if following is None:  # only the end was missing
                         return
                     message = (following,)
@@ -227,6 +231,7 @@ class Spread:
                     repeats = goes_on is not None or (error.may_have_run is False and not given)
                     if not _may_do_elsewhere(error) or not repeats or not self._tries_again(tries, chosen):
                         raise
+                    cause = error
                 else:
                     return
 

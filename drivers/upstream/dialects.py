@@ -42,6 +42,7 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True):
     short_texts: bool = False
     null_max_tokens: bool = False
     one_at_a_time: bool = False
+    short_seeds: bool = False  # 32 bits, and not 64
     all_tokens: int = 0  # what says that `top_k` keeps all
 
 
@@ -159,6 +160,7 @@ DIALECTS: Mapping[str, Dialect] = {
             fields=_LLAMA | {"ignore_eos": "ignore_eos"},
             grammar=_gbnf,
             token_prompts=True,
+            short_seeds=True,
         ),
         Dialect(
             name="llama-cpp-python",
@@ -169,8 +171,9 @@ DIALECTS: Mapping[str, Dialect] = {
             short_texts=True,
             null_max_tokens=True,
             one_at_a_time=True,
+            short_seeds=True,
         ),
-        Dialect(name="ollama", title="Ollama", owner="library", grammar=_schema),
+        Dialect(name="ollama", title="Ollama", owner="library", grammar=_schema, short_seeds=True),
         Dialect(
             name="microkernel", title="a node", owner="microkernel", fields=_VLLM, grammar=_structured, texts=False
         ),

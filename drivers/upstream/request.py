@@ -26,6 +26,7 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "stop_token_ids": ([],),
     "logit_bias": ({},),
 }
+SHORT_SEEDS = 1 << 31
 NEUTRAL: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
@@ -41,6 +42,8 @@ def body_of(ask: Generate, dialect: Dialect) -> bytes:
     if ask.max_tokens is not None:
         body[dialect.max_tokens] = ask.max_tokens
     body |= {name: getattr(ask, name) for name in EVERYWHERE if getattr(ask, name) is not None}
+    if ask.seed is not None and dialect.short_seeds:
+        body["seed"] = ask.seed % SHORT_SEEDS
     if ask.stop:
         body["stop"] = ask.stop
     body |= _fields(ask, dialect)

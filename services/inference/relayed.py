@@ -20,6 +20,7 @@ from microkernel.errors import (
     Overloaded,
     PreconditionFailed,
     Unavailable,
+    Unimplemented,
 )
 from microkernel.message import Message, convert, current_call, may_touch
 from microkernel.model_server import Generate, Generated
@@ -279,9 +280,11 @@ def requests_of(message: Chat | Complete, route: Route) -> list[Generate]:
     """A request for each answer, with a seed of its own. Raises `Invalid` for messages that are none."""
     if isinstance(message, Chat) and not message.messages:
         raise Invalid("there are no messages", field="messages")
+    if message.begun:
+        raise Unimplemented("an answer of another device's model does not go on behind given tokens", field="begun")
     shared = {
         name: value for name, value in msgspec.structs.asdict(message).items() if name in Generate.__struct_fields__
-    } | {"model": route.model}
+    } | {"model": route.model, "return_token_ids": False}
     return [
         Generate(**shared | {"seed": None if message.seed is None else message.seed + place})
         for place in range(message.n)

@@ -145,6 +145,11 @@ def test_a_text_goes_on_to_the_end_of_the_context_or_says_that_it_would_not():
         assert caught.value.field == "max_tokens"
 
 
+def test_a_seed_of_64_bits_is_cut_for_those_who_have_32():
+    assert said("vllm", seed=2**62 + 5)["seed"] == 2**62 + 5
+    assert [said(dialect, seed=2**62 + 5)["seed"] for dialect in ("llama.cpp", "llama-cpp-python", "ollama")] == [5] * 3
+
+
 def test_prompts_of_tokens_go_to_those_who_read_them():
     text = {"messages": None, "prompt": [1, 2, 3], "max_tokens": 5}
     assert said("vllm", **text)["prompt"] == [1, 2, 3]

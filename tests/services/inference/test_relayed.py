@@ -11,6 +11,7 @@ from model_servers import Parrot, parrots
 from tiny_model import write_tiny_model
 
 import services.devices.service as devices_module
+from microkernel.asking import ChatMessage
 from microkernel.errors import (
     CallCancelled,
     Invalid,
@@ -22,6 +23,8 @@ from microkernel.errors import (
 )
 from microkernel.model_server import Generated
 from microkernel.testing import TestKernel
+from services.inference.continued import continued
+from services.inference.messages import Chat, Piece
 
 
 @pytest.fixture(scope="session")
@@ -201,6 +204,23 @@ async def test_too_many_answers_are_refused(node):
             with pytest.raises(Invalid) as caught:
                 await answer(system, model="polly", n=n)
             assert caught.value.field == "n"
+
+
+async def test_an_answer_whose_tokens_nobody_tells_is_not_begun_again_behind_its_text(node):
+    asked = Chat(messages=[ChatMessage(role="user", content="Hello")], model="polly")
+    goes_on = continued(asked)
+    assert goes_on.message().begun == []
+    goes_on.take(Piece(pid=1))
+    assert goes_on.message().begun == []
+    goes_on.take(Piece(text="Hello"))
+    with pytest.raises(Unavailable, match="cannot go on"):
+        goes_on.message()
+    async with node(Parrot("a", "polly")) as system:
+        with pytest.raises(Unimplemented) as caught:
+            await answer(system, model="polly", begun=[1, 2])
+        assert caught.value.field == "begun"
+        text, _ = await answer(system, model="polly", return_token_ids=True)
+        assert text == "Hello, world"
 
 
 async def test_tokens_of_served_models_count_against_an_owners_rate(node):
