@@ -256,7 +256,7 @@ async def test_comments_keep_an_answer_alive_but_not_for_ever(fake, opened):
             await asyncio.sleep(0.005)
 
     fake.answer = ping
-    async with opened(first_seconds=0.1, idle_seconds=0.1, total_seconds=0.3) as server:
+    async with opened(first_seconds=20.0, idle_seconds=20.0, total_seconds=0.3) as server:
         assert "longer than it may" in (await failure_of(server)).message
 
 
