@@ -45,7 +45,7 @@ async def model_not_found(visitor: Visitor, error: NotFound) -> web.Response:
 async def loaded_models(visitor: Visitor) -> list[LoadedModel]:
     """All models that inference knows. Raises `Unavailable` where there is no inference at all."""
     try:
-        found = await visitor.port.call("inference.list", trace=visitor.trace)
+        found = await visitor.port.call("inference.list", everywhere=True, trace=visitor.trace)
     except NotFound as error:
         raise Unavailable("this node runs no inference", service="inference") from error
     return convert(found, list[LoadedModel], what="inference.list")

@@ -21,6 +21,7 @@ __all__ = [
     "Embeddings",
     "ForgetContext",
     "Grammar",
+    "ListModels",
     "LoadAdapter",
     "LoadModel",
     "LoadedModel",
@@ -195,6 +196,12 @@ class SavedContext(Message):
 
     name: str
     bytes: int
+
+
+class ListModels(Message):
+    """Which models: those of the node that is asked, or `everywhere` those of the other nodes of its cluster, too."""
+
+    everywhere: bool = False
 
 
 class LoadModel(Message):

@@ -21,6 +21,7 @@ from services.inference.admission import Admission
 from services.inference.answers import Answers, Wanted
 from services.inference.context_files import ContextFiles
 from services.inference.continued import continued
+from services.inference.elsewhere import with_others
 from services.inference.embedding import Embedding, check_texts
 from services.inference.encoder.loading import AT_ONCE
 from services.inference.engine.context import Context
@@ -34,6 +35,7 @@ from services.inference.messages import (
     Embed,
     Embeddings,
     ForgetContext,
+    ListModels,
     LoadAdapter,
     LoadedModel,
     LoadModel,
@@ -220,13 +222,14 @@ class Inference(Service):
         await self._models.adapters.unload(self._models.adapters.find(message.name))
 
     @handles(name="list", idempotent=True)
-    async def list_models(self) -> list[LoadedModel]:
+    async def list_models(self, message: ListModels) -> list[LoadedModel]:
         """All models and adapters that can be asked, the default one first: loaded, loading, stored and loaded when
-        asked, or served by other devices.
+        asked, served by other devices, or where that is asked on other nodes.
         """
         here = await self._models.shown()
         there = await self._relayed.shown([model.name for model in here], default=self._models.default)
-        return sorted([*here, *there], key=lambda model: not model.default)
+        models = sorted([*here, *there], key=lambda model: not model.default)
+        return await with_others(self, models) if message.everywhere else models
 
     @handles
     async def signal(self, message: Signal) -> None:

@@ -131,3 +131,15 @@ async def test_several_answers_at_once_end_with_the_cause(tiny):
         await door.forgets(busy)
         with pytest.raises(Unavailable):
             await anext(stream)
+
+
+async def test_the_models_of_other_nodes_are_listed_where_that_is_asked(tiny):
+    async with linked(SERVICES, SERVICES, services={"inference": {"model": str(tiny)}}) as (first, second):
+        first.knows(second, "inference")
+        await second.call("inference.load", ref=str(write_tiny_model(tiny.parent / "other")))
+        here = [model.name for model in await first.call("inference.list")]
+        everywhere = {model.name: model for model in await first.call("inference.list", everywhere=True)}
+        assert here == ["tiny"]
+        assert list(everywhere) == ["tiny", "other"]
+        assert everywhere["tiny"].default
+        assert everywhere["other"].device.endswith("@n2")
