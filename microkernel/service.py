@@ -7,12 +7,14 @@ by its incarnation and ends with it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Found = TypeVar("Found")
 
 DEADLINE = 60.0  # seconds; a handler that needs longer says so
 CONCURRENCY = 256
@@ -360,6 +363,20 @@ class Service:
         return self.executors.get(device)
 
 
+def _looked_at_once(look: Callable[[type[Service]], Found]) -> Callable[[type[Service]], Found]:
+    """Keep what was found on a class as long as the class: signatures are slow to read, and each boot asks anew."""
+    known: WeakKeyDictionary[type[Service], Found] = WeakKeyDictionary()
+
+    @functools.wraps(look)
+    def found(kind: type[Service]) -> Found:
+        if kind not in known:
+            known[kind] = look(kind)
+        return known[kind]
+
+    return found
+
+
+@_looked_at_once
 def handlers_of(kind: type[Service]) -> tuple[Handler, ...]:
     """All handlers of a service class; raises `Invalid` that names the method whose signature does not fit."""
     handlers = [
@@ -380,6 +397,7 @@ def handlers_of(kind: type[Service]) -> tuple[Handler, ...]:
     return tuple(handlers)
 
 
+@_looked_at_once
 def subscribers_of(kind: type[Service]) -> tuple[Subscriber, ...]:
     """All `@on` methods of a service class; raises `Invalid` for one that is not async or has no subject."""
     subscribers = tuple(
@@ -397,6 +415,7 @@ def subscribers_of(kind: type[Service]) -> tuple[Subscriber, ...]:
     return subscribers
 
 
+@_looked_at_once
 def timers_of(kind: type[Service]) -> tuple[Timer, ...]:
     """All `@every` methods of a service class; raises `Invalid` for one that is not async."""
     timers = tuple(
