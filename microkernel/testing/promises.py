@@ -100,6 +100,8 @@ class Promises:
         if self._kernel is None:
             return
         for handler, gate in _gates(self._kernel):
+            if gate.free == handler.concurrency and not gate.waiting:
+                continue  # at rest, as most of them are, and this is half of what a simulation does
             if not 0 <= gate.in_flight <= handler.concurrency:
                 self.broken(f"{gate.target} runs {gate.in_flight} calls of {handler.concurrency}")
             if gate.queued > handler.queue:
@@ -112,7 +114,8 @@ def _gates(kernel: Kernel) -> Iterator[tuple[Handler, Gate]]:
     """All gates of a node, those of several instances too."""
     for entry in kernel.router.registry:
         for binding in entry.bindings.values():
-            gates = binding.gate.gates if isinstance(binding.gate, Balanced) else (binding.gate,)
-            for gate in gates:
-                if gate is not None:
-                    yield binding.handler, gate
+            gate = binding.gate
+            if isinstance(gate, Balanced):
+                yield from ((binding.handler, each) for each in gate.gates if each is not None)
+            else:
+                yield binding.handler, gate
