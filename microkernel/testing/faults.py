@@ -7,23 +7,51 @@ fault.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from microkernel.errors import Unavailable
 from microkernel.testing.simulation import Fault, Scenario, Simulation, simulate
 
 __all__ = ["at_every_step", "cancel", "crash"]
 
 
-def at_every_step(scenario: Scenario, fault: Fault, *, seed: int, stride: int = 1, shuffle: bool = True) -> int:
+def at_every_step(
+    scenario: Scenario,
+    fault: Fault,
+    *,
+    seed: int,
+    stride: int = 1,
+    shuffle: bool = True,
+    when: Callable[[Simulation], bool] | None = None,
+) -> int:
     """Run `scenario` once in peace, then again with `fault` before every `stride`-th step; returns how many times.
 
-    Raises `SimulationFailed` for the first run that fails.
+    Steps before which `when` is false are left out. Raises `SimulationFailed` for the first run that fails.
     """
-    steps = simulate(scenario, seed=seed, shuffle=shuffle).steps
-    runs = 0
-    for step in range(1, steps + 1, stride):
+    count = simulate(scenario, seed=seed, shuffle=shuffle).steps
+    steps = list(range(1, count + 1, stride))
+    if when is not None:
+        steps = _steps_when(when, scenario, steps, seed=seed, shuffle=shuffle)
+    for step in steps:
         simulate(scenario, seed=seed, shuffle=shuffle, faults={step: fault})
-        runs += 1
-    return runs
+    return len(steps)
+
+
+def _steps_when(
+    when: Callable[[Simulation], bool], scenario: Scenario, steps: list[int], *, seed: int, shuffle: bool
+) -> list[int]:
+    """Those of `steps` before which `when` is true; up to the fault, a run is the one in peace."""
+    found = []
+
+    def look_at(step: int) -> Fault:
+        def look(simulation: Simulation) -> None:
+            if when(simulation):
+                found.append(step)
+
+        return look
+
+    simulate(scenario, seed=seed, shuffle=shuffle, faults={step: look_at(step) for step in steps})
+    return found
 
 
 def crash(name: str) -> Fault:

@@ -12,6 +12,7 @@ from simulation.test_calls import calls
 from microkernel import Service, handles, streams
 from microkernel.deadlines import Deadlines
 from microkernel.errors import MicrokernelError, Unavailable
+from microkernel.testing.faults import at_every_step
 from microkernel.testing.simulation import SimulationFailed, explore, simulate
 
 
@@ -186,3 +187,26 @@ def test_a_failure_names_the_command_that_repeats_it():
     seed = int(report.partition(command)[2].split()[0])
     with pytest.raises(SimulationFailed):
         simulate(fails_by_chance, seed=seed)
+
+
+def test_a_fault_comes_at_every_step_at_which_it_is_wanted_and_at_no_other():
+    struck = []
+
+    async def scenario(simulation):
+        await asyncio.sleep(1)
+        task = simulation.loop.create_task(asyncio.sleep(1))
+        simulation.clients["task"] = task
+        await task
+        simulation.clients.clear()
+        await asyncio.sleep(1)
+
+    def fault(simulation):
+        struck.append((simulation.loop.steps, bool(simulation.clients)))
+
+    everywhere = at_every_step(scenario, fault, seed=0)
+    assert [step for step, _ in struck] == list(range(1, everywhere + 1))
+    wanted = [step for step, has_clients in struck if has_clients]
+    struck.clear()
+    chosen = at_every_step(scenario, fault, seed=0, when=lambda simulation: bool(simulation.clients))
+    assert struck == [(step, True) for step in wanted]
+    assert 0 < chosen == len(wanted) < everywhere
