@@ -1,4 +1,4 @@
-"""Functions that tests map."""
+"""Functions that tests map; quick to import, as each process that is killed has another that imports them again."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import signal
 import time
 from pathlib import Path
-
-import torch
 
 
 def square(item: int) -> int:
@@ -60,15 +58,6 @@ def until(item: int, *, path: str) -> int:
     while not Path(path).exists():
         time.sleep(0.005)
     return item
-
-
-def multiply(item: int) -> float:
-    matrix = torch.full((64, 64), float(item))
-    return float((matrix @ matrix).sum())
-
-
-def threads_of_torch(item: int) -> int:
-    return torch.get_num_threads()
 
 
 def slowly(item: int) -> int:

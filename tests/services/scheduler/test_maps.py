@@ -363,8 +363,9 @@ async def test_a_named_map_does_not_do_again_what_was_done(tmp_path):
 
 async def test_torch_in_threads_of_one_core_uses_one():
     async with node() as system:
-        assert await system.call("scheduler.map", function="mapped:threads_of_torch", items=[1, 2], tasks=2) == [1, 1]
-        values = await system.call("scheduler.map", function="mapped:multiply", items=[1, 2])
+        ask = {"function": "mapped_torch:threads_of_torch", "items": [1, 2], "tasks": 2}
+        assert await system.call("scheduler.map", **ask) == [1, 1]
+        values = await system.call("scheduler.map", function="mapped_torch:multiply", items=[1, 2])
         assert values == [64.0**3, 4 * 64.0**3]
 
 
