@@ -17,6 +17,7 @@ from services.scheduler.policies.priority import CLASS, Priority
 from tests.services.scheduler.simulated_device import Simulation, Work
 
 SCHEDULES = settings(max_examples=200, deadline=None)
+LONG = settings(max_examples=50, deadline=None)  # schedules of thousands of quanta
 POLICIES: list[Callable[[], Policy]] = [Fifo, Priority, Fair, Deadline, Arrival]
 NAMES = [policy().name for policy in POLICIES]
 
@@ -83,13 +84,27 @@ def test_deadlines_that_can_be_met_are_met(works, quantum):
     assert [task.pid for task in tasks if task.ended > task.deadline + 1e-6] == []
 
 
-@given(
+crowds = given(
     weights=st.lists(st.floats(0.2, 5.0), min_size=2, max_size=6),
     quanta=st.lists(st.floats(0.005, 0.05), min_size=6, max_size=6),
     threads=st.integers(1, 2),
 )
-@SCHEDULES
+
+
+@crowds
+@LONG
 def test_saturated_owners_have_their_shares(weights, quanta, threads):
+    assert_shares(weights, quanta, threads)
+
+
+@pytest.mark.slow
+@crowds
+@SCHEDULES
+def test_saturated_owners_have_their_shares_in_many_schedules(weights, quanta, threads):
+    assert_shares(weights, quanta, threads)
+
+
+def assert_shares(weights: list[float], quanta: list[float], threads: int) -> None:
     total = 100.0
     owners = {f"owner {number}": weight for number, weight in enumerate(weights)}
     crowd = [
@@ -220,7 +235,12 @@ def test_thousands_of_owners_with_work_cost_no_look_at_all_of_them_for_each_new_
     for number in range(20_000):
         policy.enter(Claim(pid=number, owner=f"owner {number}"), number)
     assert looked < 3 * 20_000
-    assert len({policy.choose().claim.owner for _ in range(20_000)}) == 20_000
+    chosen = set()
+    for _ in range(20_000):
+        entry = policy.choose()
+        policy.settle(entry)  # what has turns is looked at with each choice: a device has few of them
+        chosen.add(entry.claim.owner)
+    assert len(chosen) == 20_000
 
 
 def test_owners_that_had_work_once_are_forgotten_where_many_have_some(monkeypatch):
