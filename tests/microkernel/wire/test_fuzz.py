@@ -1,7 +1,7 @@
-"""A million hostile frames against codec, assembly and both sessions: nothing but a close with a reason may come out.
+"""Hostile frames against codec, assembly and both sessions: nothing but a close with a reason may come out.
 
-Cases come in blocks of a thousand, each from its own seed. A failure names the block; to replay it alone, set
-`MICROKERNEL_FUZZ_BLOCK` to that number and run the same test.
+They are two hundred thousand in CI and a million at night. They come in blocks of a thousand, each from its own seed. A
+failure names the block; to replay it alone, set `MICROKERNEL_FUZZ_BLOCK` to that number and run the same test.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from microkernel.wire.server_session import ServerSession
 from microkernel.wire.session import Close
 
 BLOCK = 1000
+NIGHT = 5  # times as many blocks as in CI
 TEXT, LIMIT = 64 * 1024, 2**20
 NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 17, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**16, 2**20, 2**24, 2**31, 2**32 - 1)
 LONG_NUMBERS = (*NUMBERS, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64 - 16)
@@ -84,6 +85,11 @@ SERVER_MESSAGES = [
 ]
 
 
+def in_ci_and_at_night(count: int) -> pytest.MarkDecorator:
+    """Parametrizes a test with how many blocks it takes."""
+    return pytest.mark.parametrize("count", [count, pytest.param(NIGHT * count, marks=pytest.mark.slow)])
+
+
 def blocks(count: int, first: int) -> Iterator[tuple[int, random.Random]]:
     """Seeds and their chances: `count` blocks from `first` on, or the one that is to be replayed."""
     replayed = os.environ.get("MICROKERNEL_FUZZ_BLOCK")
@@ -99,7 +105,7 @@ def run_blocks(count: int, first: int, case: Callable[[random.Random], None], re
             for number in range(BLOCK):  # noqa: B007 - told in the failure
                 case(chance)
         except Exception as error:  # noqa: BLE001 - whatever came out, the block that it came out of is told
-            command = f'MICROKERNEL_FUZZ_BLOCK={block} python -m pytest "{request.node.nodeid}"'
+            command = f'MICROKERNEL_FUZZ_BLOCK={block} python -m pytest -m "" "{request.node.nodeid}"'
             pytest.fail(f"case {number} of block {block}: {type(error).__name__}: {error}\nreplay it with: {command}")
 
 
@@ -155,7 +161,8 @@ def test_each_prefix_of_a_frame_is_refused_and_each_split_of_its_bytes_in_two() 
                     binary.message_of(piece, text=TEXT, limit=LIMIT)
 
 
-def test_half_a_million_frames_end_in_a_message_or_a_complaint(request: pytest.FixtureRequest) -> None:
+@in_ci_and_at_night(100)
+def test_frames_end_in_a_message_or_a_complaint(count: int, request: pytest.FixtureRequest) -> None:
     taken = 0
 
     def case(chance: random.Random) -> None:
@@ -176,11 +183,12 @@ def test_half_a_million_frames_end_in_a_message_or_a_complaint(request: pytest.F
             except Invalid:
                 return
 
-    run_blocks(500, 0, case, request)
+    run_blocks(count, 0, case, request)
     assert taken or "MICROKERNEL_FUZZ_BLOCK" in os.environ
 
 
-def test_two_hundred_thousand_bodies_end_in_a_value_or_a_complaint(request: pytest.FixtureRequest) -> None:
+@in_ci_and_at_night(40)
+def test_bodies_end_in_a_value_or_a_complaint(count: int, request: pytest.FixtureRequest) -> None:
     bodies = ['{"$buffer":0,"dtype":"uint8","shape":[4]}', '[{"$buffer":0},{"$buffer":1}]', '{"a":[1,{"$buffer":0}]}']
     buffers = (memoryview(b"abcd"), memoryview(b"x" * 16))
 
@@ -191,10 +199,11 @@ def test_two_hundred_thousand_bodies_end_in_a_value_or_a_complaint(request: pyte
         except Invalid:
             return
 
-    run_blocks(200, 1000, case, request)
+    run_blocks(count, 1000, case, request)
 
 
-def test_fifty_thousand_parts_are_bounded_and_end_in_a_complaint(request: pytest.FixtureRequest) -> None:
+@in_ci_and_at_night(10)
+def test_parts_are_bounded_and_end_in_a_complaint(count: int, request: pytest.FixtureRequest) -> None:
     limit = 3 * FRAME_BYTES
     whole = binary.pack(JSONS[0], [memoryview(bytes(2 * FRAME_BYTES))]).joined()
     payload = memoryview(whole)[16:FRAME_BYTES]
@@ -227,7 +236,7 @@ def test_fifty_thousand_parts_are_bounded_and_end_in_a_complaint(request: pytest
         assert incoming.held <= limit + 4 * 16
         assert len(incoming) <= 4
 
-    run_blocks(50, 2000, case, request)
+    run_blocks(count, 2000, case, request)
 
 
 def server_session() -> ServerSession:
@@ -252,13 +261,14 @@ def client_session() -> ClientSession:
     return session
 
 
+@in_ci_and_at_night(20)
 @pytest.mark.parametrize(
     ("made", "messages", "first"),
     [(server_session, CLIENT_MESSAGES, 3000), (client_session, SERVER_MESSAGES, 4000)],
     ids=["server", "client"],
 )
-def test_a_hundred_thousand_frames_to_a_session_end_in_actions_or_a_close(
-    made: Callable[[], Any], messages: list[dict[str, Any]], first: int, request: pytest.FixtureRequest
+def test_frames_to_a_session_end_in_actions_or_a_close(
+    made: Callable[[], Any], messages: list[dict[str, Any]], first: int, count: int, request: pytest.FixtureRequest
 ) -> None:
     texts = [json.dumps(message) for message in messages]
     session = made()
@@ -283,10 +293,11 @@ def test_a_hundred_thousand_frames_to_a_session_end_in_actions_or_a_close(
         if closes or session.outbox.pending_messages > 500:
             session = made()
 
-    run_blocks(100, first, case, request)
+    run_blocks(count, first, case, request)
 
 
-def test_fifty_thousand_greetings_end_in_a_question_or_a_close(request: pytest.FixtureRequest) -> None:
+@in_ci_and_at_night(10)
+def test_greetings_end_in_a_question_or_a_close(count: int, request: pytest.FixtureRequest) -> None:
     texts = [json.dumps(message) for message in CLIENT_MESSAGES]
 
     def case(chance: random.Random) -> None:
@@ -298,7 +309,7 @@ def test_fifty_thousand_greetings_end_in_a_question_or_a_close(request: pytest.F
             if isinstance(action, Close):
                 assert action.code in COMPLAINTS | {CloseCode.UNAUTHENTICATED}
 
-    run_blocks(50, 5000, case, request)
+    run_blocks(count, 5000, case, request)
 
 
 def test_no_frame_makes_more_memory_than_itself() -> None:
