@@ -9,6 +9,7 @@ CACM 2013). A stream that says how it is continued goes on elsewhere when its no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 from collections import deque
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from microkernel.balance import Balance, Balancer, Candidate, affinity_of
 from microkernel.breaker import Breaker
-from microkernel.errors import CallCancelled, Code, MicrokernelError, NotFound
+from microkernel.errors import CallCancelled, Code, DeadlineExceeded, MicrokernelError, NotFound
 from microkernel.gate import Gate, Passage
 from microkernel.message import Call, current_call
 from microkernel.registry import Binding
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Spread"]
 
 MOST_TRIES = 8  # of one call, each on another node while there are others
+FIRST_PAUSE = 0.01  # seconds, doubled for each try, in which a node whose link broke is found to be gone
 PATIENCE = 30.0  # seconds that a call waits for a node that answers, where it has no deadline
 SAMPLES = 64  # the last answers by which a slow one is told
 ENOUGH = 16  # of them
@@ -146,7 +148,7 @@ class Spread:
                     return await self._ask(chosen, handler, message, call, tries.nodes)
                 except MicrokernelError as error:
                     repeats = error.may_have_run is False or handler.idempotent
-                    if not _may_do_elsewhere(error) or not repeats or not self._tries_again(tries, chosen):
+                    if not _may_do_elsewhere(error) or not repeats or not await self._tries_again(tries, chosen):
                         raise
 
         return run
@@ -229,7 +231,7 @@ class Spread:
                                 yield taken
                 except MicrokernelError as error:
                     repeats = goes_on is not None or (error.may_have_run is False and not given)
-                    if not _may_do_elsewhere(error) or not repeats or not self._tries_again(tries, chosen):
+                    if not _may_do_elsewhere(error) or not repeats or not await self._tries_again(tries, chosen):
                         raise
                     cause = error
                 else:
@@ -316,7 +318,7 @@ class Spread:
         entry = self._router.registry.entry(self.name)
         return entry.bindings[handler.name].gate.pick(message, call)
 
-    def _tries_again(self, tries: _Tries, chosen: _Chosen) -> bool:
+    async def _tries_again(self, tries: _Tries, chosen: _Chosen) -> bool:
         """Whether a call that failed is worth another try: elsewhere, now or, where its node is gone, soon."""
         tries.count += 1
         tries.nodes.add(chosen.place.node)
@@ -324,9 +326,14 @@ class Spread:
             return False
         if self._open_places(tries.nodes):
             return True
-        if any(place.node == chosen.place.node for place in self._open_places(set())):
-            return False  # it is there, and nobody else is
         tries.nodes.clear()
+        if all(place.node != chosen.place.node for place in self._open_places(set())):
+            return True
+        if chosen.place.neighbour is None or chosen.place.neighbour.is_linked:
+            return False  # it is there, and nobody else is
+        # Its link broke before anybody has said whether it is gone.
+        with contextlib.suppress(DeadlineExceeded):
+            await self._router.until_changed(self.name, self._router.clock.now() + FIRST_PAUSE * 2**tries.count)
         return True
 
     def _judge(self, place: _Place, error: BaseException) -> None:

@@ -101,6 +101,51 @@ async def test_what_may_have_run_is_not_done_again_unless_it_is_idempotent() -> 
         assert service_of(nodes[0]).asked + service_of(nodes[1]).asked == 3
 
 
+async def asked_until_its_link_breaks(first: LinkedNode, other: LinkedNode, to: str) -> asyncio.Task[str]:
+    """A call of the only node that answers, which runs there when the link breaks."""
+    first.knows(other, "answers")
+    service_of(other).slow = True
+    asking = asyncio.create_task(first.call(to, deadline=10.0))
+    async with asyncio.timeout(10):
+        while not service_of(other).asked:
+            await asyncio.sleep(0.01)
+    first.break_links()
+    return asking
+
+
+async def test_when_the_link_to_the_only_node_breaks_what_is_idempotent_is_asked_there_again() -> None:
+    async with linked((), (Answers,)) as (first, other):
+        asking = await asked_until_its_link_breaks(first, other, "answers.read")
+        async with asyncio.timeout(10):
+            while service_of(other).asked < 2 and not asking.done():
+                await asyncio.sleep(0.01)
+        service_of(other).go.set()
+        assert await asking == "n2"
+
+
+async def test_when_the_link_to_the_only_node_breaks_what_is_not_idempotent_ends_with_the_cause() -> None:
+    async with linked((), (Answers,)) as (first, other):
+        asking = await asked_until_its_link_breaks(first, other, "answers.write")
+        with pytest.raises(Unavailable):
+            await asking
+        service_of(other).go.set()
+        assert service_of(other).asked == 1
+
+
+async def test_when_the_link_to_the_only_node_breaks_and_the_node_is_gone_another_one_answers() -> None:
+    async with linked((), (Answers,), (Answers,)) as (first, gone, other):
+
+        async def refused() -> Any:
+            raise Unavailable("nobody listens there", may_have_run=False)
+
+        asking = await asked_until_its_link_breaks(first, gone, "answers.read")
+        first.nodes.get(gone.name)._dial = refused
+        await asyncio.sleep(0.05)
+        await first.forgets(gone)
+        first.knows(other, "answers")
+        assert await asking == "n3"
+
+
 async def test_an_overloaded_node_is_passed_over() -> None:
     async with linked((Answers,), (Answers,)) as nodes:
         meet(*nodes)
