@@ -20,7 +20,12 @@ WARM_UP = 20  # single tasks
 
 
 class _Peer:
-    """It is driven from a thread of its own: both block, and want no loop of ours beneath them."""
+    """It is driven from a thread of its own: both block, and want no loop of ours beneath them.
+
+    It has a process for each core, or as many as a subclass says.
+    """
+
+    cores: int | None = None
 
     async def start(self) -> None:
         """Have the workers there."""
@@ -62,7 +67,7 @@ class RayTasks(_Peer):
 
         self._folder = tempfile.TemporaryDirectory(prefix="ray-")
         ray.init(
-            num_cpus=available_cores(),
+            num_cpus=self.cores or available_cores(),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -94,7 +99,7 @@ class DaskTasks(_Peer):
 
         self._folder = tempfile.TemporaryDirectory(prefix="dask-")
         self._cluster: Any = LocalCluster(  # type: ignore[no-untyped-call] # it has no types
-            n_workers=available_cores(),
+            n_workers=self.cores or available_cores(),
             threads_per_worker=1,
             processes=True,
             dashboard_address=None,
