@@ -125,15 +125,27 @@ class Spread:
 
     async def _handler(self, method: str) -> Handler:
         if method not in self._known:
-            others = self._nodes.answering(self.name)
-            if self.kind is None and others:
-                self._known = await others[0].describe(self.name)
+            if self.kind is None:
+                self._known = await self._described()
             if method not in self._known:
                 known = ", ".join(sorted(self._known)) or "none"
                 raise NotFound(
                     f"service '{self.name}' has no handler '{method}'", service=self.name, remedy=f"it has: {known}"
                 )
         return self._known[method]
+
+    async def _described(self) -> dict[str, Handler]:
+        """What a node that answers says of the handlers; none where no node has the service any more.
+
+        One that may have no work now is waited for, as by a call.
+        """
+        expires = self._router.clock.now() + PATIENCE
+        while self._nodes.knows(self.name):
+            others = self._nodes.answering(self.name)
+            if others:
+                return await others[0].describe(self.name)
+            await self._router.until_changed(self.name, expires)
+        return {}
 
     # A call
 

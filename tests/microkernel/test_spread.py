@@ -255,3 +255,12 @@ async def test_a_service_that_no_node_answers_now_is_waited_for() -> None:
         await asyncio.sleep(0.02)
         first.knows(other, "answers")
         assert await waits == "n2"
+
+
+async def test_a_service_whose_only_node_takes_no_work_now_is_waited_for_where_it_is_not_installed() -> None:
+    async with linked((), (Answers,)) as (first, other):
+        first.knows(other, "answers", is_open=False)
+        waits = asyncio.create_task(first.call("answers.read", deadline=10.0))
+        await asyncio.sleep(0.02)
+        first.knows(other, "answers", is_open=True)
+        assert await waits == "n2"
