@@ -141,7 +141,7 @@ class WireServer:
         """End the links of another node; what it has running here is cancelled."""
         for link in list(self._links):
             if link.identity is not None and link.identity.node == node:
-                link.close(CloseCode.UNAUTHENTICATED, reason)
+                link.close(CloseCode.GOING_AWAY, reason)  # who called over it has done nothing wrong
 
     async def drained(self) -> None:
         """Return when each client had nothing running at a time."""

@@ -144,6 +144,24 @@ async def test_when_the_link_to_the_only_node_breaks_and_the_node_is_gone_anothe
         await first.forgets(gone)
         first.knows(other, "answers")
         assert await asking == "n3"
+async def test_a_link_that_the_other_node_ends_is_lost_as_any() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        first, second = nodes
+        meet(*nodes)
+        service_of(second).slow = True
+
+        def ask(to: str) -> asyncio.Task[str]:
+            return asyncio.create_task(first.call(to, Ask(), deadline=10.0))
+
+        reads = [ask("answers.read") for _ in range(4)]
+        named = ask("answers.write@n2")
+        while service_of(second).asked < 2:
+            await asyncio.sleep(0.005)
+        second.wire.end_node("n0", "this node is dead, as the others see it")
+        with pytest.raises(Unavailable, match="this node is dead") as caught:
+            await named
+        assert caught.value.may_have_run is True
+        assert {await read for read in reads} == {"n1"}
 
 
 async def test_an_overloaded_node_is_passed_over() -> None:
