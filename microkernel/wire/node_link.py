@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from microkernel.errors import MicrokernelError
+from microkernel.capability import Rights
+from microkernel.errors import MicrokernelError, Unavailable
 from microkernel.inputs import Inputs
 from microkernel.message import PRIORITY, Call
 from microkernel.service import Handler
@@ -45,18 +46,29 @@ class NodeLink(System):
         expected: Expected | None = None,
         *,
         lost: Callable[[], None] = lambda: None,
+        shut_out: str | None = None,
     ) -> None:
         """To the websocket at `url`; `token` says that we are a node, `expected` whose certificate it has to show.
 
-        `lost` is called when it has ended that was open, unless by `aclose`.
+        `lost` is called when it has ended that was open, unless by `aclose`. A node has all rights, unless the other
+        one has fenced it off: then calls end with `Unavailable` that says `shut_out`. Where that is None, the other
+        node says why not.
         """
         self._tell_lost = lost
+        self._shut_out = shut_out
+        self._left: Rights | None = None  # what a node may call that was fenced off
         self._is_closing = False
 
         async def find() -> tuple[str, str, Expected | None]:
             return url, token, expected
 
         super().__init__(find, limits=BETWEEN_NODES)
+
+    async def start(self) -> None:
+        """Open it. Raises why that cannot be."""
+        await super().start()
+        if self._shut_out is not None and "*" not in self.rights:
+            self._left = Rights(allow=self.rights)
 
     async def aclose(self) -> None:
         """Close it; what is still open ends with `CallCancelled`."""
@@ -70,6 +82,8 @@ class NodeLink(System):
 
     async def forward(self, to: str, message: Any, call: Call, result: Any) -> Any:
         """Make `call` of `to` there; its result as a `result`, None for a record. Raises what it raised there."""
+        if self._left is not None:
+            self._check_left(to)
         body = self._body(to, message, {})
         slots = self._slots
         if not slots.take():
@@ -84,7 +98,7 @@ class NodeLink(System):
                 number = session.call(
                     to,
                     body,
-                    deadline=self._left(call),
+                    deadline=self._seconds(call),
                     priority=call.priority,
                     key=call.key,
                     trace=None if call.trace is None else call.trace.traceparent,
@@ -108,6 +122,8 @@ class NodeLink(System):
         self, to: str, message: Any, inputs: Inputs[Any] | None, call: Call, handler: Handler
     ) -> AsyncGenerator[Any, None]:
         """Open the stream `to` there, and give its items; what the reader sends into it is passed on."""
+        if self._left is not None:
+            self._check_left(to)
         body, credit = self._body(to, message, {}), max(1, handler.credit)
 
         def ask() -> int:
@@ -115,7 +131,7 @@ class NodeLink(System):
                 to,
                 body,
                 credit=credit,
-                deadline=self._left(call),
+                deadline=self._seconds(call),
                 priority=call.priority,
                 trace=None if call.trace is None else call.trace.traceparent,
                 user=call.user,
@@ -126,7 +142,12 @@ class NodeLink(System):
             async for item in stream:
                 yield item
 
-    def _left(self, call: Call) -> float | None:
+    def _check_left(self, to: str) -> None:
+        """It is the node that may not call any more, not the one in whose name it does."""
+        if self._left is not None and not self._left.permits(to.partition("@")[0]):
+            raise Unavailable(f"{to} is not to be had: {self._shut_out}", may_have_run=False)
+
+    def _seconds(self, call: Call) -> float | None:
         """Seconds until `call` has to end."""
         return None if call.deadline is None else max(0.0, call.deadline - self._loop.time())
 

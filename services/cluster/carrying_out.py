@@ -21,6 +21,7 @@ from services.cluster.passport import Passport
 __all__ = ["CarryingOut"]
 
 EXCHANGE = 5.0  # seconds for two tables to be compared
+SHUT_OUT = "the other node has taken this one for dead"
 URGENT = 0  # the priority of what tells who is there
 
 
@@ -219,7 +220,7 @@ class CarryingOut:
         def lost() -> None:
             self.perform(self._membership.link_lost(node, self._now(), refused=False, life=life))
 
-        link = NodeLink(member.address, self._passport(), self._expected(node), lost=lost)
+        link = NodeLink(member.address, self._passport(), self._expected(node), lost=lost, shut_out=SHUT_OUT)
         try:
             await link.start()
         except BaseException:

@@ -13,6 +13,7 @@ from wire_node import Maths
 
 from microkernel.capability import Rights
 from microkernel.errors import AlreadyExists, Denied, MicrokernelError, PreconditionFailed, Unauthenticated
+from microkernel.errors import AlreadyExists, Denied, MicrokernelError, Unauthenticated, Unavailable
 from microkernel.message import Call
 from microkernel.testing import TestKernel
 from microkernel.wire.node_link import NodeLink
@@ -140,6 +141,31 @@ async def test_a_node_that_was_told_to_drain_gets_no_more_work() -> None:
         await cluster.until("n1", lambda seen: seen["n2"].state == "draining")
         assert {await first.call("answers.read") for _ in range(10)} == {"n1"}
         assert await first.call("answers.own@n2") == "n2"
+
+
+async def test_a_node_that_was_taken_for_dead_asks_elsewhere_and_is_not_told_that_it_lacks_rights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1", Answers)
+        second = await cluster.join("n2", Answers)
+        await cluster.until("n2", lambda seen: "answers" in seen["n1"].services)
+        door = first.kernel.instance("cluster").service._door
+        monkeypatch.setattr(door, "_is_buried", lambda node, life: True)
+        door.end_node("n2", "this node is dead, as the others see it")
+
+        async def refused() -> Unavailable:
+            while True:
+                try:
+                    await second.call("answers.own@n1")
+                except Unavailable as error:
+                    if "the link" not in error.message:  # what went over the one that was there, ends with that
+                        return error
+
+        error = await asyncio.wait_for(refused(), 10)
+        assert "has taken this one for dead" in error.message
+        assert error.may_have_run is False
+        assert {await second.call("answers.read") for _ in range(10)} == {"n2"}
 
 
 async def test_a_node_that_is_removed_leaves() -> None:
