@@ -2,7 +2,8 @@
 
 What goes to another node and comes back is MessagePack, as between processes: plain values, bytes and arrays. A node
 that cannot do a map's tasks, as one where its function is not installed, gets no more of them; a node that dies is a
-worker that was lost.
+worker that was lost. Where the link alone is lost, no task is to blame; a node whose link is lost again and again gets
+no more of them either.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from services.scheduler.messages import RunElsewhere, RunTasks
 __all__ = ["OverNodes", "pack_outcomes", "unpack_tasks"]
 
 MOST_CORES = 1024  # that one node counts for
+MOST_LOST = 16  # batches of one map with a node's link
+REACH = 0.5  # seconds for another link to a node, before it is asked no more whether it is there
+SETTLE = 0.05  # seconds in which a node is known to be dead where nobody listens any more
 _packing = MessagePack()
 
 
@@ -35,6 +39,7 @@ class OverNodes:
         self._service = service
         self._here = 0  # batches under way on this node
         self._there: dict[str, int] = {}  # on the others
+        self._lost: dict[str, int] = {}  # batches that were lost with a link to a node that is there
         self._unable: dict[str, str] = {}  # nodes that cannot do these tasks, and why
 
     @property
@@ -51,7 +56,7 @@ class OverNodes:
                 self._here -= 1
         self._there[node.node] = self._there.get(node.node, 0) + 1
         try:
-            return await self._run_there(node.node, batch, claim)
+            return await self._run_there(node, batch, claim)
         finally:
             self._there[node.node] -= 1
 
@@ -68,7 +73,8 @@ class OverNodes:
                 least, chosen = load, node
         return chosen
 
-    async def _run_there(self, node: str, batch: RunTasks, claim: Claim) -> list[Outcome]:
+    async def _run_there(self, neighbour: Neighbour, batch: RunTasks, claim: Claim) -> list[Outcome]:
+        node = neighbour.node
         try:
             packed = _packing.pack(batch, "the tasks of a map")
         except (Invalid, TooBig):  # they do not leave this node
@@ -90,7 +96,9 @@ class OverNodes:
             if error.code is Code.NOT_FOUND and error.may_have_run is not False:
                 self._pass_over(node, error)
             elif error.may_have_run is not False:
-                raise WorkerLost(f"node '{node}': {error.message}") from error
+                if await self._is_gone(neighbour):
+                    raise WorkerLost(f"node '{node}': {error.message}") from error
+                self._note_loss(node, error)
             raise Unavailable(f"node '{node}': {error.message}", may_have_run=False) from error
         except Overloaded:
             raise
@@ -99,6 +107,22 @@ class OverNodes:
             raise Unavailable(f"node '{node}': {error.message}", may_have_run=False) from error
         outcomes: list[Outcome] = _packing.unpack(answer, list[Outcome], "the outcomes of a map")
         return outcomes
+
+    async def _is_gone(self, neighbour: Neighbour) -> bool:
+        """Whether the node itself has ended, or is taken for dead; if not, its link alone was lost."""
+        try:
+            async with asyncio.timeout(REACH):
+                await neighbour.link()
+        except TimeoutError:
+            pass
+        except MicrokernelError:
+            await asyncio.sleep(SETTLE)
+        return self._service.nodes.get(neighbour.node) is not neighbour
+
+    def _note_loss(self, node: str, error: MicrokernelError) -> None:
+        self._lost[node] = self._lost.get(node, 0) + 1
+        if self._lost[node] >= MOST_LOST:
+            self._pass_over(node, error)
 
     def _pass_over(self, node: str, error: MicrokernelError) -> None:
         """Give this node no more of these tasks: what is wrong with them there, is told where they are done."""

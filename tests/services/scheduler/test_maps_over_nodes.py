@@ -85,6 +85,20 @@ async def test_a_node_that_dies_on_the_way_costs_no_item_and_doubles_none():
         assert [piece.start for piece in pieces] == sorted(piece.start for piece in pieces)
 
 
+async def test_links_that_break_again_and_again_are_no_fault_of_the_tasks(monkeypatch):
+    async with three() as (first, second, third):
+        for node in (second, third):
+
+            async def break_off(ask):
+                first.break_links()
+                await asyncio.sleep(60)
+
+            jobs = node.kernel.kernel.instance("scheduler").service._maps
+            monkeypatch.setattr(jobs, "do_for_another", break_off)
+        values = await first.call("scheduler.map", function="mapped:slowly", items=list(range(400)), tasks=400)
+        assert values == list(range(400))
+
+
 async def test_items_that_fail_on_another_node_are_named():
     async with three() as (first, *_):
         with pytest.raises(Aborted, match="20 of 40 items failed: item 1: .*1 is odd"):
