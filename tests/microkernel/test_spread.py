@@ -144,6 +144,8 @@ async def test_when_the_link_to_the_only_node_breaks_and_the_node_is_gone_anothe
         await first.forgets(gone)
         first.knows(other, "answers")
         assert await asking == "n3"
+
+
 async def test_a_link_that_the_other_node_ends_is_lost_as_any() -> None:
     async with linked((Answers,), (Answers,)) as nodes:
         first, second = nodes

@@ -12,8 +12,14 @@ from clustered import clustered
 from wire_node import Maths
 
 from microkernel.capability import Rights
-from microkernel.errors import AlreadyExists, Denied, MicrokernelError, PreconditionFailed, Unauthenticated
-from microkernel.errors import AlreadyExists, Denied, MicrokernelError, Unauthenticated, Unavailable
+from microkernel.errors import (
+    AlreadyExists,
+    Denied,
+    MicrokernelError,
+    PreconditionFailed,
+    Unauthenticated,
+    Unavailable,
+)
 from microkernel.message import Call
 from microkernel.testing import TestKernel
 from microkernel.wire.node_link import NodeLink
