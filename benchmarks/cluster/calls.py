@@ -33,7 +33,7 @@ class Echo(Service):
 
 
 class Span(Message):
-    """How long each of the two is measured, in seconds."""
+    """How long is measured, in seconds."""
 
     seconds: Annotated[float, msgspec.Meta(gt=0)]
 
@@ -47,11 +47,15 @@ class Asker(Service):
 
     @handles(deadline=None)
     async def ask(self, message: Span) -> dict[str, float]:
-        """Seconds of one call at a time, and of 32."""
+        """Seconds of one call at a time, and how many there were."""
         ask = self._asking(f"echo.echo@{AnsweringNode.name}")
-        alone = percentiles(await times(ask, message.seconds))
-        beside = percentiles(await crowd(ask, message.seconds, depth=DEPTH))
-        return {"alone": alone["p50"], "p99": alone["p99"], "beside": beside["p50"]}
+        found = await times(ask, message.seconds)
+        return {**percentiles(found), "count": float(len(found))}
+
+    @handles(deadline=None)
+    async def crowd(self, message: Span) -> dict[str, float]:
+        """The same of 32 at a time."""
+        return percentiles(await crowd(self._asking(f"echo.echo@{AnsweringNode.name}"), message.seconds, depth=DEPTH))
 
     def _asking(self, to: str) -> Callable[[], Awaitable[object]]:
         call, body = self.port.call, Body(BODY)
@@ -78,5 +82,8 @@ class AskingNode(Member):
     async def round_trips(self, seconds: float) -> dict[str, float]:
         """Seconds of a call whose body of 100 bytes comes back."""
         await self.until(1, Echo.name)
-        found: dict[str, float] = await self.system.call("asker.ask", seconds=seconds, deadline=None)
-        return dict(found)
+        return dict(await self.system.call("asker.ask", seconds=seconds, deadline=None))
+
+    async def among(self, seconds: float) -> dict[str, float]:
+        """The same among 32."""
+        return dict(await self.system.call("asker.crowd", seconds=seconds, deadline=None))

@@ -16,11 +16,9 @@ __all__ = ["EchoClient"]
 class EchoClient(OneSocket):
     """Holds one websocket to `benchmarks.messages.aiohttp_peer:EchoServer`."""
 
-    async def round_trips(self, seconds: float) -> dict[str, float]:
-        """Seconds of one message of 100 bytes that comes back, alone and among 32."""
-        alone = await super().round_trips(seconds)
-        beside = percentiles(await self._among(seconds, DEPTH))
-        return {"alone": alone["p50"], "p99": alone["p99"], "beside": beside["p50"]}
+    async def among(self, seconds: float) -> dict[str, float]:
+        """Seconds of one message of 100 bytes that comes back, among 32."""
+        return percentiles(await self._among(seconds, DEPTH))
 
     async def _among(self, seconds: float, depth: int) -> list[float]:
         """Messages come back in the order in which they went, so whose answer comes next is known."""

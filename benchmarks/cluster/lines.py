@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.command_line import meant
 from benchmarks.default_model import store_both
 from benchmarks.measure import Measure
-from benchmarks.messages.line import Running, ask
+from benchmarks.messages.line import Running
 from benchmarks.scheduling.line import Contender, Goal, Line, asked
 
 __all__ = ["LINES", "NAMES", "PUBLISHED", "wanted"]
@@ -68,6 +68,17 @@ def _kill(name: str, about: str, client: str, done: str) -> Line:
     )
 
 
+def _remote_call(running: Running, is_quick: bool) -> dict[str, float]:
+    """One call at a time with how long both ends had a processor for it, and calls among 32."""
+    seconds = 0.05 if is_quick else 1.0
+    ends = [running.client, *([running.server] if running.server else [])]
+    before = sum(each.processor_time() for each in ends)
+    alone = running.client.ask("round_trips", seconds=seconds)
+    busy = sum(each.processor_time() for each in ends) - before
+    beside = running.client.ask("among", seconds=seconds)
+    return {"alone": alone["p50"], "p99": alone["p99"], "busy": busy / alone["count"], "beside": beside["p50"]}
+
+
 def _first_token(running: Running, is_quick: bool) -> dict[str, float]:
     assert running.server is not None
     assert running.beside is not None
@@ -94,6 +105,7 @@ LINES: tuple[Line, ...] = (
         measures={
             "alone": _micros("remote call, p50"),
             "p99": _micros("remote call, p99"),
+            "busy": _micros("remote call, processor time of both ends"),
             "beside": _micros("remote call among 32, p50"),
         },
         contenders=(
@@ -111,7 +123,7 @@ LINES: tuple[Line, ...] = (
                 packages={"aiohttp": "aiohttp"},
             ),
         ),
-        question=ask("round_trips", seconds=1.0),
+        question=_remote_call,
         goals=(Goal("alone", 0.714, "aiohttp"),),  # within 1.4 times as long
     ),
     Line(
