@@ -27,7 +27,7 @@ class BootedCluster:
     def __init__(self, root: Path, process: subprocess.Popen[str]) -> None:
         self.root = root
         self.process = process
-        self.said: list[str] = []
+        self.complaints = root.parent / "stderr"
 
     def connect(self) -> AbstractAsyncContextManager[Any]:
         """A client of the first node."""
@@ -50,16 +50,12 @@ class BootedCluster:
         """Return when the first node is there. Fails with what it said when it ends before."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said.append(line)
             if json.loads(line)["event"] == "ready":
                 break
         else:
-            raise AssertionError(f"the boot ended: {''.join(self.said)}")
-        threading.Thread(target=self._read, name="what the node says", daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.said.extend(self.process.stdout)
+            raise AssertionError(f"the boot ended: {self.complaints.read_text()}")
+        # What it says later goes nowhere, rather than fill the pipe up.
+        threading.Thread(target=self.process.stdout.read, name="what the node says", daemon=True).start()
 
 
 @contextmanager
@@ -69,15 +65,16 @@ def booted_cluster(folder: Path, *arguments: str, **environment: str) -> Iterato
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MICROKERNEL_")}
     search = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH", ""))))
     given = ["--root", str(root), "--port", "0", "--json", *arguments]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "microkernel", "boot", *given],
-        env={**inherited, "HOME": str(folder), "PYTHONPATH": search, **environment},
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    with (folder / "stderr").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "microkernel", "boot", *given],
+            env={**inherited, "HOME": str(folder), "PYTHONPATH": search, **environment},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
     cluster = BootedCluster(root, process)
     try:
         cluster.wait_until_ready()

@@ -144,22 +144,22 @@ def pids_in(folder: Path) -> set[int]:
     return {int(file.name.split(".")[1]) for file in folder.iterdir()}
 
 
-async def test_a_thousand_tasks_come_in_order_and_once_each_when_a_node_is_killed(
-    cluster: BootedCluster, tmp_path: Path
-) -> None:
+async def map_while_a_node_is_killed(cluster: BootedCluster, folder: Path) -> None:
+    """1,000 tasks come in order and once each."""
     async with three(cluster) as system:
         killed = cluster.worker("node0-1")
         pieces = []
-        async for piece in mapped(system, tmp_path):
+        async for piece in mapped(system, folder):
             pieces.append(piece)
             if len(pieces) == 200:
                 killed.kill()
-        check_map(pieces, tmp_path)
-        assert killed.pid in pids_in(tmp_path)
-        assert len(pids_in(tmp_path)) >= 3
+        check_map(pieces, folder)
+        assert killed.pid in pids_in(folder)
+        assert len(pids_in(folder)) >= 3
 
 
-async def test_answers_whose_node_is_killed_at_token_20_go_on_with_the_same_text(cluster: BootedCluster) -> None:
+async def chat_while_a_node_is_killed(cluster: BootedCluster) -> None:
+    """Answers whose node is killed at token 20 go on with the same text."""
     stories = {
         f"{way} {number}": {**story(f"{way} {number}"), **SAMPLING[way]} for way in SAMPLING for number in range(4)
     }
@@ -195,6 +195,16 @@ async def made(system: Any, node: str) -> dict[str, int]:
     """The answers that a node makes, by name, with how many tokens each has."""
     processes = await system.call(f"scheduler.list@{node}")
     return {each.title.partition(":")[0]: each.tokens_out for each in processes if each.kind == "chat"}
+
+
+async def test_a_thousand_tasks_come_in_order_and_once_each_when_a_node_is_killed(
+    cluster: BootedCluster, tmp_path: Path
+) -> None:
+    await map_while_a_node_is_killed(cluster, tmp_path)
+
+
+async def test_answers_whose_node_is_killed_at_token_20_go_on_with_the_same_text(cluster: BootedCluster) -> None:
+    await chat_while_a_node_is_killed(cluster)
 
 
 @pytest.mark.parametrize(
@@ -295,3 +305,16 @@ async def test_while_nodes_restart_in_turn_no_idempotent_call_fails_and_no_chat_
             over.set()
         assert len(rounds) == 8
         assert min(rounds.values()) > 10
+
+
+@pytest.mark.slow
+async def test_over_encrypted_links_it_is_the_same(tiny: Path, services: Path, tmp_path: Path) -> None:
+    beyond = ["--set", 'services.cluster.host="0.0.0.0"', "--set", 'services.cluster.advertise="127.0.0.1"']
+    given = ["--nodes", "2", "--model", str(tiny), "--service", str(services), *beyond]
+    (tmp_path / "items").mkdir()
+    with booted_cluster(tmp_path, *given) as encrypted:
+        await map_while_a_node_is_killed(encrypted, tmp_path / "items")
+        await chat_while_a_node_is_killed(encrypted)
+        async with three(encrypted) as system:
+            nodes = await seen(system, THERE)
+            assert {each.address.partition(":")[0] for each in nodes.values()} == {"wss"}
