@@ -15,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from services.cluster.certificates.authority import FILE, Authority
 from services.cluster.certificates.certificate import LIFETIME
 from services.cluster.certificates.credentials import Credentials, store
+from services.cluster.certificates.join_secret import JoinSecret
 from services.cluster.certificates.pem import certificate_from, certificate_text, key_from, key_text, read
 from services.cluster.certificates.request import NodeKey
 
@@ -32,10 +33,18 @@ class Cluster:
         self.folder = folder
         self.authority = Authority(folder / "authority", now=NOW - 30 * DAY)
 
-    def node(self, name: str, *, at: float = NOW, lifetime: float = LIFETIME, admits: bool = False) -> Credentials:
+    def node(
+        self,
+        name: str,
+        *,
+        at: float = NOW,
+        lifetime: float = LIFETIME,
+        admits: bool = False,
+        secret: JoinSecret | None = None,
+    ) -> Credentials:
         """The credentials of `name`, made `at` a time."""
         key = NodeKey()
-        certificate = self.authority.sign(key.request(name), name, lifetime, now=at, admits=admits)
+        certificate = self.authority.sign(key.request(name), name, lifetime, now=at, admits=admits, secret=secret)
         return store(self.folder / name / "node.pem", key, certificate, name, now=at)
 
     def made_by_hand(self, name: str, hosts: Sequence[str], usages: Sequence[x509.ObjectIdentifier]) -> Credentials:

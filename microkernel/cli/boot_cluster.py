@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--token", metavar="TOKEN", help=f"the join token, needed once (or {TOKEN})")
     parser.add_argument(
+        "--join-secret",
+        type=Path,
+        metavar="FILE",
+        help="a random line that the first node and those that join it share",
+    )
+    parser.add_argument(
         "--cluster", metavar="HOST[:PORT]", help="let other nodes come to this address (default: this machine only)"
     )
     parser.add_argument("--node", metavar="NAME", help="the name of this node (default: node0, or made of the host's)")
@@ -48,6 +54,8 @@ def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
     if args.cluster is not None:
         host, port = _address(args.cluster)
         settings |= {"host": host} | ({} if port is None else {"port": port})
+    if args.join_secret is not None:
+        settings |= {"join_secret": str(args.join_secret.expanduser().absolute())}
     joins = tuple(args.join) or tuple(config.services.get("cluster", {}).get("join", ()))
     if joins:
         settings |= {"join": joins}

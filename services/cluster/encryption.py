@@ -23,34 +23,46 @@ from services.cluster.certificates.contexts import (
     joining_context,
 )
 from services.cluster.certificates.credentials import Credentials, load, store
-from services.cluster.certificates.first_contact import find_root
+from services.cluster.certificates.first_contact import find_root, find_vouched_root
+from services.cluster.certificates.join_secret import JoinSecret
 from services.cluster.certificates.names import ADMITTING, host_of
 from services.cluster.certificates.refusals import Refusal, Refusals
 from services.cluster.certificates.request import NodeKey
 from services.cluster.messages import Removed, Signed
 
-__all__ = ["Encryption", "expected_at", "request_of"]
+__all__ = ["Encryption", "expected_at", "request_of", "vouched_at"]
 
 
 class Encryption:
     """The certificate of one node, in use. Made by `founding` or `joined`."""
 
-    def __init__(self, folder: Path, credentials: Credentials, *, authority: Authority | None, now: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        credentials: Credentials,
+        *,
+        authority: Authority | None,
+        now: float,
+        secret: JoinSecret | None = None,
+    ) -> None:
         """Reads files, so it is called on a thread, as all that is not `async` here and takes a time."""
         self.authority = authority
+        self._secret = secret
         self.refusals = Refusals(folder / "refused.json", now=now)
         self.tls = ServerTls(credentials)
         self._credentials = credentials
         self._context = client_context(credentials)
 
     @staticmethod
-    def founding(folder: Path, node: str, lifetime: float, *, now: float) -> Encryption:
+    def founding(
+        folder: Path, node: str, lifetime: float, *, now: float, secret: JoinSecret | None = None
+    ) -> Encryption:
         """That of the node with which a cluster begins: it signs for itself, and for those that it lets in."""
         authority = Authority(folder / "authority", now=now)
         credentials = load(folder / "node.pem", node)
-        if credentials is None or credentials.is_due(now):
-            credentials = _sign_own(authority, folder, node, lifetime, now)
-        return Encryption(folder, credentials, authority=authority, now=now)
+        if credentials is None or credentials.is_due(now) or secret is not None:  # the secret may be another one now
+            credentials = _sign_own(authority, folder, node, lifetime, now, secret)
+        return Encryption(folder, credentials, authority=authority, now=now, secret=secret)
 
     @staticmethod
     def joined(folder: Path, node: str, *, now: float) -> Encryption | None:
@@ -107,7 +119,7 @@ class Encryption:
     ) -> None:
         """Have the next certificate, and use it from the next handshake on. Raises what `ask` raises."""
         if self.authority is not None:
-            fresh = await asyncio.to_thread(_sign_own, self.authority, folder, node, lifetime, now())
+            fresh = await asyncio.to_thread(_sign_own, self.authority, folder, node, lifetime, now(), self._secret)
         else:
             key = await asyncio.to_thread(NodeKey)
             signed = await ask(key.request(node).decode())
@@ -123,9 +135,11 @@ class Encryption:
         return self.authority
 
 
-def _sign_own(authority: Authority, folder: Path, node: str, lifetime: float, now: float) -> Credentials:
+def _sign_own(
+    authority: Authority, folder: Path, node: str, lifetime: float, now: float, secret: JoinSecret | None
+) -> Credentials:
     key = NodeKey()
-    certificate = authority.sign(key.request(node), node, lifetime, now=now, admits=True)
+    certificate = authority.sign(key.request(node), node, lifetime, now=now, admits=True, secret=secret)
     return store(folder / "node.pem", key, certificate, node, now=now)
 
 
@@ -143,3 +157,10 @@ async def expected_at(host: str, port: int, fingerprint: bytes) -> Expected:
     root = await find_root(host, port, fingerprint)
     context: ssl.SSLContext = await asyncio.to_thread(joining_context, root)
     return Expected(context, ADMITTING)
+
+
+async def vouched_at(host: str, port: int, secret: JoinSecret) -> Expected:
+    """What to expect of the node that lets others in, of which only the join secret is known. Raises likewise."""
+    root, name = await find_vouched_root(host, port, secret)
+    context: ssl.SSLContext = await asyncio.to_thread(joining_context, root)
+    return Expected(context, name)

@@ -12,6 +12,8 @@ import msgspec
 from microkernel.errors import Invalid, MicrokernelError, NotFound, PreconditionFailed
 from microkernel.service import Service
 from microkernel.wire.trust import Expected
+from services.cluster.certificates.join_secret import JoinSecret, read_join_secret
+from services.cluster.certificates.join_token import parse_join_token
 from services.cluster.certificates.names import check_node
 from services.cluster.joining import ask_to_join, place_of
 from services.cluster.messages import Renew, Signed
@@ -32,6 +34,7 @@ class Entry:
 
     standing: Standing
     encryption: Encryption | None
+    admitting: JoinSecret | None = None  # what lets others in here, beside join tokens
 
     def __init__(self, service: Service, settings: ClusterSettings) -> None:
         self._service = service
@@ -50,9 +53,13 @@ class Entry:
         encryption: Encryption | None = None
         check_node(node)
         joins = bool(settings.join)
+        secret = None
+        if settings.join_secret is not None:
+            secret = await asyncio.to_thread(read_join_secret, Path(settings.join_secret))
+        self.admitting = None if joins else secret
         standing = await asyncio.to_thread(self._file.load, node)
         if joins:
-            standing, encryption = await self._join(standing)
+            standing, encryption = await self._join(standing, secret)
         elif standing is None:
             standing = founded(node)
         if encryption is None and (encrypted or any(place_of(each).encrypted for each in settings.join)):
@@ -66,18 +73,19 @@ class Entry:
         self.standing = msgspec.structs.replace(standing, incarnation=standing.incarnation + 1)
         await asyncio.to_thread(self._file.keep, self.standing)
 
-    async def _join(self, kept: Standing | None) -> tuple[Standing, Encryption | None]:
-        """Be let in by a join token, or come with what is kept, where the token is used up or none was given."""
+    async def _join(self, kept: Standing | None, secret: JoinSecret | None) -> tuple[Standing, Encryption | None]:
+        """Be let in by a join token or secret, or come with what is kept, where that is of no use or none was given."""
         settings, service = self._settings, self._service
-        if settings.token is None and kept is None:
+        join = secret if settings.token is None else parse_join_token(settings.token)
+        if join is None and kept is None:
             raise PreconditionFailed(
                 "a join token is needed to join a cluster",
                 remedy="give --token; `mk nodes invite` on a node of that cluster makes one",
             )
-        if settings.token is not None:
+        if join is not None:
             try:
                 joined, encryption = await ask_to_join(
-                    settings.join, settings.token, service.node, self._folder, service.clock.wall
+                    settings.join, join, service.node, self._folder, service.clock.wall
                 )
             except MicrokernelError as error:
                 if kept is None:
@@ -95,7 +103,8 @@ class Entry:
         folder, node, now = self._folder, self._service.node, self._service.clock.wall()
         if joins:
             return await asyncio.to_thread(Encryption.joined, folder, node, now=now)
-        return await asyncio.to_thread(Encryption.founding, folder, node, self._lifetime, now=now)
+        founding = Encryption.founding
+        return await asyncio.to_thread(founding, folder, node, self._lifetime, now=now, secret=self.admitting)
 
     async def sign(self, request: str | None, node: str) -> Signed | None:
         """The certificate of another node; None in a cluster of one machine. Raises `Invalid`, `PreconditionFailed`."""

@@ -1,4 +1,4 @@
-"""How a node comes into a cluster: by an address and a join token, once; afterwards it has what members have."""
+"""How a node comes into a cluster: by an address and a join token or secret; afterwards it has what members have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from microkernel.errors import Invalid, PreconditionFailed, Unavailable
 from microkernel.message import Call
 from microkernel.wire.node_link import NodeLink
 from microkernel.wire.trust import Expected
-from services.cluster.certificates.join_token import JoinToken, parse_join_token
+from services.cluster.certificates.join_secret import JoinSecret
+from services.cluster.certificates.join_token import JoinToken
 from services.cluster.messages import Join, Joined
 from services.cluster.protocol import PROTOCOL, PROTOCOL_MIN
 from services.cluster.standing import Standing
@@ -69,10 +70,9 @@ def is_local(host: str) -> bool:
 
 
 async def ask_to_join(
-    addresses: tuple[str, ...], token: str, node: str, folder: Path, wall: Callable[[], float]
+    addresses: tuple[str, ...], join: JoinToken | JoinSecret, node: str, folder: Path, wall: Callable[[], float]
 ) -> tuple[Standing, Encryption | None]:
     """Join the cluster that one of `addresses` belongs to. Raises why the last one of them did not let us in."""
-    join = parse_join_token(token)
     for number, address in enumerate(addresses, 1):
         try:
             return await _ask(place_of(address), join, node, folder, wall)
@@ -83,10 +83,14 @@ async def ask_to_join(
 
 
 async def _ask(
-    place: Place, join: JoinToken, node: str, folder: Path, wall: Callable[[], float]
+    place: Place, join: JoinToken | JoinSecret, node: str, folder: Path, wall: Callable[[], float]
 ) -> tuple[Standing, Encryption | None]:
+    if isinstance(join, JoinSecret):
+        if place.encrypted or not is_local(place.host):
+            return await _ask_encrypted(place, join, node, folder, wall)
+        return _standing(node, place, await _joined(place.url, join.token(), node, None, None)), None
     if join.fingerprint is not None:
-        return await _ask_encrypted(place, join.token, join.fingerprint, node, folder, wall)
+        return await _ask_encrypted(place, join, node, folder, wall)
     if not is_local(place.host):
         raise PreconditionFailed(
             f"this join token is for nodes of one machine, and {place.host} is another one",
@@ -97,12 +101,16 @@ async def _ask(
 
 
 async def _ask_encrypted(
-    place: Place, token: str, fingerprint: bytes, node: str, folder: Path, wall: Callable[[], float]
+    place: Place, join: JoinToken | JoinSecret, node: str, folder: Path, wall: Callable[[], float]
 ) -> tuple[Standing, Encryption]:
     from services.cluster import encryption  # noqa: PLC0415 - only where there is TLS: it brings a library in
 
     place = msgspec.structs.replace(place, encrypted=True)
-    expected = await encryption.expected_at(place.host, place.port, fingerprint)
+    if isinstance(join, JoinSecret):
+        token, expected = join.token(), await encryption.vouched_at(place.host, place.port, join)
+    else:
+        assert join.fingerprint is not None
+        token, expected = join.token, await encryption.expected_at(place.host, place.port, join.fingerprint)
     key, request = await asyncio.to_thread(encryption.request_of, node)
     joined = await _joined(place.url, token, node, request, expected)
     if joined.certificate is None:

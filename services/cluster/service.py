@@ -314,6 +314,10 @@ class Cluster(Service):
         self._load = Load(calls=float(calls))
 
     async def _authenticate(self, token: str) -> Identity | None:
+        if self._entry.admitting is not None:
+            joining = self._entry.admitting.identity(token)
+            if joining is not None:
+                return joining
         found = await self.call("kernel.authenticate", token=token)
         return None if found is None else convert(found, Identity, what="kernel.authenticate")
 

@@ -37,6 +37,7 @@ from services.cluster.certificates.certificate import (
     issued_at,
     serial_of,
 )
+from services.cluster.certificates.join_secret import JoinSecret
 from services.cluster.certificates.names import ADMITTING, DOMAIN, host_of
 from services.cluster.certificates.pem import (
     DAMAGED,
@@ -100,15 +101,22 @@ class Authority:
         return expires_at(_signing(self._roots, now).certificate)
 
     def sign(
-        self, request: bytes, node: str, lifetime: float = LIFETIME, *, now: float, admits: bool = False
+        self,
+        request: bytes,
+        node: str,
+        lifetime: float = LIFETIME,
+        *,
+        now: float,
+        admits: bool = False,
+        secret: JoinSecret | None = None,
     ) -> Certificate:
         """A certificate for `node` with the key of `request`, valid for `lifetime` seconds at most.
 
         With `admits` it is also for `ADMITTING`, which who joins asks for: without that, any node of the cluster
-        could take the join tokens of others. Raises `Invalid` for a name, a lifetime or a request that is not
-        acceptable, `PreconditionFailed` when the root has come to its end.
+        could take the join tokens of others. With a `secret` too, it vouches for the root to all that have the same
+        one. Raises `Invalid` for a name, a lifetime or a request that is not acceptable, `PreconditionFailed` when the
+        root has come to its end.
         """
-        hosts = (host_of(node), ADMITTING) if admits else (host_of(node),)
         if not SHORTEST_LIFETIME <= lifetime <= LONGEST_LIFETIME:
             raise Invalid(
                 f"a certificate is valid for {SHORTEST_LIFETIME:g} to {LONGEST_LIFETIME:g} seconds, not {lifetime:g}",
@@ -117,6 +125,9 @@ class Authority:
         public_key = public_key_of(request)
         roots = self._roots
         root = _signing(roots, now)
+        hosts = [host_of(node), ADMITTING] if admits else [host_of(node)]
+        if admits and secret is not None:
+            hosts.append(secret.vouched_host(fingerprint_of(root.certificate)))
         expires = min(now + lifetime, expires_at(root.certificate))
         if expires < now + SHORTEST_LIFETIME:
             raise PreconditionFailed(

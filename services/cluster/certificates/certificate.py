@@ -25,6 +25,7 @@ __all__ = [
     "Certificate",
     "expires_at",
     "fingerprint_of",
+    "hosts_in",
     "issued_at",
     "node_in",
     "serial_of",
@@ -76,9 +77,14 @@ def expires_at(certificate: x509.Certificate) -> float:
 
 def node_in(certificate: x509.Certificate) -> str | None:
     """The node that it is for; None where it is not for exactly one. Raises `ValueError` for a damaged one."""
+    nodes = [node for node in map(node_of, hosts_in(certificate)) if node is not None]
+    return nodes[0] if len(nodes) == 1 else None
+
+
+def hosts_in(certificate: x509.Certificate) -> list[str]:
+    """The names of hosts that it is for. Raises `ValueError` for a damaged one."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except ExtensionNotFound:
-        return None
-    nodes = [node for node in map(node_of, names.get_values_for_type(x509.DNSName)) if node is not None]
-    return nodes[0] if len(nodes) == 1 else None
+        return []
+    return names.get_values_for_type(x509.DNSName)

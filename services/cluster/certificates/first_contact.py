@@ -1,4 +1,4 @@
-"""The first contact of a node with a cluster of which it knows one thing, the fingerprint of the root.
+"""The first contact of a node with a cluster of which it knows one thing: the root's fingerprint, or the join secret.
 
 It takes two connections. The first believes nobody and says nothing: it takes the certificates that are shown in the
 handshake and leaves. Whose SHA-256 is the fingerprint is the root; nobody can make another one. The second is an
@@ -15,10 +15,15 @@ import hmac
 import ssl
 import sys
 
-from microkernel.errors import Unauthenticated, Unavailable
-from services.cluster.certificates.names import ADMITTING
+from cryptography import x509
 
-__all__ = ["TIMEOUT", "find_root"]
+from microkernel.errors import Unauthenticated, Unavailable
+from services.cluster.certificates.certificate import hosts_in
+from services.cluster.certificates.join_secret import JoinSecret
+from services.cluster.certificates.names import ADMITTING
+from services.cluster.certificates.pem import DAMAGED
+
+__all__ = ["TIMEOUT", "find_root", "find_vouched_root"]
 
 TIMEOUT = 10.0  # seconds
 
@@ -29,23 +34,48 @@ async def find_root(host: str, port: int, fingerprint: bytes, *, timeout: float 
     Raises `Unauthenticated` when no certificate with it is shown, `Unavailable` when no node with TLS answers within
     `timeout` seconds.
     """
+    for certificate in await _shown(host, port, timeout):
+        if hmac.compare_digest(hashlib.sha256(certificate).digest(), fingerprint):
+            return ssl.DER_cert_to_PEM_cert(certificate)
+    raise Unauthenticated(
+        f"what answers at {host}, port {port} is not the cluster that the join token is for",
+        remedy="make a new join token there, and check the address",
+    )
+
+
+async def find_vouched_root(host: str, port: int, secret: JoinSecret, *, timeout: float = TIMEOUT) -> tuple[str, str]:
+    """The root, as PEM, that a node with the same join secret vouches for, and the name by which it does.
+
+    The node is told nothing. The name is to be asked for in the second connection: that is what proves it. Raises as
+    `find_root` does.
+    """
+    shown = await _shown(host, port, timeout)
+    try:
+        hosts = hosts_in(x509.load_der_x509_certificate(shown[0])) if shown else []
+    except DAMAGED:
+        hosts = []
+    for certificate in shown[1:]:
+        vouched = secret.vouched_host(hashlib.sha256(certificate).digest())
+        if vouched in hosts:
+            return ssl.DER_cert_to_PEM_cert(certificate), vouched
+    raise Unauthenticated(
+        f"what answers at {host}, port {port} does not have the join secret of this node",
+        remedy="give the first node the same file with --join-secret, and check the address",
+    )
+
+
+async def _shown(host: str, port: int, timeout: float) -> list[bytes]:
+    """What is shown there, as DER: the certificate, then what came with it. Raises `Unavailable`."""
     where = f"{host}, port {port}"
     try:
         async with asyncio.timeout(timeout):
-            shown = await _shown_at(host, port)
+            return await _shown_at(host, port)
     except TimeoutError as error:
         raise Unavailable(f"{where}: no answer within {timeout:g} s", retry_after=1.0, may_have_run=False) from error
     except ssl.SSLError as error:
         raise Unavailable(f"what answers at {where} does not speak TLS 1.3", may_have_run=False) from error
     except (OSError, UnicodeError) as error:
         raise Unavailable(f"nothing answers at {where}", retry_after=1.0, may_have_run=False) from error
-    for certificate in shown:
-        if hmac.compare_digest(hashlib.sha256(certificate).digest(), fingerprint):
-            return ssl.DER_cert_to_PEM_cert(certificate)
-    raise Unauthenticated(
-        f"what answers at {where} is not the cluster that the join token is for",
-        remedy="make a new join token there, and check the address",
-    )
 
 
 async def _shown_at(host: str, port: int) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from microkernel.message import Call
 from microkernel.testing import TestKernel
 from microkernel.wire.node_link import NodeLink
 from microkernel.wire.trust import Expected
+from services.cluster.certificates.join_secret import read_join_secret
 from services.cluster.certificates.join_token import parse_join_token
 from services.cluster.joining import place_of
 from services.cluster.passport import Passport
@@ -276,3 +278,87 @@ async def test_a_token_for_this_machine_alone_is_not_sent_to_another_one() -> No
         token = (await first.call("cluster.invite")).token
         with pytest.raises(MicrokernelError, match="for nodes of one machine"):
             await cluster._boot("n2", (), {"cluster": {"join": ("10.1.2.3:7071",), "token": token}}, joins=True)
+
+
+def secret_in(folder: Path, text: str | None = None) -> str:
+    file = folder / "join"
+    file.write_text(text or secrets.token_hex(32))
+    return str(file)
+
+
+BEYOND = {"host": "0.0.0.0", "advertise": "127.0.0.1"}
+
+
+async def test_with_the_same_join_secret_nodes_join_beyond_this_machine_without_an_invitation(tmp_path: Path) -> None:
+    async with clustered() as cluster:
+        own = {**BEYOND, "join_secret": secret_in(tmp_path)}
+        first = await cluster.found("n1", cluster=own)
+        url = (await first.call("cluster.invite")).url
+        await cluster._boot("n2", (), {"cluster": {**own, "join": (url,)}}, joins=True)
+        await cluster._boot("n3", (), {"cluster": {**own, "join": (url,)}}, joins=True)
+        await cluster.all_see("n1", "n2", "n3")
+
+
+async def test_on_one_machine_the_join_secret_lets_in_as_well(tmp_path: Path) -> None:
+    async with clustered() as cluster:
+        own = {"join_secret": secret_in(tmp_path)}
+        first = await cluster.found("n1", cluster=own)
+        url = (await first.call("cluster.invite")).url
+        await cluster._boot("n2", (), {"cluster": {**own, "join": (url,)}}, joins=True)
+        await cluster.all_see("n1", "n2")
+
+
+@pytest.mark.parametrize("where", [{}, BEYOND])
+async def test_with_another_join_secret_nobody_comes_in(tmp_path: Path, where: dict[str, str]) -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1", cluster={**where, "join_secret": secret_in(tmp_path)})
+        url = (await first.call("cluster.invite")).url
+        other = {**where, "join_secret": secret_in(tmp_path), "join": (url,)}
+        with pytest.raises(Unauthenticated):
+            await cluster._boot("n2", (), {"cluster": other}, joins=True)
+
+
+async def test_the_join_secret_is_no_token_for_anything_else(tmp_path: Path) -> None:
+    async with clustered() as cluster:
+        own = {"join_secret": secret_in(tmp_path)}
+        first = await cluster.found("n1", Maths, cluster=own)
+        link = NodeLink(
+            place_of((await first.call("cluster.invite")).url).url, read_join_secret(tmp_path / "join").token()
+        )
+        await link.start()
+        try:
+            for target in ("maths.add", "cluster.list", "cluster.probe", "kernel.shutdown"):
+                with pytest.raises(Denied):
+                    await link.forward(target, {}, Call(caller="test"), Any)
+        finally:
+            await link.aclose()
+
+
+async def test_a_node_that_has_joined_lets_nobody_in_by_the_secret(tmp_path: Path) -> None:
+    async with clustered() as cluster:
+        own = {"join_secret": secret_in(tmp_path)}
+        first = await cluster.found("n1", cluster=own)
+        url = (await first.call("cluster.invite")).url
+        await cluster._boot("n2", (), {"cluster": {**own, "join": (url,)}}, joins=True)
+        seen = await cluster.until("n1", lambda seen: "n2" in seen)
+        with pytest.raises(Unauthenticated):
+            await cluster._boot("n3", (), {"cluster": {**own, "join": (seen["n2"].address,)}}, joins=True)
+
+
+async def test_a_changed_join_secret_holds_from_the_next_boot_on_and_members_stay_members(tmp_path: Path) -> None:
+    async with clustered() as cluster:
+        own = {**BEYOND, "port": 0, "join_secret": secret_in(tmp_path)}
+        root = tmp_path / "n2"
+        first_root = tmp_path / "n1"
+        await cluster._boot("n1", (), {"cluster": own}, joins=False, root=first_root)
+        url = (await cluster.nodes["n1"].call("cluster.invite")).url
+        joining = {**own, "join": (url,)}
+        await cluster._boot("n2", (), {"cluster": joining}, joins=True, root=root)
+        await cluster.stop("n1")
+        fresh = {**own, "port": place_of(url).port, "join_secret": secret_in(tmp_path)}
+        await cluster._boot("n1", (), {"cluster": fresh}, joins=False, root=first_root)
+        await cluster.all_see("n1", "n2")
+        await cluster._boot(
+            "n3", (), {"cluster": {**BEYOND, "join": (url,), "join_secret": fresh["join_secret"]}}, joins=True
+        )
+        await cluster.all_see("n1", "n2", "n3")
