@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster", metavar="HOST[:PORT]", help="let other nodes come to this address (default: this machine only)"
     )
+    parser.add_argument(
+        "--advertise", metavar="HOST[:PORT]", help="where other nodes reach this one (default: where it listens)"
+    )
     parser.add_argument("--node", metavar="NAME", help="the name of this node (default: node0, or made of the host's)")
     parser.add_argument(
         "--until-eof", action="store_true", help="end when standard input does, as with the process that holds it"
@@ -52,16 +55,22 @@ def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
     """The configuration with what the command line says of a cluster on top. Raises `Invalid`."""
     settings: dict[str, Any] = {}
     if args.cluster is not None:
-        host, port = _address(args.cluster)
+        host, port = _address(args.cluster, "--cluster", "to listen on")
         settings |= {"host": host} | ({} if port is None else {"port": port})
+    if args.advertise is not None:
+        _address(args.advertise, "--advertise", "that others can reach")
+        settings |= {"advertise": args.advertise}
     if args.join_secret is not None:
         settings |= {"join_secret": str(args.join_secret.expanduser().absolute())}
-    joins = tuple(args.join) or tuple(config.services.get("cluster", {}).get("join", ()))
-    if joins:
+    told = config.services.get("cluster", {})
+    named = tuple(args.join) or _texts(told.get("join"))
+    joins = _others(named, settings.get("advertise", told.get("advertise")), settings.get("port", told.get("port")))
+    if named:
         settings |= {"join": joins}
+    if joins:
         token = args.token or os.environ.get(TOKEN, "").strip()
         settings |= {"token": token} if token else {}
-    elif args.token is not None:
+    elif args.token is not None and not named:
         raise Invalid("--token is the join token of a cluster", remedy="say which one with --join URL")
     if args.nodes:
         config = _shared(config, 1 + args.nodes)
@@ -83,6 +92,34 @@ def _shared(config: Config, nodes: int) -> Config:
             if service not in config.disable
         }
     )
+
+
+def _others(named: tuple[str, ...], advertise: object, port: object) -> tuple[str, ...]:
+    """The addresses of others to join. None where this node is the first that is named: the cluster begins with it.
+
+    So all machines of a cluster can be told the same. `advertise` and `port` are where others reach this node.
+    """
+    if not isinstance(advertise, str):
+        return named
+    own = _place(advertise, port)
+    places = [_place(each, "none") for each in named]
+    if own in places[:1]:
+        return ()
+    return tuple(each for each, place in zip(named, places, strict=True) if place != own)
+
+
+def _place(address: str, port: object) -> tuple[str, object]:
+    """Host and port of `https://HOST:PORT/…`; `port` where none is named."""
+    bare = re.sub(r"^[a-z]+://|/.*$", "", address.strip().lower())
+    found = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([0-9]{1,5})", bare)
+    return (bare, port) if found is None else (found[1], int(found[2]))
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """A list of texts; none for anything else, which the cluster's own settings refuse."""
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    return ()
 
 
 def _worker(args: argparse.Namespace, config: Config, root: Path) -> tuple[str, ...]:
@@ -124,13 +161,11 @@ def _own_name(root: Path) -> str:
     return name
 
 
-def _address(text: str) -> tuple[str, int | None]:
+def _address(text: str, field: str, what: str) -> tuple[str, int | None]:
     """`HOST`, `HOST:PORT` or `[HOST]:PORT`."""
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::([0-9]{1,5}))?", text)
     if found is None or (found[3] is not None and int(found[3]) > 65535):
-        raise Invalid(
-            f"'{text[:80]}' is no address to listen on", remedy="it looks like 10.0.0.1:7071", field="--cluster"
-        )
+        raise Invalid(f"'{text[:80]}' is no address {what}", remedy="it looks like 10.0.0.1:7071", field=field)
     return found[1] or found[2], None if found[3] is None else int(found[3])
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from microkernel.errors import Invalid, MicrokernelError, NotFound, PreconditionFailed
+from microkernel.errors import Invalid, MicrokernelError, NotFound, PreconditionFailed, Unavailable
 from microkernel.service import Service
 from microkernel.wire.trust import Expected
 from services.cluster.certificates.join_secret import JoinSecret, read_join_secret
-from services.cluster.certificates.join_token import parse_join_token
+from services.cluster.certificates.join_token import JoinToken, parse_join_token
 from services.cluster.certificates.names import check_node
 from services.cluster.joining import ask_to_join, place_of
 from services.cluster.messages import Renew, Signed
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Entry"]
 
 AGAIN = 30.0  # seconds until a certificate is asked for again that was not to be had
+KNOCK = 1.0  # seconds until a node that is waited for is asked again
 LOOK = 3600.0  # seconds after which the wall clock is looked at again: it may be set
 
 
@@ -84,9 +85,7 @@ class Entry:
             )
         if join is not None:
             try:
-                joined, encryption = await ask_to_join(
-                    settings.join, join, service.node, self._folder, service.clock.wall
-                )
+                joined, encryption = await self._ask(join, settings.join_seconds if kept is None else 0.0)
             except MicrokernelError as error:
                 if kept is None:
                     raise
@@ -96,6 +95,19 @@ class Entry:
                 return msgspec.structs.replace(joined, incarnation=incarnation), encryption
         assert kept is not None
         return StandingFile.with_seeds(kept, [place_of(each).url for each in settings.join]), None
+
+    async def _ask(self, join: JoinToken | JoinSecret, patience: float) -> tuple[Standing, Encryption | None]:
+        """Ask to be let in, again for `patience` seconds while nobody answers who could do that."""
+        service, loop = self._service, asyncio.get_running_loop()
+        until = loop.time() + patience
+        while True:
+            try:
+                return await ask_to_join(self._settings.join, join, service.node, self._folder, service.clock.wall)
+            except Unavailable as error:
+                if loop.time() + KNOCK > until:
+                    raise
+                service.log.info("waiting for a node that lets this one in: %s", error)
+            await asyncio.sleep(KNOCK)
 
     async def _own_encryption(self, *, joins: bool) -> Encryption | None:
         from services.cluster.encryption import Encryption  # noqa: PLC0415 - only where there is TLS: see there

@@ -21,9 +21,9 @@ class ClusterSettings(Message, kw_only=True):
     by the cluster itself, renewed every half of `certificate_hours`. `advertise` (`host:port`) is how others reach this
     node, where that is not what it listens on. `join` are addresses of members of the cluster to join (`boot --join`);
     `token` is a join token of it, needed once. `join_secret` is a file with a line that the first node and those that
-    join it have in common: with it no join token is needed. `nodes` is how many worker nodes are
-    started beside this one, on this machine (`boot --nodes`), each with the arguments `worker`. A node that leaves has
-    `drain_seconds` to end what runs.
+    join it have in common: with it no join token is needed. `join_seconds` is how long a node that joins for the first
+    time waits for one that lets it in. `nodes` is how many worker nodes are started beside this one, on this
+    machine (`boot --nodes`), each with the arguments `worker`. A node that leaves has `drain_seconds` to end what runs.
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +32,8 @@ class ClusterSettings(Message, kw_only=True):
     join: tuple[str, ...] = ()
     token: str | None = None
     join_secret: str | None = None
+    # The kernel gives start() 60 s in all.
+    join_seconds: Annotated[float, msgspec.Meta(ge=0, le=50)] = 0.0
     nodes: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     worker: tuple[str, ...] = ()
     certificate_hours: Seconds = 24.0

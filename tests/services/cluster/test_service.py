@@ -362,3 +362,21 @@ async def test_a_changed_join_secret_holds_from_the_next_boot_on_and_members_sta
             "n3", (), {"cluster": {**BEYOND, "join": (url,), "join_secret": fresh["join_secret"]}}, joins=True
         )
         await cluster.all_see("n1", "n2", "n3")
+
+
+async def test_a_node_waits_for_the_one_that_is_to_let_it_in(tmp_path: Path, unused_tcp_port: int) -> None:
+    async with clustered() as cluster:
+        own = {"join_secret": secret_in(tmp_path)}
+        joining = {**own, "join": (f"127.0.0.1:{unused_tcp_port}",), "join_seconds": 30.0}
+        async with asyncio.TaskGroup() as group:
+            group.create_task(cluster._boot("n2", (), {"cluster": joining}, joins=True))
+            await asyncio.sleep(0.1)
+            group.create_task(cluster.found("n1", cluster={**own, "port": unused_tcp_port}))
+        await cluster.all_see("n1", "n2")
+
+
+async def test_without_patience_a_node_says_at_once_that_nobody_answers(tmp_path: Path, unused_tcp_port: int) -> None:
+    async with clustered() as cluster:
+        joining = {"join_secret": secret_in(tmp_path), "join": (f"127.0.0.1:{unused_tcp_port}",)}
+        with pytest.raises(Unavailable):
+            await cluster._boot("n2", (), {"cluster": joining}, joins=True)
