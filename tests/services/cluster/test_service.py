@@ -380,3 +380,17 @@ async def test_without_patience_a_node_says_at_once_that_nobody_answers(tmp_path
         joining = {"join_secret": secret_in(tmp_path), "join": (f"127.0.0.1:{unused_tcp_port}",)}
         with pytest.raises(Unavailable):
             await cluster._boot("n2", (), {"cluster": joining}, joins=True)
+
+
+async def test_a_node_whose_cluster_is_lost_joins_the_one_that_began_anew_with_the_same_secret(tmp_path: Path) -> None:
+    async with clustered() as cluster:
+        own = {**BEYOND, "join_secret": secret_in(tmp_path)}
+        url = (await (await cluster.found("n1", cluster=own)).call("cluster.invite")).url
+        joining = {**own, "join": (url,)}
+        await cluster._boot("n2", (), {"cluster": joining}, joins=True, root=tmp_path / "n2")
+        await cluster.all_see("n1", "n2")
+        await cluster.stop("n2")
+        await cluster.stop("n1")
+        await cluster.found("n1", cluster={**own, "port": place_of(url).port})  # on an empty folder
+        await cluster._boot("n2", (), {"cluster": joining}, joins=True, root=tmp_path / "n2")
+        await cluster.all_see("n1", "n2")
