@@ -124,7 +124,7 @@ LINES: tuple[Line, ...] = (
             ),
         ),
         question=_remote_call,
-        goals=(Goal("alone", 0.714, "aiohttp"),),  # within 1.4 times as long
+        goals=(Goal("alone", 0.714, "aiohttp"),),  # 1 / 1.4
     ),
     Line(
         name="map",
@@ -143,6 +143,7 @@ LINES: tuple[Line, ...] = (
         ),
         question=asked("map", {"count": 10_000}, {"count": 300}),
         goals=(Goal("each", 2.0, RAY.name), Goal("each", 2.0, DASK.name)),
+        rounds=3,
     ),
     _kill("service", "a service with one replica, called again and again", "KilledService", "the service answering"),
     _kill("stream", "a stream that says how it is continued", "KilledStream", "the next item of the stream"),

@@ -25,7 +25,7 @@ __all__ = ["ByPrefix", "InTurn", "OtherNode"]
 
 TOPICS = ("bread", "sailing", "bridges", "bees", "glass", "chess", "rivers", "clocks")
 FACT = "It is known of {topic} in year {year} that {count} people wrote about it, and most of them were in doubt. "
-FACTS = 12  # sentences in the first turn
+FACTS = 8  # sentences in the first turn
 ANSWER = 12  # tokens
 
 
