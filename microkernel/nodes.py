@@ -75,6 +75,7 @@ class Neighbour:
         self.node = node
         self.services: frozenset[str] = frozenset()  # those that answer there
         self.is_open = True  # to new work
+        self.is_last_resort = False  # for what no other node takes
         self.load = 0.0
         self.weight = 1.0
         self.things: Things = {}
@@ -237,12 +238,14 @@ class Nodes:
         services: frozenset[str],
         *,
         is_open: bool = True,
+        is_last_resort: bool = False,
         load: float | None = None,
         weight: float | None = None,
         things: Things | None = None,
     ) -> None:
         """A node has told what answers there, and whether it takes new work."""
         neighbour.things = neighbour.things if things is None else things
+        neighbour.is_last_resort = is_last_resort
         neighbour.load = neighbour.load if load is None else load
         neighbour.weight = neighbour.weight if weight is None else weight
         if neighbour.services == services and neighbour.is_open is is_open:

@@ -291,9 +291,11 @@ class Spread:
         registry, nodes = self._router.registry, self._nodes
         entry = registry.get(self.name)
         found = {other.node: other for other in nodes.answering(self.name)}
-        names = [node for node in found if node not in without]
+        others = [other for node, other in found.items() if node not in without]
+        names = [other.node for other in others if not other.is_last_resort]
         if entry is not None and entry.state.answers and nodes.own not in without:
             names.append(nodes.own)
+        names = names or [other.node for other in others]
         for node in [node for node in self._places if node not in found and node != nodes.own]:
             del self._places[node]
         return [self._place(node, found.get(node)) for node in names]

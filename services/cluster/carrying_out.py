@@ -196,7 +196,8 @@ class CarryingOut:
             self._service.nodes.offer(
                 neighbour,
                 frozenset(member.card.services),
-                is_open=member.state.works,
+                is_open=member.state.works or member.state is MemberState.QUARANTINED,
+                is_last_resort=member.state is MemberState.QUARANTINED,
                 load=member.load.calls,
                 weight=max(0.01, member.card.weight),
                 things={"model": frozenset(member.card.models), "device": frozenset(member.card.devices)},

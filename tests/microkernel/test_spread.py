@@ -81,6 +81,14 @@ async def test_a_node_that_takes_no_new_work_gets_none() -> None:
         assert {await nodes[0].call("answers.read") for _ in range(6)} == {"n1"}
 
 
+async def test_a_node_of_last_resort_gets_what_no_other_one_takes() -> None:
+    async with linked((Answers,), (Answers,)) as nodes:
+        nodes[0].knows(nodes[1], "answers", is_last_resort=True)
+        assert {await nodes[0].call("answers.read") for _ in range(6)} == {"n1"}
+        await nodes[0].kernel.kernel.leave_to_others("answers", "goes on elsewhere")
+        assert await nodes[0].call("answers.read") == "n2"
+
+
 async def test_what_could_not_begin_on_one_node_is_done_by_another() -> None:
     async with linked((Answers,), (Answers,)) as nodes:
         meet(*nodes)

@@ -62,7 +62,7 @@ class OverNodes:
 
     def _nodes(self) -> list[Neighbour]:
         others = self._service.nodes.answering(self._service.name)
-        return [node for node in others if node.node not in self._unable]
+        return [node for node in others if node.node not in self._unable and not node.is_last_resort]
 
     def _choose(self) -> Neighbour | None:
         """The node for the next batch; None is this one, which comes first where they are alike."""
