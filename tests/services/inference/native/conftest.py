@@ -1,7 +1,9 @@
-"""The kernels' builds for all tests of this folder: those that came with the installation, or made once a session."""
+"""The kernels' builds for all tests of this folder: those that came with the installation, or made once a run."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,11 @@ def pytest_generate_tests(metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
+    """One folder for all processes that run tests side by side."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "kernels"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +43,9 @@ def opened(builds):
     def of(variant: str | None = None) -> Kernels:
         if variant not in known:
             try:
-                known[variant] = open_kernels(builds, variant)
+                with (builds / "lock").open("w") as lock:  # who comes second waits, and need not build
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    known[variant] = open_kernels(builds, variant)
             except PreconditionFailed as error:
                 pytest.skip(error.message)
         return known[variant]
