@@ -8,6 +8,7 @@ membership is a service's business. A call that came from another node names thi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -143,19 +144,32 @@ class Neighbour:
                 gate.close(self._closed)
         return gate
 
-    def close(self, reason: MicrokernelError) -> None:
-        """The node is gone: what is under way to it ends with `reason`, and nothing more goes there."""
+    def close(self, reason: MicrokernelError, *, at_once: bool = True) -> None:
+        """The node is gone: nothing more goes there. What is under way ends with `reason`, `at_once` or in `ended`."""
         self._closed = reason
-        for gates in self._gates.values():
-            for gate in gates.values():
-                gate.close(reason)
+        for gate in self._all_gates():
+            gate.close(reason)
+            if at_once:
                 gate.kill(reason)
+
+    async def ended(self, within: float) -> None:
+        """After `close`: return when nothing is under way any more; what still is after `within` seconds, is ended."""
+        assert self._closed is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                for gate in self._all_gates():
+                    await gate.drained()
+        for gate in self._all_gates():
+            gate.kill(self._closed)
 
     async def aclose(self) -> None:
         """End the link."""
         link, self._link = self._link, None
         if link is not None:
             await link.aclose()
+
+    def _all_gates(self) -> list[Gate]:
+        return [gate for gates in self._gates.values() for gate in gates.values()]
 
     async def _find(self, service: str, method: str) -> Handler:
         handlers = await self.describe(service)
@@ -223,13 +237,16 @@ class Nodes:
         neighbour = self._others[node] = Neighbour(node, dial, self._router)
         return neighbour
 
-    def detach(self, node: str, why: str) -> Neighbour | None:
-        """`node` is gone: calls to it end with `Unavailable`. Returns what it was, to be closed by `aclose`."""
+    def detach(self, node: str, why: str, *, at_once: bool = True) -> Neighbour | None:
+        """`node` is gone: calls to it end with `Unavailable`. Returns what it was, to be closed by `aclose`.
+
+        Without `at_once`, what is under way goes on until `Neighbour.ended`.
+        """
         neighbour = self._others.get(node)
         if neighbour is not None:
             self.offer(neighbour, frozenset())
             del self._others[node]
-            neighbour.close(Unavailable(f"node '{node}' {why}", may_have_run=True))
+            neighbour.close(Unavailable(f"node '{node}' {why}", may_have_run=True), at_once=at_once)
         return neighbour
 
     def offer(

@@ -9,7 +9,7 @@ from typing import Any
 
 from microkernel.errors import MicrokernelError, NotFound, Unavailable
 from microkernel.message import Call
-from microkernel.nodes import Nodes
+from microkernel.nodes import Neighbour, Nodes
 from microkernel.service import Service
 from microkernel.wire.node_link import NodeLink
 from microkernel.wire.trust import Expected
@@ -21,6 +21,7 @@ from services.cluster.passport import Passport
 __all__ = ["CarryingOut"]
 
 EXCHANGE = 5.0  # seconds for two tables to be compared
+FAREWELL = 1.5  # seconds for answers of a node that has left; its goodbye comes over another link, and may be faster
 SHUT_OUT = "the other node has taken this one for dead"
 URGENT = 0  # the priority of what tells who is there
 
@@ -177,7 +178,8 @@ class CarryingOut:
         if member.node != self._membership.me.node:
             reborn = before is not None and before.life != member.life
             if reborn or member.state.over:
-                self.forget(member.node, "was started anew" if reborn else _why_gone(member))
+                left = member.state is MemberState.LEFT and not reborn
+                self.forget(member.node, "was started anew" if reborn else _why_gone(member), at_once=not left)
             if not member.state.over:
                 self.attach(member)
         self._told(change)
@@ -203,14 +205,20 @@ class CarryingOut:
                 things={"model": frozenset(member.card.models), "device": frozenset(member.card.devices)},
             )
 
-    def forget(self, node: str, why: str) -> None:
-        """Have the kernel reach a node no more."""
+    def forget(self, node: str, why: str, *, at_once: bool = True) -> None:
+        """Have the kernel reach a node no more. Without `at_once`, what is on its way from there still arrives."""
         self.round_trips.pop(node, None)
-        neighbour = self._service.nodes.detach(node, why)
+        neighbour = self._service.nodes.detach(node, why, at_once=at_once)
         if neighbour is not None:
-            closing = asyncio.create_task(neighbour.aclose(), name=f"close the link to {node}")
+            closing = asyncio.create_task(self._close(neighbour, at_once), name=f"close the link to {node}")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+    @staticmethod
+    async def _close(neighbour: Neighbour, at_once: bool) -> None:
+        if not at_once:
+            await neighbour.ended(FAREWELL)
+        await neighbour.aclose()
 
     async def _dial(self, node: str) -> NodeLink:
         member = self._membership.member(node)
@@ -219,6 +227,8 @@ class CarryingOut:
         life = member.life
 
         def lost() -> None:
+            if self._service.nodes.get(node) is None:
+                return  # it has said goodbye before
             self.perform(self._membership.link_lost(node, self._now(), refused=False, life=life))
 
         link = NodeLink(member.address, self._passport(), self._expected(node), lost=lost, shut_out=SHUT_OUT)

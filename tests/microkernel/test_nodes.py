@@ -255,3 +255,45 @@ async def test_a_call_under_a_key_runs_once_there() -> None:
         first = await here.call("pad.write", Note("once"), idempotency_key="k1")
         again = await here.call("pad.write", Note("once"), idempotency_key="k1")
         assert (first, again) == (1, 1)
+
+
+class Waits(Service):
+    """Answers when it is told to."""
+
+    name = "waits"
+
+    async def start(self) -> None:
+        self.begun, self.released = asyncio.Event(), asyncio.Event()
+
+    @handles
+    async def wait(self) -> str:
+        self.begun.set()
+        await self.released.wait()
+        return "done"
+
+
+async def test_what_is_under_way_to_a_node_that_is_let_go_gently_still_arrives_and_nothing_new_goes_there() -> None:
+    async with linked((), (Waits,)) as (here, there):
+        here.knows(there, "waits")
+        waits = there.kernel.kernel.instance("waits").service
+        under_way = asyncio.create_task(here.call("waits.wait@n2"))
+        await waits.begun.wait()
+        gone = here.nodes.detach("n2", "has left", at_once=False)
+        with pytest.raises(NotFound):
+            await here.call("waits.wait@n2")
+        waits.released.set()
+        await gone.ended(30.0)
+        assert await under_way == "done"
+        await gone.aclose()
+
+
+async def test_what_does_not_end_in_time_is_told_why_the_node_is_gone() -> None:
+    async with linked((), (Waits,)) as (here, there):
+        here.knows(there, "waits")
+        under_way = asyncio.create_task(here.call("waits.wait@n2"))
+        await there.kernel.kernel.instance("waits").service.begun.wait()
+        gone = here.nodes.detach("n2", "has left", at_once=False)
+        await gone.ended(0.01)
+        with pytest.raises(Unavailable, match="node 'n2' has left"):
+            await under_way
+        await gone.aclose()

@@ -22,12 +22,14 @@ from microkernel.errors import (
     Unavailable,
 )
 from microkernel.message import Call
+from microkernel.service import Placement, Service, handles
 from microkernel.testing import TestKernel
 from microkernel.wire.node_link import NodeLink
 from microkernel.wire.trust import Expected
 from services.cluster.certificates.join_secret import read_join_secret
 from services.cluster.certificates.join_token import parse_join_token
 from services.cluster.joining import place_of
+from services.cluster.membership.actions import Probe
 from services.cluster.passport import Passport
 
 
@@ -61,6 +63,39 @@ async def test_a_node_that_leaves_is_gone_at_once() -> None:
         await cluster.stop("n2")
         seen = await cluster.until("n1", lambda seen: "n2" not in seen or seen["n2"].state != "alive")
         assert seen["n2"].state == "left"
+
+
+class Waits(Service):
+    """Answers when it is told to."""
+
+    name = "waits"
+    placement = Placement.NODE
+
+    async def start(self) -> None:
+        self.begun, self.released = asyncio.Event(), asyncio.Event()
+
+    @handles
+    async def wait(self) -> str:
+        self.begun.set()
+        await self.released.wait()
+        return self.node
+
+
+async def test_an_answer_that_is_overtaken_by_the_goodbye_of_its_node_still_arrives() -> None:
+    async with clustered() as cluster:
+        first = await cluster.found("n1")
+        second = await cluster.join("n2", Waits)
+        await cluster.until("n1", lambda seen: "n2" in seen and "waits" in seen["n2"].services)
+        waits = second.kernel.instance("waits").service
+        answer = asyncio.create_task(first.call("waits.wait@n2"))
+        await waits.begun.wait()
+        here, there = (node.kernel.instance("cluster").service for node in (first, second))
+        now = asyncio.get_running_loop().time()
+        goodbyes = [each.gossip for each in there._membership.leave(now) if isinstance(each, Probe)]
+        here._acting.perform(here._membership.heard(goodbyes[0], now))
+        assert (await cluster.until("n1", lambda _: True))["n2"].state == "left"
+        waits.released.set()
+        assert await answer == "n2"
 
 
 async def test_without_a_join_token_nobody_comes_in() -> None:
