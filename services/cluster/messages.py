@@ -141,8 +141,8 @@ class Gossip(Message, kw_only=True, omit_defaults=True):
     """What a node tells whenever it speaks with another: who it is, and what is new.
 
     `edition` is that of its card: who has an older one asks for it. `living` is how many members it takes for
-    reachable, itself included. `wanted` are those of which it would like to be told in turn, and `more` says that not
-    all had room.
+    reachable, itself included. `wanted` are those of which it would like to be told in turn. What answers a summary is
+    `compared`, and `more` if not all had room.
     """
 
     source: Name
@@ -153,6 +153,7 @@ class Gossip(Message, kw_only=True, omit_defaults=True):
     living: Annotated[int, msgspec.Meta(ge=1, le=MOST_MARKS)] = 1
     updates: Annotated[tuple[Update, ...], msgspec.Meta(max_length=MOST_UPDATES)] = ()
     wanted: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MOST_UPDATES)] = ()
+    compared: bool = False
     more: bool = False
 
 

@@ -172,10 +172,12 @@ class Beliefs:
         self.gone.pop(node, None)
 
     def begin_anew(self, now: float) -> None:
-        """Forget who was buried: another side has the right. Suspicions begin again."""
-        for peer in self.peers.values():
+        """Forget who was buried and who is suspect: another side has the right."""
+        for peer in list(self.peers.values()):
             if peer.suspicion is not None:
-                self._doubt(peer, (), now)
+                self._trust(peer)
+                self._become(peer, msgspec.structs.replace(peer.member, state=MemberState.ALIVE))
+                self.rumours.drop(peer.member.node)
         for node, peer in self.gone.items():
             if peer.member.state is MemberState.DEAD:
                 self.lost.add(node, peer.member.address, now)

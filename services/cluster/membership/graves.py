@@ -86,9 +86,17 @@ class Lost:
         while len(self._lost) > self._most:
             self._lost.popitem(last=False)
 
+    def get(self, node: str) -> LostNode | None:
+        """Where it could be reached."""
+        return self._lost.get(node)
+
     def found(self, node: str) -> None:
         """It is there, or said that it goes."""
         self._lost.pop(node, None)
+
+    def names(self) -> list[str]:
+        """Of all."""
+        return list(self._lost)
 
     def nodes(self, now: float) -> list[tuple[str, LostNode]]:
         """All that are still tried."""

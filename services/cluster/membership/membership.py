@@ -7,7 +7,7 @@ something to do. Every call returns what is to be done because of it, in order.
 A node contradicts a suspicion with a higher incarnation. It cannot contradict its death: where others have buried it,
 it is fenced, has to end all that it does for them, and comes back with a new life. When two parts of a cluster that
 could not reach each other meet again, each has buried the other; the one with fewer members gives way, and forgets
-whom it has buried.
+whom it has buried (`hearing.py`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from services.cluster.membership.actions import Action, Exchange, Probe, Tell
-from services.cluster.membership.beliefs import RANKS, Beliefs, Due, Key, update_of
+from services.cluster.membership.actions import Action, Exchange, Probe
+from services.cluster.membership.beliefs import Beliefs, Due, Key, update_of
 from services.cluster.membership.detector import Health
 from services.cluster.membership.dialling import Dialling
+from services.cluster.membership.hearing import Hearing
 from services.cluster.membership.own import Own
 from services.cluster.membership.probing import Probing
 from services.cluster.membership.rules import Rules
@@ -33,7 +34,6 @@ from services.cluster.protocol import speak
 __all__ = ["Membership"]
 
 FAREWELLS = 2.0  # messages for each doubling of the members, when a node leaves
-OWN_WORD = (MemberState.ALIVE, MemberState.DRAINING, MemberState.LEFT)  # what a node says of itself
 
 
 class Membership:
@@ -89,8 +89,8 @@ class Membership:
             may_probe=lambda peer: speak(self._own.me, peer.member),
         )
         self._beliefs.met = self._probing.met
+        self._hearing = Hearing(self._own, self._beliefs, self._telling, rules, self._out, fenced=self._probing.stop)
         self._dialling = Dialling(self._beliefs, rules, chance, seeds, now)
-        self._adopts: set[str] = set()  # the members from which this node, as a new one, takes its table
         self._beliefs.rumours.put(update_of(me))
         self._start(now)
 
@@ -151,17 +151,17 @@ class Membership:
 
     def heard(self, gossip: Gossip, now: float) -> list[Action]:
         """Somebody's gossip has come, with a probe or alone."""
-        self._hear(gossip, self._wake(now))
+        self._hearing.hear(gossip, self._wake(now))
         return self._take()
 
     def compared(self, summary: Summary, now: float) -> tuple[Gossip, list[Action]]:
         """Another node's summary has come; the gossip is the answer to it."""
-        self._hear(summary.gossip, self._wake(now))
-        return self._telling.answer_to(summary), self._take()
+        self._hearing.hear(summary.gossip, self._wake(now))
+        return self._telling.answer_to(summary, settled=self._hearing.settled), self._take()
 
     def joined(self, gossip: Gossip, now: float) -> list[Action]:
         """A member has answered the summary with which this node comes: what it says is news to this node alone."""
-        self._adopts.add(gossip.source)
+        self._hearing.adopt(gossip.source)
         return self.heard(gossip, now)
 
     def answered(
@@ -182,7 +182,7 @@ class Membership:
             self._probing.answered(peer, rtt)
             self._beliefs.contact(peer)
         if gossip is not None:
-            self._hear(gossip, now)
+            self._hearing.hear(gossip, now)
         return self._take()
 
     def unreached(self, node: str, via: str, now: float) -> list[Action]:
@@ -249,9 +249,10 @@ class Membership:
             self._own.reborn()
             self._beliefs.begin_anew(now)
             self._start(now)
-            for node in self._probing.some(self.rules.helpers):
-                self._exchange(node)
-            self._dial(now)
+            if not self._hearing.come_back(now):
+                for node in self._probing.some(self.rules.helpers):
+                    self._hearing.compare(node)
+                self._dial(now)
         return self._take()
 
     def _start(self, now: float) -> None:
@@ -299,10 +300,11 @@ class Membership:
             case Due.EXCHANGE:
                 self._timers.set((Due.EXCHANGE, ""), now + self.rules.exchange * self._chance.uniform(0.75, 1.25))
                 for each in [] if self.fenced else self._probing.some(1):
-                    self._exchange(each)
+                    self._hearing.compare(each)
             case Due.DIAL:
                 self._timers.set((Due.DIAL, ""), now + self.rules.dial * self._chance.uniform(0.75, 1.25))
                 if not self.fenced:
+                    self._hearing.insist(now)
                     self._dial(now)
             case Due.SWEEP:
                 self._timers.set((Due.SWEEP, ""), now + self.rules.buried / 16)
@@ -326,61 +328,7 @@ class Membership:
         for node, address in self._dialling.draw(self.me.address, now):
             self._out.append(Exchange(node, address, self.summary_to(node)))
 
-    def _exchange(self, node: str) -> None:
-        """Compare all that is known with a member."""
-        peer = self._beliefs.peers.get(node)
-        if peer is not None:
-            self._out.append(Exchange(node, peer.member.address, self.summary_to(node)))
-
-    # What others say
-
-    def _hear(self, gossip: Gossip, now: float) -> None:
-        """Believe what a member tells; one that is buried is heard only in what it says of this node."""
-        if self._own.left or gossip.source == self.me.node:
-            return
-        buried = self._beliefs.buried(gossip.source, gossip.life)
-        spread = gossip.source not in self._adopts
-        learnt = self._beliefs.learnt
-        for update in gossip.updates:
-            if update.node == self.me.node:
-                was = self.fenced
-                self._own.told(update, now, gives_way=not (buried and self._outweighs(gossip)))
-                if self.fenced and not was:
-                    self._probing.stop()
-            elif not buried:
-                self._beliefs.believe(update, now, spread=spread)
-        if buried or self.fenced:
-            return
-        self._hear_itself(gossip, now)
-        if gossip.wanted:
-            self._out.append(Tell(gossip.source, self._telling.asked_for(gossip.wanted)))
-        if gossip.more and self._beliefs.learnt > learnt:
-            self._exchange(gossip.source)
-        else:
-            self._adopts.discard(gossip.source)
-
-    def _hear_itself(self, gossip: Gossip, now: float) -> None:
-        """The source of gossip is there, in the state of which it speaks."""
-        peer = self._beliefs.peers.get(gossip.source)
-        if peer is None or gossip.state not in OWN_WORD:
-            return
-        member = peer.member
-        if gossip.life > member.life:  # another process: what it is, it tells when asked
-            self._exchange(gossip.source)
-        elif gossip.life == member.life:
-            known = (member.incarnation, RANKS[member.state])
-            if (gossip.incarnation, RANKS[gossip.state]) > known:
-                update = update_of(member, state=gossip.state, by=())
-                self._beliefs.believe(msgspec.structs.replace(update, incarnation=gossip.incarnation, card=None), now)
-            self._telling.told_edition(gossip.source, gossip.edition)
-            self._beliefs.contact(peer)
-
-    def _outweighs(self, gossip: Gossip) -> bool:
-        """Whether this node's side is the one to stay, where each has buried the other."""
-        if self._beliefs.living != gossip.living:
-            return self._beliefs.living > gossip.living
-        return self.me.node < gossip.source
-
     def _fence(self, now: float) -> None:
+        """This node knows by itself that its life is over."""
         self._own.fence(self.me.node, now)
         self._probing.stop()

@@ -46,6 +46,10 @@ class Own:
         self._out.append(Changed(self.me, before))
         self._rumours.put(update_of(self.me))
 
+    def would_end(self, update: Update) -> bool:
+        """Whether somebody tells that this life is over."""
+        return update.state.over and self.me.life <= update.incarnation < NEWEST_INCARNATION
+
     def told(self, update: Update, now: float, *, gives_way: bool) -> None:
         """Somebody tells of this node. It only takes being buried from those to whom it `gives_way`."""
         me = self.me
@@ -56,7 +60,7 @@ class Own:
             return
         elsewhere = bool(update.address) and update.address != me.address
         if update.state.over:
-            if update.incarnation >= me.life and gives_way:
+            if self.would_end(update) and gives_way:
                 self.fence(update.by[0] if update.by else update.node, now)
         elif update.incarnation > me.incarnation:
             # Not this process said so: another one that has its name, or one before it, of which the count was lost.

@@ -49,8 +49,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     forgiven: float = 3600.0
 
     gossip_factor: float = 4.0
-    gossip_entries: int = 12
-    gossip_bytes: int = 1200
+    gossip_entries: int = 32
+    gossip_bytes: int = 6000
     exchange: float = 30.0
     exchange_bytes: int = 256 * 1024
 

@@ -52,19 +52,24 @@ class Telling:
         asks = stranger or self._is_behind(node)
         return self._gossip([first, *updates] if first else updates, wanted=[node] if asks else [])
 
-    def summary_to(self, node: str) -> Summary:
-        """All that is known, in short, with the news."""
+    def summary_to(self, node: str, *, with_lost: bool = False) -> Summary:
+        """All that is known, in short, with the news; and `with_lost` the names of those of which nothing is."""
         gossip = self.gossip_to(node)
         me = self._own.me
         others = [update for update in gossip.updates if update.node != me.node]
         marks = [mark_of(me), *(mark_of(peer.member) for peer in self._beliefs.all_peers())]
+        if with_lost:
+            marks += [Mark(name, 0, 0, 0) for name in self._beliefs.lost.names() if self._beliefs.known(name) is None]
         return Summary(
             gossip=self._gossip([update_of(me), *others], wanted=gossip.wanted),
             marks=tuple(marks),
         )
 
-    def answer_to(self, summary: Summary) -> Gossip:
-        """What is known better here, with the news, and whose news would be news here; to one who was buried, that."""
+    def answer_to(self, summary: Summary, *, settled: bool) -> Gossip:
+        """What is known better here, with the news, and whose news would be news here; to one who was buried, that.
+
+        As long as this node is not `settled`, that is no whole answer.
+        """
         source = summary.gossip.source
         gossip = self.gossip_to(source)
         if self._beliefs.graves.holds(source, summary.gossip.life):
@@ -72,7 +77,9 @@ class Telling:
         theirs = {mark.node: mark for mark in summary.marks}
         better, more = _fitting(self._better(theirs), self._rules.exchange_bytes)
         updates = {update.node: update for update in (*gossip.updates, *better)}
-        return self._gossip(list(updates.values())[:MOST_UPDATES], wanted=self._wanted(theirs, source), more=more)
+        return self._gossip(
+            list(updates.values())[:MOST_UPDATES], wanted=self._wanted(theirs, source), compared=settled, more=more
+        )
 
     def asked_for(self, wanted: Iterable[str]) -> Gossip:
         """What is known of these."""
@@ -80,7 +87,9 @@ class Telling:
         found, _ = _fitting((self._told(each) for each in members if each), self._rules.exchange_bytes)
         return self._gossip(found)
 
-    def _gossip(self, updates: list[Update], *, wanted: Iterable[str] = (), more: bool = False) -> Gossip:
+    def _gossip(
+        self, updates: list[Update], *, wanted: Iterable[str] = (), compared: bool = False, more: bool = False
+    ) -> Gossip:
         me = self._own.me
         return Gossip(
             source=me.node,
@@ -91,6 +100,7 @@ class Telling:
             living=self._beliefs.living,
             updates=tuple(updates),
             wanted=tuple(wanted),
+            compared=compared,
             more=more,
         )
 

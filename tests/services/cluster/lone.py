@@ -21,7 +21,8 @@ def update(node: str, incarnation: int = 1, state: MemberState = MemberState.ALI
 
 
 def gossip(source: str, *updates: Update, **fields: Any) -> Gossip:
-    return Gossip(**{"source": source, "incarnation": 1, "life": 1, "updates": updates, **fields})
+    """What a member says that reaches as many as there are in any of these tests, unless told otherwise."""
+    return Gossip(**{"source": source, "incarnation": 1, "life": 1, "living": 100, "updates": updates, **fields})
 
 
 class Lone:

@@ -138,13 +138,20 @@ def facts(draw):
 
 
 def compare(asker, asked):
-    """One compares its table with another's, and tells it what that wanted."""
-    answer, actions = asked.membership.compared(asker.membership.summary_to(asked.membership.me.node), asked.now)
+    """One compares its table with another's, and tells it what that wanted; as if each reached as many."""
+    summary = asker.membership.summary_to(asked.membership.me.node)
+    answer, actions = asked.membership.compared(
+        msgspec.structs.replace(summary, gossip=alike(summary.gossip)), asked.now
+    )
     asked.do(actions)
     asker.actions.clear()
-    asker.do(asker.membership.heard(answer, asker.now))
+    asker.do(asker.membership.heard(alike(answer), asker.now))
     for tell in asker.take(Tell):
-        asked.do(asked.membership.heard(tell.gossip, asked.now))
+        asked.do(asked.membership.heard(alike(tell.gossip), asked.now))
+
+
+def alike(said):
+    return msgspec.structs.replace(said, living=100)
 
 
 def belief(lone):

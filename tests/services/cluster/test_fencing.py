@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from services.cluster.membership.actions import Changed, Exchange, Fenced, Probe
+from services.cluster.membership.hearing import PATIENCE
 from services.cluster.membership.own import MOST_WAIT
 from services.cluster.messages import NEWEST_INCARNATION, Mark, MemberState
 from tests.services.cluster.lone import RULES, Lone, gossip, update
@@ -121,16 +122,16 @@ def test_the_death_of_an_earlier_life_is_none_of_this_one():
     assert lone.fenced() == []
 
 
-def test_a_node_comes_back_with_a_life_above_all_that_was_said_of_it_and_tells_some():
+def test_a_node_comes_back_with_a_life_above_all_that_was_said_of_it_and_tells_who_had_told_it():
     lone = Lone("a", "b", incarnation=4)
     lone.hear("a", own(9, DEAD))
     lone.hear("a", own(12, DEAD))
     lone.actions.clear()
     lone.do(lone.membership.rejoin(lone.now))
     assert (lone.membership.me.incarnation, lone.membership.me.life) == (13, 13)
-    exchanges = lone.take(Exchange)
-    assert {each.node for each in exchanges} == {"a", "b"}
-    assert all(each.summary.gossip.updates[0].life == 13 for each in exchanges)
+    (exchange,) = lone.take(Exchange)
+    assert exchange.node == "a"
+    assert exchange.summary.gossip.updates[0].life == 13
     lone.wait(5.0)
     assert lone.take(Probe) != []
 
@@ -249,3 +250,81 @@ def test_a_summary_of_one_that_was_buried_is_answered_with_that_alone():
     answer = lone.compare("a", Mark("x", 1, 1, 0), living=1)
     assert (answer.updates[0].node, answer.updates[0].state, answer.wanted) == ("a", DEAD, ())
     assert lone.state("x") is None
+
+
+def test_whoever_reaches_far_fewer_is_not_believed_in_who_is_dead():
+    lone = Lone(*(f"n{place}" for place in range(9)))
+    lone.hear("n0", update("n1", 1, DEAD, by=("n0",)), living=6)
+    assert lone.state("n1") is ALIVE
+    lone.hear("n0", update("n1", 1, LEFT), living=6)
+    assert lone.state("n1") is LEFT, "that was its own word"
+    lone.hear("n0", update("n2", 1, DEAD, by=("n0",)), living=7)
+    assert lone.state("n2") is DEAD
+
+
+def test_and_when_it_says_that_this_node_is_it_has_to_come_back_anew_itself():
+    lone = Lone(*(f"n{place}" for place in range(9)))
+    lone.hear("n0", own(1, DEAD, by=("n0",)), update("n1", 1, SUSPECT, by=("n0",)), living=6)
+    assert lone.fenced() == []
+    assert lone.state("n0") is DEAD
+    assert lone.state("n1") is ALIVE, "nor is it believed in anything else"
+    lone.hear("n1", own(1, DEAD, by=("n0",)), living=7)
+    assert len(lone.fenced()) == 1
+
+
+def test_in_a_small_cluster_two_more_or_less_make_no_difference():
+    lone = Lone("a", "b", "c")
+    lone.hear("a", update("b", 1, DEAD, by=("a",)), living=2)
+    assert lone.state("b") is DEAD
+
+
+def gone_over(*others):
+    """A node that `a` has fenced, and that is back."""
+    lone = Lone("a", *others)
+    lone.hear("a", own(1, DEAD, by=("a",)))
+    lone.actions.clear()
+    lone.do(lone.membership.rejoin(lone.now))
+    return lone
+
+
+def test_a_node_that_goes_over_believes_nobody_before_it_has_the_table_of_the_other_side():
+    lone = gone_over("b", "c")
+    assert [each.node for each in lone.take(Exchange)] == ["a"]
+    lone.hear("b", update("a", 1, DEAD), update("x"))
+    lone.hear("a", update("y"))
+    assert (lone.state("a"), lone.state("x"), lone.state("y")) == (ALIVE, None, ALIVE)
+    lone.hear("a", update("b", 1, DEAD), compared=True)
+    lone.hear("b", update("a", 1, DEAD))
+    lone.hear("c", update("z"))
+    assert (lone.state("a"), lone.state("b"), lone.state("z")) == (ALIVE, DEAD, ALIVE)
+
+
+def test_it_asks_again_and_when_no_answer_comes_believes_the_others():
+    lone = gone_over("b")
+    lone.actions.clear()
+    lone.wait(3 * RULES.dial)
+    assert {each.node for each in lone.take(Exchange)} == {"a"}
+    lone.wait(PATIENCE * RULES.dial)
+    lone.hear("b", update("x"))
+    assert lone.state("x") is ALIVE
+
+
+def test_as_long_as_it_has_no_table_it_gives_none():
+    lone = gone_over("b")
+    assert not lone.compare("b").compared
+    lone.hear("a", compared=True)
+    assert lone.compare("b").compared
+
+
+def test_it_asks_for_all_that_it_knew_so_that_it_hears_whom_the_other_side_has_buried():
+    lone = Lone("a", "b", "c")
+    lone.do(lone.membership.link_lost("b", lone.now, refused=True))
+    lone.hear("a", own(1, DEAD, by=("a",)))
+    lone.actions.clear()
+    lone.do(lone.membership.rejoin(lone.now))
+    (exchange,) = lone.take(Exchange)
+    assert {(each.node, each.life) for each in exchange.summary.marks} == {("me", 2), ("a", 1), ("c", 1), ("b", 0)}
+    other = Lone("b", name="a")
+    other.do(other.membership.link_lost("b", other.now, refused=True))
+    answer, _ = other.membership.compared(exchange.summary, other.now)
+    assert [(each.node, each.state) for each in answer.updates if each.node == "b"] == [("b", DEAD)]
