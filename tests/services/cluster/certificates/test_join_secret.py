@@ -129,7 +129,9 @@ def test_one_text_is_one_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    "weak", ["", "x" * 31, "a" * 64, "0123" * 16, TEXT[:31], f"{TEXT} {TEXT}", TEXT * 17, f"{TEXT[:40]}é"]
+    "weak",
+    ["", "x" * 31, "a" * 64, "0123" * 16, TEXT[:31], f"{TEXT} {TEXT}", TEXT * 17, f"{TEXT[:40]}é"],
+    ids=["empty", "short", "one letter", "a pattern", "cut off", "with a blank", "long", "not ASCII"],  # it is random
 )
 def test_what_could_be_guessed_is_refused(weak: str) -> None:
     with pytest.raises(Invalid, match="random characters"):
