@@ -20,6 +20,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 from microkernel.errors import Invalid
+from microkernel.frames import frames_of_threads
 from microkernel.message import Message
 from microkernel.service import Service, handlers_of
 from microkernel.timing import Timing, timing_of
@@ -141,7 +142,7 @@ class Lag:
         self._stop.release()
 
     def _look(self, watch: Watch, loop: asyncio.AbstractEventLoop, thread: int) -> list[Block]:
-        frames = sys._current_frames()  # noqa: SLF001 - as above
+        frames = frames_of_threads()
         frame = frames.get(thread)
         stack = None
         if frame is not None and frame.f_code not in self._rest:

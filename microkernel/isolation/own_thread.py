@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 from microkernel.errors import MicrokernelError, NotFound, Unavailable
 from microkernel.executor import Executor
 from microkernel.executors import Executors
+from microkernel.frames import frames_of_threads
 from microkernel.instance import KILL_TIMEOUT
 from microkernel.isolation.guest import Guest, Order, Source
 from microkernel.isolation.link import Link, Serves
@@ -117,7 +118,7 @@ class OwnThread:
 
     def _where(self) -> str:
         """The line at which the thread stands."""
-        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001 - there is no other way to ask
+        frame = frames_of_threads().get(self._thread.ident or 0)
         if frame is None:
             return "its end"
         [line] = traceback.extract_stack(frame, limit=1) or [None]
