@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import re
 import secrets
 import shlex
@@ -26,6 +27,7 @@ from microkernel.wire.sync_system import SyncSystem
 __all__ = ["Process", "Processes", "healthcheck"]
 
 HTTP, CLUSTER = 7070, 7071  # the ports in the containers
+BELOW = range(20_000, 32_000)  # Linux gives those from 32,768 on
 PATIENCE = 60.0  # seconds
 WITHOUT = ("inference", "memory", "devices", "filesystem")
 SLOW = """
@@ -175,13 +177,14 @@ def _environment() -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.create_server(("0.0.0.0", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that were free a moment ago, all different, and none that the system gives to whoever dials."""
+    found: list[int] = []
+    for port in random.sample(BELOW, len(BELOW)):
+        with contextlib.suppress(OSError), socket.create_server(("0.0.0.0", port)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no port is free")
 
 
 def healthcheck(command: str, port: int) -> int:
