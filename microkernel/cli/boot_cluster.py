@@ -20,6 +20,7 @@ __all__ = ["TOKEN", "add_arguments", "clustered"]
 
 TOKEN = "MICROKERNEL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
 MOST_NODES = 64
+COMMON = ("certificate_hours", "drain_seconds")  # settings of the cluster that are those of all nodes of a machine
 # What a node takes of a machine that it has for itself.
 SHARES = (("memory", "share", 0.8), ("inference", "cache_share", 0.5))
 
@@ -53,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
     """The configuration with what the command line says of a cluster on top. Raises `Invalid`."""
+    if args.until_eof:  # a worker: what its node's file says of the cluster is said of that node
+        section = {key: value for key, value in config.services.get("cluster", {}).items() if key in COMMON}
+        config = msgspec.structs.replace(config, services={**config.services, "cluster": section})
     settings: dict[str, Any] = {}
     if args.cluster is not None:
         host, port = _address(args.cluster, "--cluster", "to listen on")
@@ -74,7 +78,8 @@ def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
         raise Invalid("--token is the join token of a cluster", remedy="say which one with --join URL")
     if args.nodes:
         config = _shared(config, 1 + args.nodes)
-        settings |= {"nodes": args.nodes, "worker": _worker(args, config, root)}
+        listens = {**told, **settings}
+        settings |= {"nodes": args.nodes, "worker": _worker(args, config, root, listens)}
     if settings:
         config = config.with_settings({"cluster": settings})
     node = args.node or config.node
@@ -122,9 +127,16 @@ def _texts(value: object) -> tuple[str, ...]:
     return ()
 
 
-def _worker(args: argparse.Namespace, config: Config, root: Path) -> tuple[str, ...]:
-    """The arguments of a worker node that are those of this one: its settings, its model, its services."""
+def _worker(args: argparse.Namespace, config: Config, root: Path, listens: dict[str, Any]) -> tuple[str, ...]:
+    """The arguments of a worker node that are those of this one: its settings, its model, its services.
+
+    It `listens` where this one does, on a port of its own.
+    """
     words: list[str] = []
+    for option, key in (("--cluster", "host"), ("--advertise", "advertise")):
+        if isinstance(address := listens.get(key), str):
+            host = address if key == "host" else str(_place(address, None)[0])
+            words += [option, f"[{host}]" if ":" in host and not host.startswith("[") else host]
     if config.source is not None:
         words += ["--config", str(Path(config.source).absolute())]
     if args.model is not None:

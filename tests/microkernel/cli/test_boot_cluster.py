@@ -80,6 +80,18 @@ def test_workers_have_the_settings_the_models_and_the_services_of_their_node(tmp
     make_parser().parse_args(["boot", *words])
 
 
+def test_a_worker_listens_where_its_node_does_on_a_port_of_its_own(tmp_path: Path) -> None:
+    settings = tmp_path / "node.toml"
+    settings.write_text('[services.cluster]\nnodes = 2\nport = 7071\nhost = "0.0.0.0"\ndrain_seconds = 5.0\n')
+    words = ("--config", str(settings), "--advertise", "10.0.0.1:7071", "--nodes", "2")
+    worker = cluster(boot(tmp_path, *words))["worker"]
+    told = cluster(boot(tmp_path, *worker, "--join", "10.0.0.1:7071", "--until-eof"))
+    assert (told["host"], told["advertise"]) == ("0.0.0.0", "10.0.0.1")
+    assert "port" not in told
+    assert "nodes" not in told
+    assert told["drain_seconds"] == 5.0
+
+
 def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
     config = boot(tmp_path, "--nodes", "3")
     assert config.services["memory"]["share"] == 0.2

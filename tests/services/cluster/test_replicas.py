@@ -89,7 +89,8 @@ async def test_when_its_node_is_gone_it_comes_up_on_another_and_no_call_is_lost(
         first = await cluster.found("n1", kind)
         for name in ("n2", "n3"):
             await cluster.join(name, kind)
-        assert await settled(cluster, kind.name, 1) == {"n2"}
+        while await settled(cluster, kind.name, 1) != {"n2"}:  # it may have been where it was until all had come
+            await asyncio.sleep(0.02)
 
         async def ask() -> list[str]:
             answers = []
