@@ -63,7 +63,7 @@ def booted_cluster(folder: Path, *arguments: str, **environment: str) -> Iterato
     """A node that boots in `folder`; its workers are not there yet."""
     root = folder / "root"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MICROKERNEL_")}
-    search = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH", ""))))
+    search = os.pathsep.join(filter(None, (str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", ""))))
     given = ["--root", str(root), "--port", "0", "--json", *arguments]
     with (folder / "stderr").open("w") as errors:
         process = subprocess.Popen(

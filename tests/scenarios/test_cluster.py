@@ -259,7 +259,10 @@ def run_script(file: Path, root: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(HERE), os.environ.get("PYTHONPATH", "")))},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", ""))),
+        },
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
