@@ -246,8 +246,9 @@ class Node:
 
     async def _leave_cluster(self, kernel: Kernel) -> None:
         """Let what other nodes have running here end, and tell them; a second signal does not wait for that."""
-        if kernel.router.registry.get("cluster") is None:
-            return
+        cluster = kernel.router.registry.get("cluster")
+        if cluster is None or not cluster.state.answers:
+            return  # a call would wait for it to start
         try:
             await kernel.port.call("cluster.leave", deadline=LONGEST_LEAVE)
         except MicrokernelError as error:
