@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.cluster.membership.actions import Exchange, Fenced, Tell
+from services.cluster.membership.hearing import PATIENCE
 from services.cluster.membership.rumours import size_of
 from services.cluster.messages import (
     MOST_UPDATES,
@@ -127,6 +128,7 @@ def test_whatever_has_happened_a_node_that_is_left_in_peace_is_back_among_those_
         happen(lone, event)
     if lone.membership.fenced:
         lone.do(lone.membership.rejoin(lone.now))
+    lone.wait(PATIENCE * RULES.dial)  # so long it may believe no one but the side that it went over to
     lives = {}
     for node in ("a", "b"):
         member = lone.membership.member(node)
