@@ -22,8 +22,9 @@ from microkernel import errors, service
 from microkernel.config import Config, Supervision
 from microkernel.driver import Driver
 from microkernel.introspection import Introspection
+from microkernel.launcher import Launcher
 from microkernel.message import Message, Nothing
-from microkernel.plugins import DRIVERS, SERVICES
+from microkernel.plugins import DRIVERS, LAUNCHERS, SERVICES
 from microkernel.rings import RingLimits
 from microkernel.service import Handler, Isolation, Service, handlers_of, subscribers_of, timers_of
 
@@ -61,6 +62,12 @@ def driver_classes() -> list[type[Driver]]:
     return [point.load() for point in points if point.value.startswith("drivers.")]
 
 
+def launcher_classes() -> list[type[Launcher]]:
+    """All that this project installs, by name."""
+    points = sorted(entry_points(group=LAUNCHERS), key=lambda point: point.name)
+    return [point.load() for point in points if point.value.startswith("drivers.")]
+
+
 def services() -> str:
     """Every service with what it needs, what it listens to, and a line for each handler."""
     return "\n\n".join(_service(kind) for kind in service_classes())
@@ -93,6 +100,8 @@ def settings() -> str:
     for driver in driver_classes():
         if driver.Settings is not Nothing:
             parts += _section(f"services.devices.drivers.{driver.name}", driver.Settings)
+    for launcher in launcher_classes():
+        parts += _section(f"services.cluster.launchers.{launcher.name}", launcher.Settings)
     return "\n\n".join(parts)
 
 

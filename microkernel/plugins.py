@@ -1,4 +1,4 @@
-"""Where services and drivers come from: installed entry points, and single files.
+"""Where services, drivers and launchers come from: installed entry points, and single files.
 
 A plugin that cannot be loaded is named with its reason and stops nobody. Loading happens on a thread of its own: an
 import that takes long, or never ends, holds up neither the loop nor the other plugins.
@@ -25,6 +25,7 @@ from microkernel.balance import MOST_INSTANCES, Balance
 from microkernel.dependencies import EVERYTHING
 from microkernel.driver import Driver
 from microkernel.errors import Invalid
+from microkernel.launcher import Launcher
 from microkernel.service import (
     MOST_REPLICAS,
     Isolation,
@@ -38,10 +39,12 @@ from microkernel.service import (
 
 __all__ = [
     "DRIVERS",
+    "LAUNCHERS",
     "SERVICES",
     "Plugin",
     "checked",
     "discover_drivers",
+    "discover_launchers",
     "discover_services",
     "load_file",
     "load_in_thread",
@@ -50,6 +53,7 @@ __all__ = [
 
 SERVICES = "microkernel.services"
 DRIVERS = "microkernel.drivers"
+LAUNCHERS = "microkernel.launchers"
 IMPORT_TIMEOUT = 60.0  # seconds; torch alone takes several on a cold disk
 
 T = TypeVar("T")
@@ -83,6 +87,12 @@ async def discover_services(files: Sequence[Path] = (), *, without: Sequence[str
 async def discover_drivers(*, without: Sequence[str] = ()) -> list[Plugin]:
     """All installed drivers but those in `without`."""
     return await _discover(DRIVERS, Driver, without)
+
+
+async def discover_launchers(names: Sequence[str]) -> list[Plugin]:
+    """Those installed launchers that are named; of the others nothing is imported."""
+    others = [point.name for point in entry_points(group=LAUNCHERS) if point.name not in names]
+    return await _discover(LAUNCHERS, Launcher, others)
 
 
 async def load_file(path: Path) -> list[Plugin]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ def check(args: argparse.Namespace) -> int:
     checks += _check_settings(config, plugins, settings)
     drivers = getattr(settings.get("devices"), "drivers", {})
     checks += asyncio.run(_check_drivers(drivers))
+    checks += asyncio.run(_check_launchers(getattr(settings.get("cluster"), "launchers", {})))
     checks += [*check_folder(root), *_check_lock(root), check_token(root)]
     gateway = settings.get("gateway")
     if gateway is not None:
@@ -157,6 +159,31 @@ async def _check_drivers(sections: dict[str, dict[str, Any]]) -> list[Check]:
         else:
             found = ", ".join(device.facts.name for device in devices) or "no device"
             checks.append(Check(name=title, ok=True, detail=found))
+    return checks
+
+
+async def _check_launchers(sections: dict[str, dict[str, Any]]) -> list[Check]:
+    """Whether launchers that are set can be used; their systems are not asked."""
+    from microkernel.plugins import discover_launchers
+
+    installed = {plugin.name: plugin for plugin in await discover_launchers(tuple(sections))}
+    checks = []
+    for name, section in sections.items():
+        title, plugin = f"launcher {name}", installed.get(name)
+        if plugin is None or plugin.broken is not None:
+            why = "is not installed" if plugin is None else plugin.broken
+            checks.append(Check(name=title, ok=False, detail=str(why)))
+            continue
+        launcher = plugin.kind()
+        try:
+            launcher.settings = section_of(section, plugin.kind.Settings, ("services", "cluster", "launchers", name))
+            with tempfile.TemporaryDirectory(prefix="microkernel-") as folder:
+                await launcher.open("check", Path(folder))
+                await launcher.close()
+        except MicrokernelError as error:
+            checks.append(failed(title, error))
+        else:
+            checks.append(Check(name=title, ok=True, detail=plugin.source))
     return checks
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import socket
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
         settings |= {"token": token} if token else {}
     elif args.token is not None and not named:
         raise Invalid("--token is the join token of a cluster", remedy="say which one with --join URL")
+    if config.services.get("cluster", {}).get("launchers"):
+        settings |= {"launched": config.services["cluster"].get("launched") or _elsewhere(config)}
     if args.nodes:
         config = _shared(config, 1 + args.nodes)
         listens = {**told, **settings}
@@ -154,6 +157,32 @@ def _worker(args: argparse.Namespace, config: Config, root: Path, listens: dict[
     for name in (*config.disable, "gateway"):
         words += ["--without", name]
     return tuple(words)
+
+
+def _elsewhere(config: Config) -> str:
+    """The configuration of a node of this cluster on another machine, as TOML: this one's, but what is its own."""
+    shared = msgspec.structs.replace(config, disable=tuple(dict.fromkeys((*config.disable, "gateway"))))
+    own = ("node", "joins", "plugins", "source", "text", "services")
+    values = msgspec.to_builtins(shared)
+    default = msgspec.to_builtins(Config())
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in own and value != default[key]]
+    for name, section in config.services.items():
+        if name not in {"cluster", "gateway"}:
+            lines += [f"services.{_toml(name)}.{_toml(key)} = {_toml(value)}" for key, value in section.items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _toml(value: Any) -> str:
+    """A value as one line of TOML, whose text, numbers and truth are written as those of JSON."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, float):
+        return repr(value)  # JSON knows neither inf nor nan
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")  # which JSON leaves as it is
 
 
 def _own_name(root: Path) -> str:

@@ -7,17 +7,16 @@ import contextlib
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
-from microkernel.errors import MicrokernelError
 from microkernel.service import Service
+from services.cluster.kept_running import keep_running
 from services.cluster.messages import Invitation, Invite
 
 __all__ = ["LocalNodes"]
 
 TOKEN = "MICROKERNEL_JOIN_TOKEN"  # noqa: S105 - the name of a variable
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds until one that has ended is started again
-STEADY = 30.0  # seconds after which a pause begins anew
 GRACE = 3.0  # seconds that they have to end in good order; a service's stop has little more
 OWN = (TOKEN, "MICROKERNEL_TOKEN", "MICROKERNEL_ROOT", "MICROKERNEL_URL")  # variables that are this node's
 
@@ -35,7 +34,8 @@ class LocalNodes:
     def start(self) -> None:
         """Begin to start them, all at once; who wants to know when they are there looks at the members."""
         for name in self._names:
-            self._service.spawn(self._keep(name), name=f"worker {name}")
+            kept = keep_running(self._service, f"worker '{name}'", partial(self._run, name), lambda: self._ending)
+            self._service.spawn(kept, name=f"worker {name}")
 
     async def stop(self) -> None:
         """End them; returns when they are gone."""
@@ -52,25 +52,7 @@ class LocalNodes:
             if late:
                 await asyncio.wait(late)
 
-    async def _keep(self, name: str) -> None:
-        pause, loop = FIRST_PAUSE, asyncio.get_running_loop()
-        while not self._ending:
-            began = loop.time()
-            try:
-                code = await self._run(name)
-            except (OSError, MicrokernelError) as error:
-                self._service.log.warning("worker '%s' could not be started: %s", name, error)
-            else:
-                self._tell_end(name, code)
-            pause = FIRST_PAUSE if loop.time() - began > STEADY else min(LONGEST_PAUSE, 2 * pause)
-            await asyncio.sleep(pause)
-
-    def _tell_end(self, name: str, code: int) -> None:
-        if not self._ending:
-            log = self._folder(name) / "output.log"
-            self._service.log.warning("worker '%s' has ended (%s); its last words are in %s", name, _how(code), log)
-
-    async def _run(self, name: str) -> int:
+    async def _run(self, name: str) -> str:
         invitation: Invitation = await self._service.call("cluster.invite", Invite(expires_in=600.0))
         folder = self._folder(name)
         words = ["boot", "--root", str(folder), "--node", name, "--join", invitation.url, "--until-eof"]
@@ -90,12 +72,13 @@ class LocalNodes:
             os.close(output)
         self._running[name] = process
         try:
-            return await process.wait()
+            code = await process.wait()
         finally:
             if process.returncode is None:
                 _signal(process, signal.SIGKILL)
                 await process.wait()
             del self._running[name]
+        return f"{_how(code)}; its last words are in {folder / 'output.log'}"
 
     def _folder(self, name: str) -> Path:
         return self._service.state_dir / "workers" / name

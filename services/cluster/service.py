@@ -24,6 +24,7 @@ from services.cluster.certificates.names import check_node
 from services.cluster.door import Door
 from services.cluster.entry import Entry
 from services.cluster.joining import Place, place_of
+from services.cluster.launched_nodes import LaunchedNodes
 from services.cluster.local_nodes import LocalNodes
 from services.cluster.membership.actions import Changed, Fenced
 from services.cluster.membership.membership import Membership
@@ -119,6 +120,13 @@ class Cluster(Service):
         self._replicas = Replicas(self, self._membership)
         self._load = Load()
         self._workers = LocalNodes(self, settings.nodes, settings.worker)
+        self._launched = LaunchedNodes(
+            self,
+            {} if settings.join else settings.launchers,  # the nodes that it starts do not start more
+            settings.launched,
+            owner=me.mark,
+            is_there=lambda node: node in self._others(),
+        )
         self.spawn(self._acting.run(), name="membership")
         self.spawn(self._card.run(), name="card")
         self.spawn(self._replicas.run(), name="replicas")
@@ -129,11 +137,12 @@ class Cluster(Service):
     async def ready(self) -> None:
         """Start the workers: this node lets others in by now."""
         self._workers.start()
+        self._launched.start()
 
     async def stop(self) -> None:
         """Say goodbye, let what runs over links end for a moment, close them; end the workers."""
         goodbye = self._acting.say_goodbye(self._membership.leave(self._now()))
-        await asyncio.gather(self._workers.stop(), goodbye)
+        await asyncio.gather(self._workers.stop(), self._launched.stop(), goodbye)
         await self._door.close(LEAVING)
         await self._acting.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -23,7 +23,9 @@ class ClusterSettings(Message, kw_only=True):
     `token` is a join token of it, needed once. `join_secret` is a file with a line that the first node and those that
     join it have in common: with it no join token is needed. `join_seconds` is how long a node that joins for the first
     time waits for one that lets it in. `nodes` is how many worker nodes are started beside this one, on this
-    machine (`boot --nodes`), each with the arguments `worker`. A node that leaves has `drain_seconds` to end what runs.
+    machine (`boot --nodes`), each with the arguments `worker`. `launchers` are the sections of those launchers that are
+    to start nodes on other systems' machines, by name, and `launched` is the configuration of such nodes, as TOML: by
+    default that of this one. A node that leaves has `drain_seconds` to end what runs.
     """
 
     host: str = "127.0.0.1"
@@ -36,5 +38,7 @@ class ClusterSettings(Message, kw_only=True):
     join_seconds: Annotated[float, msgspec.Meta(ge=0, le=50)] = 0.0
     nodes: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     worker: tuple[str, ...] = ()
+    launchers: dict[str, dict[str, Any]] = {}
+    launched: str = ""
     certificate_hours: Seconds = 24.0
     drain_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0

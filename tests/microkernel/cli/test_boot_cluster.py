@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import tomllib
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from microkernel.cli import make_parser
 from microkernel.cli.boot import configured
+from microkernel.cli.boot_cluster import _toml
 from microkernel.config import Config
 from microkernel.errors import Invalid
 
@@ -119,3 +125,56 @@ def test_what_is_no_setting_is_refused(tmp_path: Path, setting: str) -> None:
 
 def test_a_service_that_is_left_out_is_not_started(tmp_path: Path) -> None:
     assert boot(tmp_path, "--without", "inference", "--without", "inference").disable == ("inference",)
+
+
+LAUNCHERS = ("--set", "services.cluster.launchers.ray.address=auto")
+
+
+def test_nodes_on_other_systems_machines_have_the_settings_of_this_one_but_for_what_is_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        'node = "first"\nplugins = ["mine.py"]\ndisable = ["monitor"]\nlag_threshold = 0.5\n'
+        '[isolation]\nmodels = "thread"\n[services.scheduler]\npolicy = "fifo"\n[services.gateway]\nport = 1\n'
+    )
+    config = boot(tmp_path, "--config", str(file), "--model", "tiny", *LAUNCHERS)
+    assert tomllib.loads(cluster(config)["launched"]) == {
+        "disable": ["monitor", "gateway"],
+        "lag_threshold": 0.5,
+        "isolation": {"models": "thread"},
+        "services": {"scheduler": {"policy": "fifo"}, "inference": {"model": "tiny"}},
+    }
+
+
+def test_a_node_without_launchers_has_no_configuration_for_others(tmp_path: Path) -> None:
+    assert "launched" not in cluster(boot(tmp_path, "--set", "services.scheduler.policy=fifo"))
+
+
+def test_a_configuration_that_is_given_for_others_is_left_as_it_is(tmp_path: Path) -> None:
+    given_text = 'log_level = "debug"'
+    config = boot(tmp_path, *LAUNCHERS, "--set", f"services.cluster.launched='{given_text}'")
+    assert cluster(config)["launched"] == given_text
+
+
+TOML = st.recursive(
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.dates()
+    | st.times()
+    | st.datetimes(timezones=st.none() | st.just(UTC)),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(TOML)
+def test_what_a_value_is_written_as_means_that_value(value: Any) -> None:
+    assert tomllib.loads(f"key = {_toml(value)}")["key"] == value
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, 1e22, date(2026, 1, 2), time(1, 2, 3), datetime(2026, 1, 2, tzinfo=UTC), "\x7f"]
+)
+def test_odd_values_are_written_as_toml_has_them(value: Any) -> None:
+    assert tomllib.loads(f"key = {_toml(value)}")["key"] == value
