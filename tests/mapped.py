@@ -60,6 +60,11 @@ def until(item: int, *, path: str) -> int:
     return item
 
 
+def where(item: int) -> tuple[int, int]:
+    time.sleep(0.01)
+    return item, os.getpid()
+
+
 def slowly(item: int) -> int:
     time.sleep(0.002)
     return item

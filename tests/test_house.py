@@ -39,12 +39,13 @@ def test_names_are_the_words_of_the_trade():
     assert found == []
 
 
-@pytest.mark.parametrize("group", ["services", "drivers"])
-def test_every_built_in_registers_through_an_entry_point_as_a_plugin_does(group):
+@pytest.mark.parametrize(("group", "kinds"), [("services", ["services"]), ("drivers", ["drivers", "launchers"])])
+def test_every_built_in_registers_through_an_entry_point_as_a_plugin_does(group, kinds):
     folders = {path.parent.name for path in (ROOT / group).glob("*/__init__.py")}
     registered = {
         point.name
-        for point in entry_points(group=f"microkernel.{group}")
+        for kind in kinds
+        for point in entry_points(group=f"microkernel.{kind}")
         if point.value.startswith(f"{group}.{point.name}.")
     }
     assert registered == folders

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from booted_cluster import HERE, BootedCluster, all_alive, booted_cluster, seen
+from booted_cluster import HERE, PATIENCE, BootedCluster, all_alive, booted_cluster, seen
+from ray_cluster import ray_cluster
 from tiny_model import write_tiny_model
 
 from microkernel.errors import Unavailable
@@ -279,6 +280,27 @@ async def test_a_script_prints_the_same_with_one_node_and_with_three(
     with booted_cluster(tmp_path / "alone", "--model", str(tiny)) as alone:
         assert await asyncio.to_thread(run_script, script, alone.root) == over_three
     assert json.loads(over_three.splitlines()[0]) == [item * item for item in range(1000)]
+
+
+@pytest.mark.peer
+async def test_a_script_prints_the_same_on_a_ray_cluster(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    for name in ("alone", "on_ray"):
+        (tmp_path / name).mkdir()
+    with booted_cluster(tmp_path / "alone", "--model", str(tiny)) as alone:
+        expected = await asyncio.to_thread(run_script, script, alone.root)
+    async with ray_cluster(2) as ray:
+        settings = {"address": ray.address, "root": str(tmp_path / "far")}
+        words = [f'services.cluster.launchers.ray.{key}="{value}"' for key, value in settings.items()]
+        given = [each for word in words for each in ("--set", word)]
+        with booted_cluster(tmp_path / "on_ray", "--model", str(tiny), *given) as first:
+            async with first.connect() as system:
+                await seen(system, all_alive("scheduler", "inference"), patience=2 * PATIENCE)
+                for node in (f"ray-{name}" for name in ray.names):
+                    await system.call(f"inference.list@{node}")  # answered with the models that it has
+            assert await asyncio.to_thread(run_script, script, first.root) == expected
 
 
 async def test_while_nodes_restart_in_turn_no_idempotent_call_fails_and_no_chat_breaks(cluster: BootedCluster) -> None:

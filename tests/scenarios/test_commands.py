@@ -881,6 +881,16 @@ def test_check_names_a_server_that_cannot_be_one(tmp_path: Path):
     assert "services.devices.drivers.upstream.servers[0].url" in wrong["driver upstream"]
 
 
+def test_check_names_launchers_that_cannot_be_used(tmp_path: Path):
+    text = '[services.cluster.launchers.ray]\naddress = "nowhere"\n[services.cluster.launchers.other]\n'
+    config = write(tmp_path, "config.toml", text)
+    done = mk("boot", "--check", "--json", "--config", config, "--root", "root", "--port", "0", folder=tmp_path)
+    wrong = {check["name"]: check["detail"] for check in json.loads(done.stdout) if not check["ok"]}
+    assert done.returncode == 1
+    assert "services.cluster.launchers.ray.address" in wrong["launcher ray"]
+    assert wrong["launcher other"] == "is not installed"
+
+
 # The model store
 
 

@@ -1,0 +1,1 @@
+"""The nodes of a Ray cluster as nodes of ours."""
