@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from microkernel.message import FromJson
 from microkernel.subjects import check_pattern, covers
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def _brief(value: Any, depth: int) -> str:
         return repr(value)
     if type(value) is int:
         return repr(value) if value.bit_length() <= 128 else f"<int of {value.bit_length()} bits>"
+    if type(value) is FromJson:
+        value = value.value
     if isinstance(value, msgspec.Raw):
         value = bytes(memoryview(value)[: MAX_TEXT + 1])
     if isinstance(value, str):

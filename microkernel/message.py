@@ -18,6 +18,7 @@ from microkernel.trace import Trace
 
 __all__ = [
     "Message",
+    "FromJson",
     "Nothing",
     "Call",
     "calling_node",
@@ -121,14 +122,26 @@ def may_touch(owner: str) -> bool:
     return calling_user() in {None, "root", owner}
 
 
+class FromJson:
+    """A plain value that came as JSON with arrays and long bytes beside it: other bytes in it are base64 text."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 def convert(value: Any, kind: type[T], *, what: str = "message") -> T:
-    """`value` (fields, a dataclass or a struct) as a `kind`; raises `Invalid` that names the field."""
+    """`value` (fields, a dataclass, a struct, `FromJson`) as a `kind`; raises `Invalid` that names the field."""
     if type(value) is kind:
         return value
+    own: tuple[type, ...] = (bytes,)  # what is not to be written as text
+    if type(value) is FromJson:
+        value, own = value.value, ()
     if isinstance(value, msgspec.Struct):
         value = msgspec.to_builtins(value, builtin_types=(bytes, Array))
     try:
-        return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,), dec_hook=decode_custom)
+        return msgspec.convert(value, kind, strict=True, builtin_types=own, dec_hook=decode_custom)
     except msgspec.ValidationError as error:
         raise invalid_from(error, what) from error
 

@@ -15,7 +15,7 @@ import msgspec
 
 from microkernel.buffers import decode_custom
 from microkernel.errors import Code, ErrorReport, Invalid, MicrokernelError, TooBig
-from microkernel.message import convert
+from microkernel.message import FromJson, convert
 from microkernel.wire.body import (
     LONG_BYTES,
     Body,
@@ -217,7 +217,7 @@ def decode_body(body: Body, kind: type[T] | Any = Any, *, what: str = "message")
         # Where no type says that it is bytes, they are what they are in JSON.
         value: T = value_of(body, what=what, as_text=kind is Any)
         if kind is not Any:
-            value = convert(value, kind, what=what)
+            value = convert(FromJson(value), kind, what=what)
         return value
     try:
         decoded: T = msgspec.json.decode(body, type=kind, dec_hook=decode_custom)
@@ -228,7 +228,7 @@ def decode_body(body: Body, kind: type[T] | Any = Any, *, what: str = "message")
 
 def given(body: Body, *, what: str) -> Any:
     """A body as a port takes it: JSON as it came, or what stands for it. Raises `Invalid`."""
-    return value_of(body, what=what) if type(body) is Bulk else body
+    return FromJson(value_of(body, what=what)) if type(body) is Bulk else body
 
 
 def _checked(bulk: Bulk, what: str, limit: int, binary: int) -> Bulk:

@@ -18,6 +18,7 @@ from wire_node import ALL, authenticate
 import microkernel as mk
 from microkernel import Array, Message, Service, handles, streams
 from microkernel.errors import Invalid, TooBig
+from microkernel.inputs import Inputs
 from microkernel.testing import TestKernel
 from microkernel.wire import binary
 from microkernel.wire.codec import CloseCode
@@ -34,6 +35,10 @@ class Tensor(Message):
 
 class Blob(Message):
     raw: bytes
+
+
+class Blobs(Message):
+    blobs: tuple[Blob, ...]
 
 
 class Size(Message):
@@ -62,6 +67,15 @@ class Tensors(Service):
     @handles
     async def echo(self, message: Blob) -> Blob:
         return message
+
+    @handles
+    async def echo_all(self, message: Blobs) -> Blobs:
+        return message
+
+    @streams
+    async def echo_each(self, inputs: Inputs[Blobs]) -> AsyncIterator[Blobs]:
+        async for item in inputs:
+            yield item
 
     @handles
     async def zeros(self, message: Size) -> Array:
@@ -100,6 +114,16 @@ async def node(**limits: Any) -> AsyncIterator[Here]:
         async with TestServer(app, host="127.0.0.1") as server:
             yield Here(tensors, kernel, str(server.make_url("/")))
             await wire.close(drain=0.0)
+
+
+async def test_short_bytes_beside_long_ones_come_as_bytes_too() -> None:
+    blobs = Blobs((Blob(b"short"), Blob(b"\xff" * 20_000), Blob(b"")))
+    async with node() as here, mk.connect(here.url, ALL) as system:
+        assert await system.call("tensors.echo_all", blobs, result_type=Blobs) == blobs
+        async with system.stream("tensors.echo_each", result_type=Blobs) as stream:
+            await stream.send(blobs)
+            await stream.finish()
+            assert [item async for item in stream] == [blobs]
 
 
 async def test_an_array_goes_to_a_handler_and_another_comes_back() -> None:
