@@ -26,7 +26,9 @@ import re
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
+
+import msgspec
 
 from microkernel import durable
 from microkernel.buffers import Array
@@ -81,12 +83,14 @@ class Export(Message, kw_only=True):
 
     With `secrets`, keys and tokens come along; with `models`, weights, which can be fetched again. `known` are the
     first 16 bytes of digests of entries that whoever asks has from before: those come without their content, where the
-    service knows the digest without reading.
+    service knows the digest without reading. A content of more than `largest` bytes, as that of a file, stays out, and
+    a `note` says so.
     """
 
     secrets: bool = False
     models: bool = False
     known: Array | None = None
+    largest: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class EntryPiece(Message, kw_only=True):

@@ -50,7 +50,7 @@ class LinkedNode:
         """Have this node reach another one, where `services` answer."""
 
         async def dial() -> NodeLink:
-            link = NodeLink(other.url, TOKEN)
+            link = NodeLink(other.url, f"{TOKEN} {self.name}")
             await link.start()
             self.links.append(link)
             return link
@@ -85,7 +85,8 @@ async def linked(*services: tuple[type[Service] | Service, ...], **config: Any) 
             name = f"n{number}"
 
             async def authenticate(token: str) -> Identity | None:
-                return Identity("node", ALL, node="n0") if token == TOKEN else None
+                shown, _, caller = token.partition(" ")
+                return Identity("node", ALL, node=caller) if shown == TOKEN else None
 
             here = {service.name for service in own}
             mine = {key: value for key, value in config.items() if key != "services"}

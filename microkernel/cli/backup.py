@@ -1,4 +1,4 @@
-"""`mk backup`: makes one archive of all that the node keeps and that cannot be made again."""
+"""`mk backup`: makes one archive of all that the node keeps and that cannot be made again, or that a lost node had."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from microkernel.cli.backup_display import ByteProgress, show_summary
+from microkernel.cli.backup_display import ByteProgress, show_replicas, show_summary
 from microkernel.cli.node import on_node
 from microkernel.cli.output import Commands, plain, wants_json
-from microkernel.errors import Invalid, Unavailable
+from microkernel.errors import Invalid, NotFound, Unavailable
 from microkernel.message import Message
 from microkernel.threads import to_its_end
 
@@ -42,18 +42,28 @@ def add(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "backup", help="make an archive of the node", description=__doc__, parents=parents, allow_abbrev=False
     )
-    parser.add_argument("file", metavar="FILE", help="the archive, of this machine; - is what goes out")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the archive, of this machine; - is what goes out")
     parser.add_argument("--models", action="store_true", help="with the weights of models")
     parser.add_argument("--secrets", action="store_true", help="with tokens, the key that signs them, and passwords")
     parser.add_argument(
         "--without", action="append", default=[], metavar="SERVICE", help="leave a service out; repeatable"
     )
+    replicas = parser.add_mutually_exclusive_group()
+    replicas.add_argument(
+        "--of", metavar="NODE", help="of the replica that the cluster keeps of a node, also a lost one"
+    )
+    replicas.add_argument("--replicas", action="store_true", help="list what nodes of the cluster keep of each other")
+    replicas.add_argument("--forget", metavar="NODE", help="delete the replicas of a node, wherever they are kept")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Make it, and say what is in it."""
-    asked = {"models": args.models, "secrets": args.secrets, "without": args.without}
+    if args.replicas or args.forget:
+        return on_node(args, lambda system: _replicas(system, args))
+    if args.file is None:
+        raise Invalid("which file is to have the archive?", remedy="mk backup FILE, or mk backup - | …")
+    asked = {"models": args.models, "secrets": args.secrets, "without": args.without, "of": args.of}
     began = time.monotonic()
 
     async def work(system: System) -> int:
@@ -71,6 +81,23 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     return on_node(args, work)
+
+
+async def _replicas(system: System, args: argparse.Namespace) -> int:
+    """List them, or delete those of a node."""
+    if args.file is not None:
+        raise Invalid("that makes no archive", remedy="leave the file out")
+    told = plain(await system.call("backup.replicas", everywhere=True))
+    if args.forget:
+        keepers = [each["kept_by"] for each in told if each["replica"]["node"] == args.forget]
+        if not keepers:
+            raise NotFound(f"no node keeps a replica of '{args.forget}'", remedy="mk backup --replicas")
+        for keeper in keepers:
+            await system.call(f"backup.forget@{keeper}", node=args.forget)
+        sys.stdout.write("".join(f"{keeper} keeps none of {args.forget} any more\n" for keeper in keepers))
+    else:
+        show_replicas(args, told)
+    return 0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How a backup and a restore are shown: a bar while they run, and then what there was."""
+"""How a backup and a restore are shown: a bar while they run, and then what there was; and which replicas there are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import IO, Any
 
 import msgspec
 
-from microkernel.cli.output import clean, date, plain_table, size, wants_json
+from microkernel.cli.output import clean, date, duration, plain_table, size, wants_json
 
-__all__ = ["ByteProgress", "show_summary"]
+__all__ = ["ByteProgress", "show_replicas", "show_summary"]
 
 
 class ByteProgress:
@@ -63,6 +63,30 @@ def show_summary(args: argparse.Namespace, told: dict[str, Any], *, to: IO[str])
     lines += [f"left out: {name}, which {why}" for name, why in told["left_out"].items()]
     lines += [f"note: {note}" for note in told["notes"]]
     to.write("".join(clean(line) + "\n" for line in lines))
+
+
+def show_replicas(args: argparse.Namespace, told: list[dict[str, Any]]) -> None:
+    """What nodes keep of each other."""
+    if wants_json(args):
+        sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+        return
+    rows = []
+    for each in told:
+        parts = each["replica"]["parts"]
+        entries, held = sum(part["entries"] for part in parts), sum(part["bytes"] for part in parts)
+        rows.append(
+            (
+                each["replica"]["node"],
+                each["kept_by"],
+                f"{duration(each['age'])} ago",
+                str(entries),
+                size(held),
+                size(each["disk_bytes"]),
+            )
+        )
+    sys.stdout.write(plain_table(("node", "kept by", "as it was", "entries", "size", "on disk"), rows))
+    if not rows:
+        sys.stdout.write("no node keeps anything of another one\n")
 
 
 _LACKS = {"models": "weights of models (--models)", "secrets": "tokens and the key that signs them (--secrets)"}

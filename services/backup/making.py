@@ -1,6 +1,6 @@
-"""One archive in the making: services are asked for their parts one after another, a few MiB ahead of who reads it.
+"""One archive in the making: its parts are asked for one after another, a few MiB ahead of who reads it.
 
-A service holds on to what it gives for as long as that takes, so a reader that takes nothing for a while is cut. The
+Whoever gives them holds on to that for as long as it takes, so a reader that takes nothing for a while is cut. The
 work is a task of the service's: the reader gets what it has made, and leaving ends it.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
 from microkernel.errors import Aborted, MicrokernelError, Unavailable, copy_of, from_exception
 from microkernel.message import convert
@@ -19,17 +20,21 @@ from services.backup.manifest import Manifest
 from services.backup.messages import ArchivePiece, BackupSummary, PartSummary
 from services.backup.writer import ArchiveWriter
 
-__all__ = ["Making"]
+__all__ = ["Give", "Making", "batches", "exports"]
 
 AHEAD = 4  # pieces of about a MiB that wait for the reader
 
+Give = Callable[[str], AsyncGenerator[EntryPiece, None]]
+"""The pieces of the entries of a part, from whoever has them."""
+
 
 class Making:
-    """Makes the archive of which `manifest` tells, from what the services give."""
+    """Makes the archive of which `manifest` tells."""
 
-    def __init__(self, service: Service, manifest: Manifest, *, patience: float) -> None:
-        """`service` asks; `patience` is how many seconds the reader may take nothing."""
+    def __init__(self, service: Service, manifest: Manifest, give: Give, *, patience: float) -> None:
+        """`give` has the pieces of a part; `patience` is how many seconds the reader may take nothing."""
         self._service = service
+        self._give = give
         self._manifest = manifest
         self._patience = patience
         self._writer = ArchiveWriter(manifest)
@@ -83,21 +88,9 @@ class Making:
         await self._put("", b"", self._summary())
 
     async def _part(self, part: str) -> None:
-        asked = Export(secrets=self._manifest.secrets, models=self._manifest.models)
-        batch: list[EntryPiece] = []
-        size = 0
-        async with self._service.stream(f"{part}.{EXPORT}", asked) as pieces:
-            async for item in pieces:
-                piece = convert(item, EntryPiece, what=f"an item of {part}.{EXPORT}")
-                batch.append(piece)
-                size += len(piece.content)
-                if size >= STEP or len(batch) >= MOST_TOGETHER:
-                    await self._write(part, batch)
-                    batch, size = [], 0
-        await self._write(part, batch)
-
-    async def _write(self, part: str, batch: Sequence[EntryPiece]) -> None:
-        await self._put(part, await to_its_end(self._writer.add, batch))
+        async with aclosing(batches(self._give(part))) as pieces:
+            async for batch in pieces:
+                await self._put(part, await to_its_end(self._writer.add, batch))
 
     async def _put(self, part: str, content: bytes, summary: BackupSummary | None = None) -> None:
         """Lay a piece down for the reader. Raises `Aborted` where that takes nothing any more."""
@@ -131,3 +124,29 @@ class Making:
             left_out=manifest.left_out,
             notes=self._writer.notes,
         )
+
+
+def exports(service: Service, asked: Export) -> Give:
+    """What the services of this node give, which `service` asks."""
+
+    async def give(part: str) -> AsyncGenerator[EntryPiece, None]:
+        async with service.stream(f"{part}.{EXPORT}", asked) as pieces:
+            async for item in pieces:
+                yield convert(item, EntryPiece, what=f"an item of {part}.{EXPORT}")
+
+    return give
+
+
+async def batches(pieces: AsyncGenerator[EntryPiece, None]) -> AsyncGenerator[Sequence[EntryPiece], None]:
+    """About a MiB of pieces at a time."""
+    batch: list[EntryPiece] = []
+    size = 0
+    async with aclosing(pieces):
+        async for piece in pieces:
+            batch.append(piece)
+            size += len(piece.content)
+            if size >= STEP or len(batch) >= MOST_TOGETHER:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch

@@ -21,5 +21,7 @@ async def restored(folder: Path, pieces: AsyncIterator[EntryPiece], name: str) -
     if volume.mounts is not None:
         await asyncio.to_thread(put_mounts, folder, volume.mounts)
     if volume.damaged:
-        return (f"{volume.damaged} contents were damaged when they were backed up: mk fs scrub lists them",)
+        return (
+            f"{volume.damaged} contents were damaged or too large when they were backed up: mk fs scrub lists them",
+        )
     return ()

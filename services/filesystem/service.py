@@ -360,7 +360,7 @@ class Filesystem(Service):
         """All files with all their versions, and what was mounted, as they are at one moment."""
         only_root("exports all files")
         mounts = await asyncio.to_thread(kept_mounts, self.state_dir)
-        pieces = from_thread(self.tree.stored(ROOT).exported(Known(message), mounts))
+        pieces = from_thread(self.tree.stored(ROOT).exported(Known(message), mounts, message.largest))
         async with aclosing(pieces):
             async for piece in pieces:
                 yield piece

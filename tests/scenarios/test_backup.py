@@ -126,6 +126,59 @@ async def test_backup_wipe_restore_boot_conversations_files_and_jobs_are_there(t
     assert len(done) >= 15
 
 
+@pytest.mark.timeout(300)
+async def test_a_node_that_is_lost_with_its_disk_is_restored_from_another_one(tmp_path):
+    lost, other, archive = tmp_path / "lost", tmp_path / "other", tmp_path / "n1.tar"
+    kept = 'disable = ["inference", "models"]\n[services.backup.replicas]\nto = "nodes"\nevery_seconds = 0.2\n'
+    joins = tmp_path / "joins"
+    joins.mkdir()
+    mapped = {"function": "mapped:square", "items": list(range(30)), "tasks": 30, "name": "nightly"}
+    with booted(tmp_path, lost, config=f'node = "n1"\n{kept}') as first:
+        async with microkernel.connect(root=lost) as system:
+            invitation = await system.call("cluster.invite")
+            joining = (
+                f'node = "n2"\n{kept}[services.cluster]\njoin = ["{invitation.url}"]\ntoken = "{invitation.token}"\n'
+            )
+            with booted(joins, other, config=joining):
+                await system.call("filesystem.write", path="/home/ana/letter", content=b"dear bob")
+                await system.call("filesystem.write", path="/data/large", content=os.urandom(3 << 20))
+                assert await system.call("scheduler.map", **mapped) == [item * item for item in range(30)]
+                before = await tree_of(system)
+                async with microkernel.connect(root=other) as second:
+                    await renewed(second, "n1", after=time.time())
+                first["process"].kill()
+                shutil.rmtree(lost)
+                told = await asyncio.to_thread(mk, joins, "--root", str(other), "backup", "--replicas")
+                asked = ("--root", str(other), "--json", "backup", str(archive), "--of", "n1")
+                made = await asyncio.to_thread(mk, joins, *asked)
+                forget = ("--root", str(other), "backup", "--forget")
+                wrong = await asyncio.to_thread(mk, joins, *forget, "n9")
+                forgotten = await asyncio.to_thread(mk, joins, *forget, "n1")
+    assert told.returncode == 0, told.stderr
+    assert ["n1", "n2"] in [line.split()[:2] for line in told.stdout.splitlines()]
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["node"] == "n1"
+    assert (wrong.returncode, "no node keeps a replica of 'n9'" in wrong.stderr) == (1, True)
+    assert (forgotten.returncode, forgotten.stdout) == (0, "n2 keeps none of n1 any more\n")
+    restored = mk(tmp_path, "--root", str(lost), "restore", str(archive))
+    assert restored.returncode == 0, restored.stderr
+    with booted(tmp_path, lost, config=f'node = "n1"\n{QUIET}'):
+        async with microkernel.connect(root=lost) as system:
+            assert await tree_of(system) == before
+            assert await read(system, "/home/ana/letter") == b"dear bob"
+            assert await system.call("scheduler.map", **mapped) == [item * item for item in range(30)]
+
+
+async def renewed(system, node: str, *, after: float) -> None:
+    """Return when the node that is asked has a replica of another one that was begun after that."""
+    async with asyncio.timeout(60):
+        while True:
+            kept = [each.replica for each in await system.call("backup.replicas")]
+            if any(each.node == node and each.at > after + 1 for each in kept):
+                return
+            await asyncio.sleep(0.05)
+
+
 async def write_on(system) -> None:
     """A file after another, until it is told to stop."""
     number = 0
@@ -165,6 +218,14 @@ def test_a_backup_that_is_killed_leaves_nothing_under_its_name(node, tmp_path, a
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not target.exists()
+
+
+@pytest.mark.parametrize(("words", "told"), [((), "which file"), (("x.tar", "--replicas"), "makes no archive")])
+def test_a_backup_without_a_file_or_with_one_too_many_says_so(node, words, told):
+    folder, root, _ = node
+    asked = mk(folder, "--root", str(root), "backup", *words)
+    assert asked.returncode == 1
+    assert told in asked.stderr
 
 
 def test_an_older_archive_stays_until_a_whole_one_takes_its_place(node, archive, tmp_path):

@@ -24,24 +24,42 @@ __all__ = ["exported"]
 LINES = PIECE - (16 << 10)  # bytes of lines after which an entry of a table ends: a line has at most 12 kB
 
 
-def exported(database: Path, store: ContentFiles, known: Known, mounts: bytes | None) -> Iterator[EntryPiece]:
-    """The entries of a volume, in order; `mounts` is what is kept of those. Raises `DataLoss` for a damaged row."""
+def exported(
+    database: Path, store: ContentFiles, known: Known, mounts: bytes | None, largest: int | None = None
+) -> Iterator[EntryPiece]:
+    """The entries of a volume, in order; `mounts` is what is kept of those. Raises `DataLoss` for a damaged row.
+
+    Contents of more than `largest` bytes are told of like those that are damaged: where they come in, they are missing.
+    """
     with store.held(), faults_named(database), closing(connect(database, reads=True)) as db:
         db.execute("BEGIN")
         counters = _counters(db)  # what is read first is the moment
-        damaged: list[DamagedContent] = []
+        missing: list[DamagedContent] = []
+        too_large = 0
         for number, *row in db.execute("SELECT id, digest, size, inline, file, sums FROM content ORDER BY id"):
             content = Content(*row)
-            if not (yield from _content(number, content, store, known)):
-                damaged.append(DamagedContent(id=number, digest=content.digest.hex(), size=content.size))
-        if damaged:
-            note = f"{len(damaged)} contents are damaged, and not in the backup: mk fs scrub lists them"
-            yield from _lines(DAMAGED, damaged, note)
+            if largest is not None and content.size > largest:
+                too_large += 1
+            elif (yield from _content(number, content, store, known)):
+                continue
+            missing.append(DamagedContent(id=number, digest=content.digest.hex(), size=content.size))
+        if missing:
+            yield from _lines(DAMAGED, missing, _missing(len(missing) - too_large, too_large, largest))
         if mounts is not None:
             yield from pieces_of(MOUNTS, mounts)
         for table in TABLES:
             yield from _lines(f"{ROWS}{table.name}/", map(table.row.of, db.execute(table.select)))
         yield from pieces_of(VOLUME, _line(counters))
+
+
+def _missing(damaged: int, too_large: int, largest: int | None) -> str:
+    """What is told of contents that stay out."""
+    told = []
+    if damaged:
+        told.append(f"{damaged} contents are damaged, and not in the backup: mk fs scrub lists them")
+    if too_large:
+        told.append(f"{too_large} contents have more than {largest} bytes, and are not in the backup")
+    return "; ".join(told)
 
 
 def _counters(db: sqlite3.Connection) -> Counters:

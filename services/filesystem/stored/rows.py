@@ -152,7 +152,7 @@ TABLES = (
 
 
 class DamagedContent(msgspec.Struct, frozen=True, kw_only=True):
-    """A content that was damaged already when it was to leave; `digest` in hex is that of what was written."""
+    """A content that was damaged when it was to leave, or too large to; `digest` in hex is that of what was written."""
 
     id: _Number
     digest: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]

@@ -140,11 +140,14 @@ class StoredVolume:
         """A path from the volume's own top as one of the tree."""
         return TreePath((*self.mount.names, *path.names))
 
-    def exported(self, known: Known, mounts: bytes | None) -> Iterator[EntryPiece]:
-        """All that is kept on disk, as it is when the first entry is asked for; it blocks."""
+    def exported(self, known: Known, mounts: bytes | None, largest: int | None = None) -> Iterator[EntryPiece]:
+        """All that is kept on disk, contents of up to `largest` bytes, as it is when the first entry is asked for.
+
+        It blocks.
+        """
         assert self._database is not None
         assert isinstance(self.store, ContentFiles)
-        return exported(self._database, self.store, known, mounts)
+        return exported(self._database, self.store, known, mounts, largest)
 
     async def stat(self, path: TreePath, user: str | None, version: Version = None) -> Stat:
         def work(sight: Sight) -> Stat:
