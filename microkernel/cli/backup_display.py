@@ -89,4 +89,7 @@ def show_replicas(args: argparse.Namespace, told: list[dict[str, Any]]) -> None:
         sys.stdout.write("no node keeps anything of another one\n")
 
 
-_LACKS = {"models": "weights of models (--models)", "secrets": "tokens and the key that signs them (--secrets)"}
+_LACKS = {
+    "models": "weights of models (--models)",
+    "secrets": "tokens, and the keys of the node and of its cluster (--secrets)",
+}

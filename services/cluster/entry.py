@@ -18,7 +18,7 @@ from services.cluster.certificates.names import check_node
 from services.cluster.joining import ask_to_join, place_of
 from services.cluster.messages import Renew, Signed
 from services.cluster.settings import ClusterSettings
-from services.cluster.standing import Standing, StandingFile, founded
+from services.cluster.standing import OWN, STANDING, Standing, StandingFile, founded
 
 if TYPE_CHECKING:
     from services.cluster.encryption import Encryption
@@ -40,8 +40,7 @@ class Entry:
     def __init__(self, service: Service, settings: ClusterSettings) -> None:
         self._service = service
         self._settings = settings
-        joined = "joined" if settings.join else "own"
-        self._file = StandingFile(service.state_dir / joined / "standing.json")
+        self._file = StandingFile(service.state_dir / ("joined" if settings.join else OWN) / STANDING)
         self._writing = asyncio.Lock()
 
     @property

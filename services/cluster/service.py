@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import socket
+from collections.abc import AsyncIterator
 from typing import ClassVar
 
 from microkernel import __version__
@@ -14,9 +15,11 @@ from microkernel.capability import Identity
 from microkernel.cores import available_cores
 from microkernel.errors import AlreadyExists, Denied, Invalid, MicrokernelError, NotFound, PreconditionFailed
 from microkernel.events import Event
+from microkernel.inputs import Inputs
 from microkernel.introspection import CreatedToken, NodeStatus
-from microkernel.message import Message, calling_node, convert, is_root
-from microkernel.service import Placement, Service, every, handles, on
+from microkernel.message import Message, calling_node, convert
+from microkernel.portable import AHEAD, EntryPiece, Export, Import, Imported, check_restoring, only_root, read_entries
+from microkernel.service import Placement, Service, every, handles, on, streams
 from microkernel.wire.listening import in_url, is_loopback, open_sockets
 from services.cluster.carrying_out import CarryingOut
 from services.cluster.certificates.join_token import JoinToken, format_join_token
@@ -48,6 +51,7 @@ from services.cluster.messages import (
     Summary,
 )
 from services.cluster.own_card import OwnCard
+from services.cluster.portable import LARGEST, exported, imported
 from services.cluster.protocol import PROTOCOL, PROTOCOL_MIN, disagreement
 from services.cluster.replicas import Replicas
 from services.cluster.settings import ClusterSettings
@@ -236,7 +240,7 @@ class Cluster(Service):
     @handles(deadline=10.0)
     async def invite(self, message: Invite) -> Invitation:
         """Make a join token: who has it may join the cluster, until it expires or is revoked."""
-        _only_root("invites nodes")
+        only_root("invites nodes")
         fingerprint, encryption = None, self._entry.encryption
         if encryption is not None:
             fingerprint = encryption.fingerprint(self.clock.wall())
@@ -259,7 +263,7 @@ class Cluster(Service):
     @handles(deadline=10.0)
     async def drain(self, message: NodeName) -> ClusterNode:
         """Have a node take no more work; what it has goes on. It takes some again when it is booted anew."""
-        _only_root("drains nodes")
+        only_root("drains nodes")
         if message.node == self.node:
             self._acting.perform(self._membership.drain(self._now()))
             return self._shown(self._membership.me)
@@ -270,7 +274,7 @@ class Cluster(Service):
     @handles(deadline=10.0)
     async def remove(self, message: NodeName) -> None:
         """Have a node leave for good: it is told to, and its certificate lets it in no more."""
-        _only_root("removes nodes")
+        only_root("removes nodes")
         if message.node == self.node:
             raise Invalid("a node does not remove itself", remedy="stop it", field="node")
         member = self._member(message.node)
@@ -293,7 +297,7 @@ class Cluster(Service):
 
         What has not ended within `drain_seconds` goes on elsewhere where it can.
         """
-        _only_root("has nodes leave")
+        only_root("has nodes leave")
         if not self._members_there():
             return
         self._acting.perform(self._membership.drain(self._now()))
@@ -314,6 +318,21 @@ class Cluster(Service):
         """A model has been loaded, or has left."""
         if event.subject in {"inference.loaded", "inference.unloaded"}:
             self._card.look()
+
+    @streams
+    async def export(self, message: Export) -> AsyncIterator[EntryPiece]:
+        """With secrets, the authority and the secret of a cluster that began here."""
+        only_root("exports the keys of a cluster")
+        if message.secrets:
+            for piece in await asyncio.to_thread(exported, self.state_dir):
+                yield piece
+
+    @streams(name="import", credit=AHEAD)
+    async def take_in(self, message: Import, inputs: Inputs[EntryPiece]) -> AsyncIterator[Imported]:  # noqa: ARG002
+        """Have this node be the one with which a cluster began."""
+        check_restoring(self)
+        entries = await read_entries(inputs, self.name, most=LARGEST)
+        yield Imported(notes=await asyncio.to_thread(imported, self.state_dir, entries, self.clock.wall()))
 
     @every(0.5)
     async def count(self) -> None:
@@ -446,8 +465,3 @@ class Cluster(Service):
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _only_root(does: str) -> None:
-    if not is_root():
-        raise Denied(f"only root {does}")

@@ -16,8 +16,9 @@ from microkernel import durable
 from microkernel.errors import PreconditionFailed
 from microkernel.message import Message
 
-__all__ = ["Standing", "StandingFile", "founded"]
+__all__ = ["OWN", "STANDING", "Standing", "StandingFile", "founded"]
 
+OWN, STANDING = "own", "standing.json"  # the folder of a node with which a cluster begins, and the file in it
 SECRET = 32  # bytes
 MOST_SEEDS = 64
 
