@@ -155,7 +155,7 @@ class Cluster(Service):
     @handles(concurrency=4096, deadline=10.0)
     async def probe(self, message: Gossip) -> Answer:
         """Another node asks whether this one is there, and tells what is new."""
-        calling_node()
+        _check_source(message.source)
         self._acting.perform(self._membership.heard(message, self._now()))
         gossip = self._membership.gossip_to(message.source)
         return Answer(incarnation=self._membership.me.incarnation, load=self._load, gossip=gossip)
@@ -174,7 +174,7 @@ class Cluster(Service):
     @handles(concurrency=64, deadline=10.0)
     async def exchange(self, message: Summary) -> Gossip:
         """Another node compares all that it knows."""
-        calling_node()
+        _check_source(message.gossip.source)
         gossip, actions = self._membership.compared(message, self._now())
         self._acting.perform(actions)
         return gossip
@@ -182,7 +182,7 @@ class Cluster(Service):
     @handles(concurrency=256, deadline=10.0)
     async def tell(self, message: Gossip) -> None:
         """What this node has asked for."""
-        calling_node()
+        _check_source(message.source)
         self._acting.perform(self._membership.heard(message, self._now()))
 
     @handles(concurrency=16, deadline=10.0)
@@ -465,3 +465,10 @@ class Cluster(Service):
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _check_source(source: str) -> None:
+    """Raises `Denied` where the node that calls speaks in the name of another one."""
+    caller = calling_node()
+    if caller != source:
+        raise Denied(f"node '{caller}' speaks in the name of '{source}'")

@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from answering import Answers
 from clustered import clustered
@@ -30,6 +31,7 @@ from services.cluster.certificates.join_secret import read_join_secret
 from services.cluster.certificates.join_token import parse_join_token
 from services.cluster.joining import place_of
 from services.cluster.membership.actions import Probe
+from services.cluster.messages import MemberState, Summary
 from services.cluster.passport import Passport
 
 
@@ -163,6 +165,20 @@ async def test_what_nodes_say_to_each_other_is_for_nodes_alone(method: str) -> N
         }.get(method, gossip)
         with pytest.raises(Denied, match="only another node"):
             await first.call(f"cluster.{method}", message)
+
+
+async def test_a_node_speaks_in_its_own_name_alone() -> None:
+    async with clustered() as cluster:
+        await cluster.found("n1")
+        second = await cluster.join("n2")
+        await cluster.join("n3")
+        await cluster.all_see("n1", "n2", "n3")
+        service = second.kernel.instance("cluster").service
+        lie = msgspec.structs.replace(service._membership.gossip_to("n1"), source="n3", state=MemberState.LEFT)
+        for to, message in (("probe", lie), ("tell", lie), ("exchange", Summary(gossip=lie))):
+            with pytest.raises(Denied, match="'n2' speaks in the name of 'n3'"):
+                await service.call(f"cluster.{to}@n1", message)
+        await cluster.all_see("n1", "n2", "n3")
 
 
 async def test_two_nodes_of_one_name_are_not_let_in() -> None:
