@@ -319,6 +319,11 @@ class Cluster(Service):
         if event.subject in {"inference.loaded", "inference.unloaded"}:
             self._card.look()
 
+    @on("devices.*.*")
+    async def look_at_servers(self, _: Event) -> None:
+        """A device has changed its state: with a server, its models come and go."""
+        self._card.look()
+
     @streams
     async def export(self, message: Export) -> AsyncIterator[EntryPiece]:
         """With secrets, the authority and the secret of a cluster that began here."""
