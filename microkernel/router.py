@@ -10,7 +10,7 @@ from microkernel.audit import Audit, Denial
 from microkernel.clock import Clock
 from microkernel.dead_letters import DeadLetters
 from microkernel.deadlines import Deadlines
-from microkernel.errors import DeadlineExceeded, Overloaded
+from microkernel.errors import DeadlineExceeded, NotFound, Overloaded
 from microkernel.events import Bus
 from microkernel.gate import BUDGET, Waits
 from microkernel.idempotency import Outcomes
@@ -76,6 +76,13 @@ class Router:
             binding = self.registry.lookup(address)
             if binding is not None and binding.gate.closed is None:
                 return binding
+            if node and service in self.registry and self.registry.entry(service).is_elsewhere:
+                raise NotFound(
+                    f"service '{service}' is on other nodes, and not on '{node}'",
+                    service=service,
+                    remedy=f"call {address}, without a node",
+                    may_have_run=False,
+                )
             await self.until_changed(service, expires)
 
     async def _in_time(self, binding: Awaitable[Binding], target: str, expires: float) -> Binding:

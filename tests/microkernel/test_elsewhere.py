@@ -8,7 +8,7 @@ from linked_nodes import linked
 
 from microkernel import Service, handles
 from microkernel.config import Config
-from microkernel.errors import Invalid
+from microkernel.errors import Invalid, NotFound
 from microkernel.plugins import Plugin, checked
 from microkernel.service import Placement
 from microkernel.testing import TestKernel
@@ -70,6 +70,16 @@ async def test_a_service_is_brought_to_a_node_and_left_to_others_again() -> None
         assert node.state("homely") == "elsewhere"
         await node.kernel.bring("homely")
         assert await node.call("homely.where") == "node0"
+
+
+async def test_a_node_says_at_once_that_it_does_not_have_what_it_left_to_others() -> None:
+    async with linked((Homely,), (Homely,)) as (here, there):
+        here.knows(there, "homely")
+        assert await here.call("homely.where@n2") == "n2"
+        await there.kernel.kernel.leave_to_others("homely", "goes on elsewhere")
+        with pytest.raises(NotFound, match="is on other nodes, and not on 'n2'") as raised:
+            await here.call("homely.where@n2")
+        assert raised.value.may_have_run is False
 
 
 async def test_a_service_that_cannot_be_brought_says_why() -> None:

@@ -111,7 +111,7 @@ async def test_what_this_node_does_for_itself_is_done_for_no_user() -> None:
     async with linked((Maths,), (Maths,)) as (here, there):
         here.knows(there, "maths")
         who = await here.call("maths.who@n2")
-        assert (who["user"], who["caller"]) == (None, "node n0")
+        assert (who["user"], who["caller"]) == (None, "node n1")
 
 
 async def test_rights_to_a_handler_hold_on_every_node() -> None:
