@@ -39,6 +39,10 @@ class Link(Protocol):
     def is_over(self) -> bool:
         """Whether it has ended."""
 
+    @property
+    def is_shut_out(self) -> bool:
+        """Whether the other node takes this one for dead, and calls of others than membership do not go over it."""
+
     async def forward(self, to: str, message: Any, call: Call, result: Any) -> Any:
         """Make a call there."""
 
@@ -89,8 +93,8 @@ class Neighbour:
 
     @property
     def is_linked(self) -> bool:
-        """Whether there is a link now."""
-        return self._link is not None and not self._link.is_over
+        """Whether there is a link now over which calls go."""
+        return self._link is not None and not self._link.is_over and not self._link.is_shut_out
 
     async def link(self) -> Link:
         """The link, opened if there is none. Raises `Unavailable` and what the dialling does."""

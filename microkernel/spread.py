@@ -160,7 +160,7 @@ class Spread:
                     return await self._ask(chosen, handler, message, call, tries.nodes)
                 except MicrokernelError as error:
                     repeats = error.may_have_run is False or handler.idempotent
-                    if not _may_do_elsewhere(error) or not repeats or not await self._tries_again(tries, chosen):
+                    if not _may_do_elsewhere(error) or not repeats or not await self._tries_again(tries, chosen, error):
                         raise
 
         return run
@@ -243,7 +243,7 @@ class Spread:
                                 yield taken
                 except MicrokernelError as error:
                     repeats = goes_on is not None or (error.may_have_run is False and not given)
-                    if not _may_do_elsewhere(error) or not repeats or not await self._tries_again(tries, chosen):
+                    if not _may_do_elsewhere(error) or not repeats or not await self._tries_again(tries, chosen, error):
                         raise
                     cause = error
                 else:
@@ -332,7 +332,7 @@ class Spread:
         entry = self._router.registry.entry(self.name)
         return entry.bindings[handler.name].gate.pick(message, call)
 
-    async def _tries_again(self, tries: _Tries, chosen: _Chosen) -> bool:
+    async def _tries_again(self, tries: _Tries, chosen: _Chosen, error: MicrokernelError) -> bool:
         """Whether a call that failed is worth another try: elsewhere, now or, where its node is gone, soon."""
         tries.count += 1
         tries.nodes.add(chosen.place.node)
@@ -343,9 +343,11 @@ class Spread:
         tries.nodes.clear()
         if all(place.node != chosen.place.node for place in self._open_places(set())):
             return True
-        if chosen.place.neighbour is None or chosen.place.neighbour.is_linked:
+        neighbour = chosen.place.neighbour
+        if error.code is not Code.NOT_FOUND and (neighbour is None or neighbour.is_linked):
             return False  # it is there, and nobody else is
-        # Its link broke before anybody has said whether it is gone.
+        # Its link broke before anybody has said whether it is gone; or the service is on its way to another node; or it
+        # takes this node for dead, which begins a new life as soon as it hears of that, and is let in again.
         with contextlib.suppress(DeadlineExceeded):
             await self._router.until_changed(self.name, self._router.clock.now() + FIRST_PAUSE * 2**tries.count)
         return True

@@ -64,6 +64,11 @@ class NodeLink(System):
 
         super().__init__(find, limits=BETWEEN_NODES)
 
+    @property
+    def is_shut_out(self) -> bool:
+        """Whether the node there lets this one do no more than find out that its life is over."""
+        return self._left is not None
+
     async def start(self) -> None:
         """Open it. Raises why that cannot be."""
         await super().start()
