@@ -40,7 +40,7 @@ class Gateway(Service):
 
     name = "gateway"
     placement = Placement.NODE
-    uses = ("*",)
+    uses = ("*", "cluster")  # clients leave first: what they still have running may be on other nodes
     essential = True
     Settings: ClassVar[type[Message]] = GatewaySettings
     settings: GatewaySettings
