@@ -170,6 +170,12 @@ class Node:
         self.wire = wire
         self.url = url
 
+    async def leave_and_come_back(self) -> None:
+        """As a node that is booted anew: what runs ends, clients are told, and another one is at its place."""
+        leaving = self.wire
+        await leaving.close("it is booted anew", after=0.0)
+        self.wire = WireServer(self.kernel.kernel.port, authenticate, node="n1", epoch="e2", limits=Limits())
+
 
 @asynccontextmanager
 async def node(*others: type[Service], origins: tuple[str, ...] = (), **limits: Any) -> AsyncIterator[Node]:
@@ -178,8 +184,15 @@ async def node(*others: type[Service], origins: tuple[str, ...] = (), **limits: 
         wire = WireServer(
             kernel.kernel.port, authenticate, node="n1", epoch="e1", limits=Limits(**limits), allowed_origins=origins
         )
+        kept: list[Node] = []
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await kept[0].wire.handle(request)
+
         app = web.Application()
-        app.router.add_get("/mk", wire.handle)
+        app.router.add_get("/mk", handle)
         async with TestServer(app, host="127.0.0.1") as server:
-            yield Node(kernel, maths, wire, str(server.make_url("/")))
-            await wire.close(drain=0.0)
+            here = Node(kernel, maths, wire, str(server.make_url("/")))
+            kept.append(here)
+            yield here
+            await here.wire.close(drain=0.0)

@@ -69,6 +69,10 @@ class ClientSession(Session):
         """Calls in flight."""
         return len(self.state.calls)
 
+    def given_up(self) -> Forgotten:
+        """What is open, where the server keeps none of it any more."""
+        return Forgotten(self.state, self.limits)
+
     def call(
         self,
         to: str,
@@ -309,6 +313,8 @@ class ClientSession(Session):
             self.state.clear()
         elif self.ready is not None:
             self._keep_unsent(self.state.replay)
+            if self.closed is not None and self.closed.code == CloseCode.GOING_AWAY:
+                self.state.replay.closed_by_leaver()
 
     _HANDLERS = {
         codec.Ack: Session.acknowledged,

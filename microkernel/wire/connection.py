@@ -75,6 +75,7 @@ class Connection:
         self._kept = 0.0  # seconds that the node keeps the session
         self._leaving = False
         self._why: MicrokernelError | None = None  # the last link was lost, or not to be had
+        self.said_bye = False  # the node will close this link, and there will be another one
         self.is_over = False
         self.session = self._new_session("")
         self.touch = self.flush = _nothing  # those of the pump, while there is one
@@ -103,6 +104,11 @@ class Connection:
             raise
         if not self._task.cancelled():
             self._task.result()  # a defect is not hidden
+
+    async def stays(self) -> None:
+        """Return when there is a link that the node is not about to close, or when there will be none."""
+        while self.said_bye and not (self.is_over or self._leaving):
+            await self._until_changed()
 
     async def room(self) -> None:
         """Return when a link is open and takes another message; raises when there will be none."""
@@ -186,10 +192,12 @@ class Connection:
         self.handlers[codec.Ready](ready)
         self._backoff.reset()
         self._why = None
+        self.said_bye = False
         self._changed.set()
 
     def _on_bye(self, bye: codec.Bye) -> None:
         self._after = 0.0 if bye.after is None else min(60.0, bye.after / 1000)
+        self.said_bye = self._reconnect
         log.info("the node at %s is about to leave: %s", self.url, bye.reason)
 
 

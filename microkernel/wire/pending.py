@@ -173,8 +173,13 @@ class Pending:
 
     def _expired(self) -> None:
         """The node has not kept the session by now."""
+        forgotten = self._connection.session.given_up()
         for number, answer in list(self._calls.items()):
-            if number not in self._keys and not answer.done():
+            if answer.done():
+                continue
+            if not forgotten.may_have_arrived(number):
+                answer.set_exception(AskAgain())
+            elif number not in self._keys:
                 answer.set_exception(self._connection.why_lost(may_have_run=True))
         for number, inbox in list(self._inboxes.items()):
             if number not in self._listening:
@@ -247,7 +252,9 @@ class Pending:
             log.warning("a one-way message was not carried out, or an event not sent: %s", error)
         elif (answer := self._calls.pop(frame.id, None)) is not None:
             if not answer.done():
-                answer.set_exception(error)
+                # A node that leaves begins nothing new: the next link is for that.
+                refused = self._connection.said_bye and error.may_have_run is False
+                answer.set_exception(AskAgain() if refused and isinstance(error, Unavailable) else error)
         elif (inbox := self._inboxes.pop(frame.id, None)) is not None:
             listening = self._listening.pop(frame.id, None)
             if listening is not None and listening.is_again and isinstance(error, PreconditionFailed | Unimplemented):

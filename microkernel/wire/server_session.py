@@ -29,7 +29,7 @@ from microkernel.wire.admission import Admission
 from microkernel.wire.body import Body, Bulk
 from microkernel.wire.codec import CloseCode, Known, ProtocolError, Unknown
 from microkernel.wire.limits import Limits
-from microkernel.wire.session import Action, Authenticate, Session
+from microkernel.wire.session import Action, Authenticate, Close, Session
 from microkernel.wire.state import Replay, SessionState
 
 __all__ = ["ServerSession"]
@@ -146,6 +146,12 @@ class ServerSession(Session):
     def due(self) -> float:
         """When `tick` has something to do, on the clock given."""
         return super().due() if self._expires is None else min(super().due(), self._expires)
+
+    def close(self, code: int, reason: str) -> Close:
+        """As any session; one that leaves says which messages of the client it has taken: the others were not read."""
+        if self.is_open and code == CloseCode.GOING_AWAY and self.state.replay is not None:
+            self._put(codec.Ack(self.state.ack()))
+        return super().close(code, reason)
 
     def hand_over(self) -> None:
         """Another link goes on with this session: end this one, and leave the state to it."""

@@ -122,6 +122,10 @@ class Replay:
         """What is kept so far may have left; what is put from here on has not."""
         self._left = self.sent
 
+    def closed_by_leaver(self) -> None:
+        """The other end closed the link as one that leaves: it has acknowledged all that it took."""
+        self._left = self.acknowledged
+
     def never_left(self) -> list[bytes | Packed]:
         """What is kept and surely has not reached the other end."""
         return self.kept()[max(0, self._left - self.acknowledged) :]

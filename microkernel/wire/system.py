@@ -211,7 +211,7 @@ class System:
         """The stream that `ask` opens once it is read, as items of type `kind`."""
 
         async def opening() -> Inbox:
-            await self._admit()
+            await self._admit(begins=True)
             number = ask()
             self._connection.touch()
             return self._pending.stream(number)
@@ -299,7 +299,7 @@ class System:
         may_have_run = False  # an attempt before this one
         while True:
             try:
-                await self._admit(ends)
+                await self._admit(ends, begins=True)
                 if self._loop.time() > keeps_until and key is not None:
                     raise Unavailable(
                         f"{to} cannot be made again: the node may not know the key any more", may_have_run=True
@@ -347,12 +347,18 @@ class System:
         self._prepaid = PREPAID - 1
         return True
 
-    async def _admit(self, ends: float | None = None) -> None:
-        """Wait until the link takes another message: for the link, for room, and for the server's rate."""
-        if self._is_admitted():
+    async def _admit(self, ends: float | None = None, *, begins: bool = False) -> None:
+        """Wait until the link takes another message: for the link, for room, and for the server's rate.
+
+        One that `begins` something waits for the next link where the node is about to close this one.
+        """
+        stays = not (begins and self._connection.said_bye)
+        if stays and self._is_admitted():
             return  # at once, as most do: a timeout for each would cost more than all the rest here
         try:
             async with asyncio.timeout_at(self._loop.time() + PATIENCE if ends is None else ends):
+                if not stays:
+                    await self._connection.stays()
                 await self._connection.room()
                 self._bucket.take(1, self._loop.time())
                 if self._bucket.overdrawn:

@@ -408,3 +408,75 @@ async def test_a_client_comes_back_to_a_node_that_keeps_no_sessions() -> None:
         assert (await keyed).total == 3
         assert here.maths.waited == 1
         await here.maths.until(lambda: here.maths.cancelled == 1)
+
+
+async def test_a_call_that_a_leaving_node_does_not_begin_is_made_on_the_next_link() -> None:
+    async with node() as here, mk.connect(here.url, ALL) as system:
+        begun = asyncio.create_task(system.call("maths.wait", a=1, b=2))
+        await here.maths.hanging.wait()
+        booting = asyncio.create_task(here.leave_and_come_back())
+        made = []
+        while not system._connection.said_bye:  # some are on their way when the node says so
+            made.append(asyncio.create_task(system.call("maths.add", a=len(made), b=0)))
+            await asyncio.sleep(0)
+        made += [asyncio.create_task(system.call("maths.add", a=len(made) + more, b=0)) for more in range(10)]
+        await asyncio.sleep(0.05)
+        here.maths.go.set()
+        assert (await begun).total == 3, "what had begun ends over the link that is about to close"
+        assert [(await call).total for call in made] == list(range(len(made)))
+        await booting
+
+
+async def test_no_call_is_lost_or_made_twice_while_a_node_is_booted_anew_again_and_again() -> None:
+    async with node() as here, mk.connect(here.url, ALL) as system:
+        over, answers = asyncio.Event(), 0
+
+        async def works(client: int) -> None:
+            nonlocal answers
+            while not over.is_set():
+                await system.call("maths.note", a=client, b=0)
+                answers += 1
+
+        async with asyncio.TaskGroup() as group:
+            for client in range(8):
+                group.create_task(works(client))
+            for _ in range(10):
+                await asyncio.sleep(0.03)
+                await here.leave_and_come_back()
+            await asyncio.sleep(0.2)
+            over.set()
+        assert len(here.maths.sent) == answers > 100
+
+
+async def test_a_stream_that_begins_while_a_node_leaves_waits_for_the_next_link() -> None:
+    async with node() as here, mk.connect(here.url, ALL) as system:
+        begun = asyncio.create_task(system.call("maths.wait", a=1, b=2))
+        await here.maths.hanging.wait()
+        booting = asyncio.create_task(here.leave_and_come_back())
+        while not system._connection.said_bye:
+            await asyncio.sleep(0)
+        stream = asyncio.create_task(anext(system.stream("maths.count", to=3)))
+        await asyncio.sleep(0.05)
+        assert not stream.done()
+        here.maths.go.set()
+        assert (await stream).number == 0
+        await begun
+        await booting
+
+
+async def test_who_does_not_come_back_hears_that_a_leaving_node_begins_nothing() -> None:
+    async with node() as here, mk.connect(here.url, ALL, reconnect=False) as system:
+        begun = asyncio.create_task(system.call("maths.wait", a=1, b=2))
+        await here.maths.hanging.wait()
+        booting = asyncio.create_task(here.leave_and_come_back())
+
+        async def call_on() -> None:
+            while True:
+                await system.call("maths.add", a=1, b=0)
+
+        with pytest.raises(Unavailable, match="about to leave") as caught:
+            await call_on()
+        assert caught.value.may_have_run is False
+        here.maths.go.set()
+        assert (await begun).total == 3
+        await booting
