@@ -69,4 +69,4 @@ class Launcher(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """End all nodes that run, within three seconds or without waiting for the end."""
+        """End all nodes that run, within four seconds or without waiting for the end."""

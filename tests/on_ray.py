@@ -96,6 +96,9 @@ def boots(folder: Path) -> dict[str, psutil.Process]:
 
 async def gone(process: psutil.Process) -> None:
     """Return when it has ended."""
-    async with asyncio.timeout(PATIENCE):
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            await asyncio.sleep(0.02)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        pytest.fail(f"{process} still runs: {process.cmdline()}, below {process.parents()}")

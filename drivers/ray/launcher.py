@@ -19,7 +19,7 @@ from microkernel.launcher import Launcher, Machine, NodeStart
 
 __all__ = ["RayLauncher"]
 
-CLOSING = 3.0  # seconds; a service's stop has little more
+CLOSING = 4.0  # seconds; a service has five to stop
 
 
 class RayLauncher(Launcher):

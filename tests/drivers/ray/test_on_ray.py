@@ -233,4 +233,5 @@ asyncio.run(main())
 
 def bridges_of(pid: int) -> list[psutil.Process]:
     """The processes that speak with Ray for a node."""
-    return [each for each in psutil.Process(pid).children() if "drivers.ray.bridge" in each.cmdline()]
+    alive = [each for each in psutil.Process(pid).children() if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in alive if "drivers.ray.bridge" in each.cmdline()]
