@@ -167,7 +167,7 @@ async def test_a_link_that_the_other_node_ends_is_lost_as_any() -> None:
         named = ask("answers.write@n2")
         while service_of(second).asked < 2:
             await asyncio.sleep(0.005)
-        second.wire.end_node("n0", "this node is dead, as the others see it")
+        second.wire.end_node("n1", "this node is dead, as the others see it")
         with pytest.raises(Unavailable, match="this node is dead") as caught:
             await named
         assert caught.value.may_have_run is True
