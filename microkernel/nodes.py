@@ -18,7 +18,7 @@ import msgspec
 from microkernel.errors import Invalid, MicrokernelError, NotFound, Unavailable, copy_of
 from microkernel.gate import Gate, Passage
 from microkernel.inputs import Inputs
-from microkernel.message import Call, current_call
+from microkernel.message import Call, _current, current_call
 from microkernel.registry import Binding
 from microkernel.service import Handler, HandlerKind, handlers_of
 from microkernel.spread import Spread
@@ -192,7 +192,8 @@ class Neighbour:
         result = None if handler.result is Any else handler.result
 
         async def call(*message: Any) -> Any:
-            link, answered = self._link, current_call()
+            # As it is: a deadline that nobody has set is the handler's own, which counts it there as here.
+            link, answered = self._link, _current.get()
             if link is None or link.is_over:
                 link = await self.link()
             assert answered is not None

@@ -312,7 +312,7 @@ class Port:
             if expires is None and priority is None and trace is None and key is None and _current.get() is None:
                 call = self._roots[to]
             else:
-                call = self._make_call(to, binding.handler, expires, priority, key, trace)
+                call = self._make_call(to, binding.handler, expires, priority, key, trace, settles=key is not None)
             if key is not None:
                 once = functools.partial(self._carry, to, binding, arguments, call)
                 return await self._router.outcomes.call(self._name(to, key), arguments, once, call.deadline)
@@ -369,7 +369,7 @@ class Port:
         """The call that is made while `parent` is answered; None if it may be traced, which is done the slow way."""
         if parent.trace is not None:
             return None
-        return self._make_call(to, self._bindings[to].handler, None, None, None, None)
+        return self._make_call(to, self._bindings[to].handler, None, None, None, None, settles=False)
 
     def _expiry(self, deadline: float) -> float:
         """The moment that is `deadline` seconds away, on the clock."""
@@ -425,14 +425,19 @@ class Port:
         priority: int | None,
         key: str | None,
         trace: Trace | None,
+        *,
+        settles: bool = True,
     ) -> Call:
+        """Unless it `settles`, a deadline that is the handler's own is left to whoever asks for it first."""
         parent = current_call()
         if trace is None and parent is not None:
             trace = parent.trace
         if trace is not None:
             trace = trace.child()
-        if expires is None and handler.deadline is not None:
-            expires = self._router.clock.now() + handler.deadline
+        limit = handler.deadline if expires is None else None
+        if limit is not None and (settles or (parent is not None and parent.deadline is not None)):
+            expires = self._router.clock.now() + limit
+            limit = None
         if parent is None:
             return Call(
                 caller=self.caller,
@@ -442,6 +447,7 @@ class Port:
                 user=self.user,
                 trace=trace,
                 chain=(to,),
+                limit=limit,
             )
         if parent.deadline is not None and (expires is None or parent.deadline < expires):
             expires = parent.deadline
@@ -453,4 +459,5 @@ class Port:
             user=self.user or parent.user,
             trace=trace,
             chain=(*parent.chain, to),
+            limit=limit,
         )

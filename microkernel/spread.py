@@ -21,7 +21,7 @@ from microkernel.balance import Balance, Balancer, Candidate, affinity_of
 from microkernel.breaker import Breaker
 from microkernel.errors import CallCancelled, Code, DeadlineExceeded, MicrokernelError, NotFound
 from microkernel.gate import Gate, Passage
-from microkernel.message import Call, current_call
+from microkernel.message import Call, _current, current_call
 from microkernel.registry import Binding
 from microkernel.service import Continuation, Handler, HandlerKind, Service, handlers_of
 
@@ -151,7 +151,7 @@ class Spread:
 
     def _calling(self, handler: Handler) -> Callable[..., Any]:
         async def run(*message: Any) -> Any:
-            call = current_call()
+            call = _current.get()
             assert call is not None
             tries = _Tries()
             while True:
