@@ -69,6 +69,7 @@ class Bridge:
                         end.set()
                     if self._runs:
                         await asyncio.wait(self._runs)
+                    self._end_the_rest()
                     return
 
     def _look(self, order: Connect | Look) -> Answer:
@@ -177,6 +178,13 @@ class Bridge:
             await asyncio.sleep(TEND)
             with contextlib.suppress(RayError):
                 await _soon(agent.tend.remote())
+
+    def _end_the_rest(self) -> None:
+        """End agents of an earlier boot that nobody has asked for yet: their nodes see their input end."""
+        if ray.is_initialized():
+            for name in ray.util.list_named_actors():
+                with contextlib.suppress(RayError, ValueError):  # it is gone meanwhile
+                    ray.kill(ray.get_actor(name), no_restart=True)
 
     def _say(self, answer: Answer) -> None:
         self._answers.write(encoded(answer))

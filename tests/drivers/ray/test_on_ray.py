@@ -157,6 +157,7 @@ async def test_nodes_outlive_the_node_that_was_killed_and_are_its_again_when_it_
         assert {name: each.pid for name, each in boots(tmp_path / "far").items()} == {
             name: each.pid for name, each in before.items()
         }
+        await until_followed(ray)
         agents = [process.parent() for process in before.values()]
     for process in (*agents, *before.values()):
         await gone(process)
@@ -207,6 +208,13 @@ async def test_a_node_that_ends_while_ray_has_no_room_leaves_nothing_that_waits(
     async with on_ray(ray, tmp_path / "third") as third:  # had it left any, these would wait for them
         await all_there(third, *ray.names)
     assert boots(tmp_path / "other") == {}
+
+
+async def until_followed(ray: RayCluster) -> None:
+    """Return when a node of this process has asked Ray for its agents; nodes may have come back to it before."""
+    async with asyncio.timeout(60):
+        while sum(task.get_name().startswith("run ray-") for task in asyncio.all_tasks()) < len(ray.names):
+            await asyncio.sleep(0.05)
 
 
 FIRST = """
