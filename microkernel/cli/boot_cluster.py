@@ -79,10 +79,11 @@ def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
         raise Invalid("--token is the join token of a cluster", remedy="say which one with --join URL")
     if config.services.get("cluster", {}).get("launchers"):
         settings |= {"launched": config.services["cluster"].get("launched") or _elsewhere(config)}
-    if args.nodes:
-        config = _shared(config, 1 + args.nodes)
+    count = args.nodes or _number(told.get("nodes"))
+    if count:
+        config = _shared(config, 1 + count)
         listens = {**told, **settings}
-        settings |= {"nodes": args.nodes, "worker": _worker(args, config, root, listens)}
+        settings |= {"nodes": count, "worker": told.get("worker") or _worker(args, config, root, listens)}
     if settings:
         config = config.with_settings({"cluster": settings})
     node = args.node or config.node
@@ -121,6 +122,11 @@ def _place(address: str, port: object) -> tuple[str, object]:
     bare = re.sub(r"^[a-z]+://|/.*$", "", address.strip().lower())
     found = re.fullmatch(r"(\[[^\]]*\]|[^:]*):([0-9]{1,5})", bare)
     return (bare, port) if found is None else (found[1], int(found[2]))
+
+
+def _number(value: object) -> int:
+    """A number of nodes; 0 for anything else, which the cluster's own settings refuse."""
+    return value if type(value) is int and value > 0 else 0
 
 
 def _texts(value: object) -> tuple[str, ...]:

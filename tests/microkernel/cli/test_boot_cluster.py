@@ -46,6 +46,19 @@ def test_the_join_token_may_be_in_the_environment(tmp_path: Path, monkeypatch: p
     assert "token" not in cluster(boot(tmp_path))
 
 
+def test_workers_that_the_configuration_asks_for_are_booted_as_those_of_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "mk.toml"
+    path.write_text("[services.cluster]\nnodes = 2\n")
+    told = cluster(boot(tmp_path, "--config", str(path), "--model", "some/model"))
+    assert told["nodes"] == 2
+    assert (
+        told["worker"]
+        == cluster(boot(tmp_path, "--config", str(path), "--model", "some/model", "--nodes", "2"))["worker"]
+    )
+    assert ("--config", str(path), "--model", "some/model") == told["worker"][:4]
+    assert "nodes" not in cluster(boot(tmp_path, "--config", str(path), "--until-eof")), "workers start no workers"
+
+
 def test_a_join_token_for_no_cluster_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="--join URL"):
         boot(tmp_path, "--token", "t")
