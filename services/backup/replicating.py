@@ -38,8 +38,8 @@ class ReplicaSettings(Message, kw_only=True):
 
     `to` says which of them may: "machines" are those on another machine, "nodes" are all, and "off" is nobody. It is
     done `every_seconds`, or less often where it takes long. Contents of files with more than `largest_bytes` stay out;
-    with 0, all do, and what is kept are names, versions and owners. What has come from others is deleted after
-    `keep_days` without news, of which `[services.backup.replicas]` of the keeping node has the number.
+    with 0, all do, and what is kept are names, versions and owners. What this node keeps of others is deleted after
+    `keep_days` without news.
     """
 
     to: Literal["machines", "nodes", "off"] = "machines"
