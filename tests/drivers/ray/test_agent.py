@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import stat
 import sys
@@ -35,18 +36,18 @@ async def child(agent: Agent) -> psutil.Process:
 
 
 async def test_how_a_node_has_ended_is_told_with_its_last_words(tmp_path: Path) -> None:
-    how = await Agent(600).run(placed(tmp_path))
+    how = await Agent(math.inf).run(placed(tmp_path))
     assert how.startswith("exit code 1: error: ")
 
 
 async def test_whoever_asks_later_waits_for_the_same_node(tmp_path: Path) -> None:
-    agent = Agent(600)
+    agent = Agent(math.inf)
     first, second = await asyncio.gather(agent.run(placed(tmp_path)), agent.run(placed(tmp_path)))
     assert first == second
 
 
 async def test_a_token_is_in_no_command_line_and_in_no_file(tmp_path: Path) -> None:
-    agent = Agent(600)
+    agent = Agent(math.inf)
     running = asyncio.create_task(agent.run(placed(tmp_path)))
     words = (await child(agent)).cmdline()
     await running
@@ -59,7 +60,7 @@ async def test_a_token_is_in_no_command_line_and_in_no_file(tmp_path: Path) -> N
 async def test_nothing_of_rays_goes_to_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
     monkeypatch.setenv("MICROKERNEL_TOKEN", "x" * 32)
-    agent = Agent(600)
+    agent = Agent(math.inf)
     running = asyncio.create_task(agent.run(placed(tmp_path)))
     environment = (await child(agent)).environ()
     await asyncio.gather(running, agent.stop())
@@ -79,7 +80,7 @@ async def test_nothing_of_rays_goes_to_the_node(tmp_path: Path, monkeypatch: pyt
 async def test_a_node_listens_where_others_reach_it_and_shares_the_models_of_its_machine(
     tmp_path: Path, config: str, more: dict[str, object], words: list[str]
 ) -> None:
-    agent = Agent(600)
+    agent = Agent(math.inf)
     running = asyncio.create_task(agent.run(placed(tmp_path, config, **more)))
     found = (await child(agent)).cmdline()
     await asyncio.gather(running, agent.stop())
@@ -89,7 +90,7 @@ async def test_a_node_listens_where_others_reach_it_and_shares_the_models_of_its
 
 
 async def test_a_node_that_does_not_end_when_told_to_is_killed(tmp_path: Path) -> None:
-    agent = Agent(600)
+    agent = Agent(math.inf)
     deaf = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); sys.stdin.read()"
     agent._process = process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", deaf, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
