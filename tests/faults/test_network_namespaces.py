@@ -59,8 +59,9 @@ def bridged() -> Iterator[None]:
             ip("link", "set", BRIDGE, "up")
             for name, address in NODES.items():
                 ip("netns", "add", space(name))
-                made.callback(ip, "netns", "del", space(name))  # the cable goes with it
+                made.callback(ip, "netns", "del", space(name))
                 ip("link", "add", cable(name), "type", "veth", "peer", "name", "e0", "netns", space(name))
+                made.callback(ip, "link", "del", cable(name))  # with its space it would go some time later
                 ip("link", "set", cable(name), "master", BRIDGE, "up")
                 ip("-n", space(name), "addr", "add", f"{address}/24", "dev", "e0")
                 for device in ("e0", "lo"):
