@@ -163,7 +163,7 @@ def moment(seconds: float | None) -> str:
     if seconds is None:
         return ""
     for unit, scale in (("us", 1e6), ("ms", 1e3)):
-        if abs(seconds) * scale < 1000:
+        if abs(seconds) * scale < 999.5:  # three digits: beyond that they would be written with an exponent
             return f"{seconds * scale:.3g} {unit}"
     return duration(seconds)
 

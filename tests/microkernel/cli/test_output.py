@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microkernel.buffers import Array
-from microkernel.cli.output import clean, duration, error_line, plain, plain_table, print_table, size
+from microkernel.cli.output import clean, duration, error_line, moment, plain, plain_table, print_table, size
 from microkernel.errors import NotFound
 from microkernel.wire.record import Record
 
@@ -48,6 +48,20 @@ def test_durations_are_read_in_the_unit_that_fits():
         "1 min 01 s",
         "1 h 00 min",
         "1 d 1 h",
+    ]
+
+
+def test_short_times_are_read_in_the_unit_that_fits():
+    times = (None, 0.0, 4.2e-6, 0.0009994, 0.0009996, 0.0123, 0.9996, 2.0)
+    assert [moment(seconds) for seconds in times] == [
+        "",
+        "0 us",
+        "4.2 us",
+        "999 us",
+        "1 ms",
+        "12.3 ms",
+        "1.0 s",
+        "2.0 s",
     ]
 
 
