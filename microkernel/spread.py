@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Spread"]
 
-MOST_TRIES = 8  # of one call, each on another node while there are others
-FIRST_PAUSE = 0.01  # seconds, doubled for each try, in which a node whose link broke is found to be gone
+MOST_TRIES = 8  # of one call between two pauses, each on another node while there are others
+FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5  # seconds, doubled each time, in which a node is found to be gone or back
 PATIENCE = 30.0  # seconds that a call waits for a node that answers, where it has no deadline
 SAMPLES = 64  # the last answers by which a slow one is told
 ENOUGH = 16  # of them
@@ -54,11 +54,13 @@ class _Place:
 
 
 class _Tries:
-    """Where a call was tried, and how often in all."""
+    """Where a call was tried since its last pause, and how often; its pauses, and when it first had nowhere to go."""
 
     def __init__(self) -> None:
         self.nodes: set[str] = set()
         self.count = 0
+        self.pauses = 0
+        self.since: float | None = None
 
 
 class _Chosen(NamedTuple):
@@ -340,6 +342,8 @@ class Spread:
             return False
         if self._open_places(tries.nodes):
             return True
+        now = self._router.clock.now()
+        tries.since = now if tries.since is None else tries.since
         tries.nodes.clear()
         if all(place.node != chosen.place.node for place in self._open_places(set())):
             return True
@@ -348,8 +352,12 @@ class Spread:
             return False  # it is there, and nobody else is
         # Its link broke before anybody has said whether it is gone; or the service is on its way to another node; or it
         # takes this node for dead, which begins a new life as soon as it hears of that, and is let in again.
+        if now - tries.since > PATIENCE:
+            return False
+        tries.count = 0
+        tries.pauses += 1
         with contextlib.suppress(DeadlineExceeded):
-            await self._router.until_changed(self.name, self._router.clock.now() + FIRST_PAUSE * 2**tries.count)
+            await self._router.until_changed(self.name, now + min(LONGEST_PAUSE, FIRST_PAUSE * 2**tries.pauses))
         return True
 
     def _judge(self, place: _Place, error: BaseException) -> None:
