@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
@@ -81,6 +83,8 @@ class BootedNode:
         for line in self._process.stdout:
             if json.loads(line)["event"] == "ready":
                 return
+        self._process.communicate()
+        self._process = None
         pytest.fail(f"{self.name} ended: {(self._folder / 'stderr').read_text()}")
 
     def end(self) -> None:
@@ -93,11 +97,10 @@ class BootedNode:
 
 
 def ports(count: int) -> list[int]:
-    """Free ones, below those that the system gives to who dials."""
-    with contextlib.suppress(psutil.AccessDenied):
-        taken = {each.laddr.port for each in psutil.net_connections("tcp")}
-        return [port for port in range(21_000, 30_000) if port not in taken][:count]
-    return list(range(21_000, 21_000 + count))
+    """Free ones, below those that the system gives to who dials, and not those that a test beside this one takes."""
+    taken = {each.laddr.port for each in psutil.net_connections("tcp")}
+    free = [port for port in range(21_000, 30_000) if port not in taken]
+    return random.Random(os.getpid()).sample(free, count)
 
 
 @pytest.fixture
@@ -109,18 +112,16 @@ def nodes(tmp_path: Path) -> Iterator[dict[str, BootedNode]]:
     first = 0
     secret = tmp_path / "join"
     secret.write_text("0123456789abcdef" * 4)
-    try:
+    with contextlib.ExitStack() as ends:
         for name in NODES:
             own = {"service": service, "port": next(free), "cluster": next(free)}
             joins = f'join_secret = "{secret}"\n'
             first = own["cluster"] if not made else first
             joins += f'join = ["127.0.0.1:{first}"]' if made else ""
             made[name] = BootedNode(tmp_path / name, name, CONFIG.format(name=name, joins=joins, **own))
+            ends.callback(made[name].end)
             made[name].boot()
         yield made
-    finally:
-        for node in reversed(made.values()):
-            node.end()
 
 
 async def all_there(system: Any, *, above: dict[str, int] | None = None) -> dict[str, int]:
