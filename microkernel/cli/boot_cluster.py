@@ -77,8 +77,8 @@ def clustered(args: argparse.Namespace, config: Config, root: Path) -> Config:
         settings |= {"token": token} if token else {}
     elif args.token is not None and not named:
         raise Invalid("--token is the join token of a cluster", remedy="say which one with --join URL")
-    if config.services.get("cluster", {}).get("launchers"):
-        settings |= {"launched": config.services["cluster"].get("launched") or _elsewhere(config)}
+    if told.get("launchers"):
+        settings |= {"launched": told.get("launched") or _elsewhere(config)}
     count = args.nodes or _number(told.get("nodes"))
     if count:
         config = _shared(config, 1 + count)

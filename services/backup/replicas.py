@@ -9,12 +9,11 @@ from pathlib import Path
 
 from microkernel.clock import Clock
 from microkernel.errors import Aborted, DataLoss, NotFound
-from microkernel.portable import EntryPiece, from_thread
 from microkernel.threads import to_its_end
 from services.backup.kept import KeptReplica, ReplicaReader
 from services.backup.messages import KeepReplica, NodeReplica, ReplicaAnswer, ReplicaPieces
 
-__all__ = ["Replicas", "pieces_of_replica"]
+__all__ = ["Replicas"]
 
 ENDING = ".sqlite"
 TOLD_AT_ONCE = 256 << 10  # bytes of digests
@@ -100,10 +99,3 @@ class Replicas:
             age = max(0.0, self._clock.wall() - came)
             found.append(NodeReplica(kept_by=self._node, age=age, disk_bytes=kept.disk_bytes, replica=replica))
         return found
-
-
-async def pieces_of_replica(reader: ReplicaReader, part: str) -> AsyncGenerator[EntryPiece, None]:
-    """What a service of a node had given."""
-    async with aclosing(from_thread(reader.pieces(part))) as pieces:
-        async for piece in pieces:
-            yield piece

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import aclosing
-from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -15,7 +14,7 @@ from microkernel import __version__
 from microkernel.errors import Invalid, MicrokernelError, NotFound, Unavailable
 from microkernel.inputs import Inputs
 from microkernel.message import Message, calling_node, calling_user, convert
-from microkernel.portable import Export, check_restoring, only_root
+from microkernel.portable import Export, check_restoring, from_thread, only_root
 from microkernel.registry import ServiceState
 from microkernel.service import Placement, Service, every, handles, streams
 from microkernel.threads import to_its_end
@@ -34,7 +33,7 @@ from services.backup.messages import (
     RestoreBackup,
     RestoreProgress,
 )
-from services.backup.replicas import Replicas, pieces_of_replica
+from services.backup.replicas import Replicas
 from services.backup.replicating import ReplicaSettings, Replicating
 from services.backup.restoration import Restoration, archive_at
 
@@ -210,8 +209,7 @@ class Backup(Service):
                 models=False,
                 left_out=replica.left_out | dict.fromkeys(message.without, LEFT_OUT),
             )
-            give = partial(pieces_of_replica, reader)
-            async with aclosing(self._made(manifest, give)) as pieces:
+            async with aclosing(self._made(manifest, lambda part: from_thread(reader.pieces(part)))) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
