@@ -4,6 +4,8 @@ A program reads more than its loop's clock: the kernel draws names of sessions, 
 a simulation the sources themselves are replaced (`random`'s own generator, `os.urandom`, the readings of `time`), so
 that no program has to be written for it. Out of reach: names that a module has imported before (`from time import
 monotonic`), and the order of a set of objects, which is that of their addresses: where it matters, use a dict.
+
+Threads that were there before go on with the machine's own: their sleeps are none of the simulation's time.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import logging
 import os
 import random
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -57,19 +60,21 @@ def replayable(seed: int, loop: SimulatedLoop, complaints: Complaints) -> Iterat
     """
     chance = random.Random(f"{seed} secrets")  # noqa: S311 - a simulation's, no secret
     state = random.getstate()
+    draw = _on_this_thread(chance.random, lambda: int.from_bytes(os.urandom(16)))
 
     class Seeded(random.Random):
         """A generator that is given no seed gets one."""
 
         def __init__(self, x: Any = None) -> None:
-            super().__init__(chance.random() if x is None else x)
+            super().__init__(draw() if x is None else x)
 
     with ExitStack() as stack:
         stack.callback(random.setstate, state)
         random.seed(f"{seed} chance")
+        stack.enter_context(patch.object(random, "Random", Seeded))
+        stack.enter_context(patch.object(sys, "unraisablehook", complaints.unraisable))
         for module, name, value in (
             (os, "urandom", chance.randbytes),
-            (random, "Random", Seeded),
             (random, "_urandom", chance.randbytes),  # what `secrets` and `SystemRandom` draw from
             (time, "time", loop.wall),
             (time, "time_ns", lambda: int(loop.wall() * 1e9)),
@@ -78,9 +83,9 @@ def replayable(seed: int, loop: SimulatedLoop, complaints: Complaints) -> Iterat
             (time, "perf_counter", loop.time),
             (time, "perf_counter_ns", lambda: int(loop.time() * 1e9)),
             (time, "sleep", loop.block),
-            (sys, "unraisablehook", complaints.unraisable),
         ):
-            stack.enter_context(patch.object(module, name, value))
+            replaced = _on_this_thread(value, getattr(module, name))
+            stack.enter_context(patch.object(module, name, replaced))
         for name in ("microkernel", "aiohttp"):
             stack.enter_context(_log_to(complaints, name))
         stack.enter_context(warnings.catch_warnings())
@@ -88,6 +93,16 @@ def replayable(seed: int, loop: SimulatedLoop, complaints: Complaints) -> Iterat
         warnings.showwarning = complaints.warned  # type: ignore[assignment] # its signature has options nobody uses
         with _garbage_kept():
             yield
+
+
+def _on_this_thread(simulated: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
+    """`simulated` for who calls it on the thread that runs now, `real` for all others."""
+    mine, running = threading.get_ident(), threading.get_ident
+
+    def either(*args: Any) -> Any:
+        return simulated(*args) if running() == mine else real(*args)
+
+    return either
 
 
 @contextmanager

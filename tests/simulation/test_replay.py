@@ -7,6 +7,7 @@ import random
 import secrets
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -92,3 +93,27 @@ def test_a_sleep_that_blocks_takes_virtual_time():
         assert simulation.loop.time() - began >= 100
 
     assert simulate(scenario, seed=0).seconds >= 100
+
+
+def test_a_thread_that_was_there_before_lives_in_real_time():
+    ended, slept = threading.Event(), threading.Event()
+
+    def other() -> None:
+        while not ended.is_set():
+            time.sleep(0.001)
+            os.urandom(4)
+            random.Random()
+            slept.set()
+
+    async def scenario(simulation):
+        slept.clear()
+        assert slept.wait(60)  # noqa: ASYNC251 - the other thread runs meanwhile, in real time
+        assert simulation.loop.time() < 0.001
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        assert simulate(scenario, seed=0).seconds < 0.001
+    finally:
+        ended.set()
+        thread.join()
