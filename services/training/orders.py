@@ -1,0 +1,179 @@
+"""What the agent tells a worker, and what a worker tells the agent: all messages of that border.
+
+They go over a socket between two processes of one machine, as frames: four bytes of length, and msgpack.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from microkernel.errors import DataLoss
+
+__all__ = [
+    "Began", "Broken", "Evaluated", "Failed", "Finished", "Form", "Formed", "Order", "Ready", "Report", "Rest", "Rested", "Save",
+    "Saved", "Start", "Stepped", "Stop", "decode_order", "decode_report", "frame", "frames",
+]  # fmt: skip
+
+LARGEST = 1 << 20  # bytes of a frame; the longest are errors with their cause
+_LENGTH = struct.Struct("!I")
+
+
+class _Tagged(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    pass
+
+
+class Start(_Tagged):
+    """Make the job that `plan` describes, a file; say `Ready`, and wait for `Form`."""
+
+    plan: str
+
+
+class Form(_Tagged):
+    """Meet the others of this generation at the store on `port`, and go on with them."""
+
+    generation: int
+    rank: int
+    world: int
+    port: int
+
+
+class Save(_Tagged):
+    """Make a checkpoint at the end of this step."""
+
+
+class Rest(_Tagged):
+    """Make a checkpoint at the end of this step, say `Rested` once it is safe, and wait for `Form` or `Stop`."""
+
+
+class Stop(_Tagged):
+    """End, with a checkpoint of the last whole step unless it is not worth it."""
+
+    save: bool = True
+
+
+class Began(_Tagged):
+    """A process has begun; what it tells next it has to work for."""
+
+    pid: int
+
+
+class Ready(_Tagged):
+    """Model and data are there; the state is that behind `step` steps."""
+
+    step: int
+    steps: int
+    parameters: int
+    trained: int
+
+
+class Formed(_Tagged):
+    """The group is complete, and all are at the same step."""
+
+    generation: int
+    step: int
+
+
+class Stepped(_Tagged):
+    """A step is done, on all ranks alike. `loss` is the mean of a learned token, `seconds` of this step."""
+
+    step: int
+    loss: float
+    tokens: int
+    learned: int
+    norm: float
+    rate: float
+    seconds: float
+
+
+class Evaluated(_Tagged):
+    """The mean loss of a held-out token, behind `step` steps."""
+
+    step: int
+    loss: float
+    tokens: int
+
+
+class Saved(_Tagged):
+    """A checkpoint is safe. Training stood still for `blocked` seconds for it."""
+
+    step: int
+    path: str
+    bytes: int
+    blocked: float
+    seconds: float
+
+
+class Rested(_Tagged):
+    """It does nothing now; the state is that behind `step` steps."""
+
+    step: int
+
+
+class Broken(_Tagged):
+    """Somebody of the group has gone; this worker is well, behind `step` whole steps."""
+
+    generation: int
+    step: int
+    why: str
+
+
+class Finished(_Tagged):
+    """All steps are done; `path` is the folder of what was learned, of the worker that has written it."""
+
+    step: int
+    path: str
+
+
+class Failed(_Tagged):
+    """It cannot go on: an error of `microkernel.errors` by its code."""
+
+    code: str
+    message: str
+    remedy: str | None = None
+
+
+Order = Start | Form | Save | Rest | Stop
+Report = Began | Ready | Formed | Stepped | Evaluated | Saved | Rested | Broken | Finished | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_orders = msgspec.msgpack.Decoder(Order)
+_reports = msgspec.msgpack.Decoder(Report)
+
+
+def frame(message: Order | Report) -> bytes:
+    """A message as it is sent."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def frames(buffer: bytearray) -> list[bytes]:
+    """Take all whole frames out of `buffer`. Raises `DataLoss` for one that is too long to be one."""
+    found = []
+    while len(buffer) >= _LENGTH.size:
+        (size,) = _LENGTH.unpack_from(buffer)
+        if size > LARGEST:
+            raise DataLoss(f"a frame of {size} bytes comes from a training process: it is not one of ours")
+        if len(buffer) < _LENGTH.size + size:
+            break
+        found.append(bytes(buffer[_LENGTH.size : _LENGTH.size + size]))
+        del buffer[: _LENGTH.size + size]
+    return found
+
+
+def decode_order(body: bytes) -> Order:
+    """An order. Raises `DataLoss` for what is none."""
+    return _decoded(_orders, body)  # type: ignore[return-value] # by its decoder
+
+
+def decode_report(body: bytes) -> Report:
+    """A report. Raises `DataLoss` for what is none."""
+    return _decoded(_reports, body)  # type: ignore[return-value] # by its decoder
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[Order] | msgspec.msgpack.Decoder[Report], body: bytes) -> Order | Report:
+    try:
+        return decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise DataLoss(f"a training process said what is no message: {error}") from error

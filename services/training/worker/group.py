@@ -1,0 +1,152 @@
+"""The workers of a job as one group: sums over all of them, and bringing those up that are behind.
+
+torch.distributed moves the bytes (gloo between CPUs, nccl between GPUs); no collective is written here. A sum is made
+of two: each worker is sent everybody's parts of its own stretch of the gradient, adds them up in the order of the
+shards, and all gather the sums. That moves as many bytes as a ring does, and the bits do not depend on who is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from microkernel.errors import Unavailable
+from services.training.worker.sums import Node, PartialSums, ShardTree, shards_of
+
+__all__ = ["Group", "GroupBroken"]
+
+SEGMENT = 1 << 22  # float32 of a gradient that are summed at a time, 16 MiB: what is held beside it is a few of these
+
+
+class GroupBroken(Unavailable):
+    """A worker of the group has gone, or does not answer."""
+
+
+class Group:
+    """This worker among all; alone it needs nobody."""
+
+    def __init__(self, rank: int = 0, world: int = 1, *, shards: int) -> None:
+        self.rank, self.world = rank, world
+        self.shards = shards_of(rank, world, shards)
+        self._tree = ShardTree(shards)
+        owned = [self._tree.nodes_of(shards_of(each, world, shards)) for each in range(world)]
+        self._counts = [len(nodes) for nodes in owned]
+        self._nodes = [node for nodes in owned for node in nodes]
+        self._in_halves = world == 2 and self._counts == [1, 1]
+        self._rooms: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._joined = False
+
+    @classmethod
+    def join(
+        cls, store: dist.Store, rank: int, world: int, *, shards: int, timeout: float, backend: str = "gloo"
+    ) -> Group:
+        """Meet the others at `store`, which nobody has met at before. Raises `GroupBroken` after `timeout` seconds."""
+        group = cls(rank, world, shards=shards)
+        if world == 1:
+            return group
+        try:
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
+            )
+        except (RuntimeError, ValueError) as error:
+            raise GroupBroken(f"worker {rank} did not meet the others: {_first_line(error)}") from error
+        group._joined = True
+        return group
+
+    def leave(self) -> None:
+        """Let go of the others, whatever state they are in."""
+        if self._joined:
+            self._joined = False
+            with contextlib.suppress(RuntimeError):  # of connections that are broken already
+                dist.destroy_process_group()
+
+    def partial_sums(self) -> PartialSums:
+        """Where this worker adds up its shards."""
+        return PartialSums(self._tree)
+
+    def total(self, parts: list[tuple[Node, torch.Tensor]], out: torch.Tensor) -> None:
+        """Put the sum over all shards of all workers into `out` [n], the same bits everywhere. Raises `GroupBroken`.
+
+        `parts`, each [n], are those of this worker; they may be changed.
+        """
+        if self.world == 1:
+            out.copy_(self._tree.total(parts))
+            return
+        with _broken("summing gradients"):
+            for start in range(0, out.numel(), SEGMENT):
+                segment = out[start : start + SEGMENT]
+                values = [part[start : start + SEGMENT] for _, part in parts]
+                if self._in_halves:
+                    segment.copy_(values[0])  # a + b is b + a to the bit: no order to keep
+                    dist.all_reduce(segment)
+                else:
+                    self._total_segment(values, segment)
+
+    def gather(self, own: Sequence[float]) -> list[list[float]]:
+        """Everybody's numbers, by rank; each has as many. Raises `GroupBroken`."""
+        mine = torch.tensor(own, dtype=torch.float64)
+        if self.world == 1:
+            return [mine.tolist()]
+        with _broken("gathering"):
+            everybody = [torch.empty_like(mine) for _ in range(self.world)]
+            dist.all_gather(everybody, mine)
+        return [each.tolist() for each in everybody]
+
+    def bring_up(self, step: int, tensors: Sequence[torch.Tensor]) -> int:
+        """Give all what the one has that did most steps, in place; returns its step. Raises `GroupBroken`."""
+        steps = [int(each[0]) for each in self.gather([step])]
+        ahead = max(steps)
+        if min(steps) < ahead:
+            with _broken("bringing workers up to the others"):
+                for tensor in tensors:
+                    dist.broadcast(tensor, src=steps.index(ahead))
+        return ahead
+
+    def _total_segment(self, values: list[torch.Tensor], out: torch.Tensor) -> None:
+        size, world, mine = out.numel(), self.world, len(values)
+        chunk = -(-size // world)
+        room = self._room(out, chunk, mine)
+        sent = room[0].view(world, mine, chunk)  # by who gets it
+        for place, value in enumerate(values):
+            whole = size // chunk
+            sent[:whole, place] = value[: whole * chunk].view(whole, chunk)
+            if size % chunk:
+                sent[whole, place, : size % chunk] = value[whole * chunk :]
+        received = room[1].view(-1, chunk)
+        dist.all_to_all_single(
+            room[1],
+            room[0],
+            output_split_sizes=[count * chunk for count in self._counts],
+            input_split_sizes=[mine * chunk] * world,
+        )
+        total = self._tree.total(zip(self._nodes, received, strict=True))
+        dist.all_gather_single(room[2], total)
+        out.copy_(room[2][:size])
+
+    def _room(self, like: torch.Tensor, chunk: int, mine: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is sent, received and gathered; kept, since fresh memory costs as much as the sum."""
+        key = (chunk, like.device)
+        if key not in self._rooms:
+            if len(self._rooms) > 1:
+                self._rooms.clear()
+            sizes = (self.world * mine * chunk, len(self._nodes) * chunk, self.world * chunk)
+            sent, received, gathered = (like.new_zeros(size) for size in sizes)
+            self._rooms[key] = (sent, received, gathered)
+        return self._rooms[key]
+
+
+@contextlib.contextmanager
+def _broken(doing: str):  # type: ignore[no-untyped-def] # a generator of nothing
+    """What torch.distributed raises when somebody has gone, as our error."""
+    try:
+        yield
+    except RuntimeError as error:  # DistError, DistBackendError and gloo's own are all of this kind
+        raise GroupBroken(f"{doing}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
