@@ -10,6 +10,7 @@ import struct
 import msgspec
 
 from microkernel.errors import DataLoss
+from microkernel.message import Message
 
 __all__ = [
     "Began", "Broken", "Evaluated", "Failed", "Finished", "Form", "Formed", "Order", "Ready", "Report", "Rest", "Rested", "Save",
@@ -20,8 +21,8 @@ LARGEST = 1 << 20  # bytes of a frame; the longest are errors with their cause
 _LENGTH = struct.Struct("!I")
 
 
-class _Tagged(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    pass
+class _Tagged(Message, tag=True, kw_only=True):
+    """One message of several that a border has."""
 
 
 class Start(_Tagged):

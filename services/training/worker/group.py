@@ -8,7 +8,7 @@ shards, and all gather the sums. That moves as many bytes as a ring does, and th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -42,7 +42,7 @@ class Group:
 
     @classmethod
     def join(
-        cls, store: dist.Store, rank: int, world: int, *, shards: int, timeout: float, backend: str = "gloo"
+        cls, store: torch.distributed.Store, rank: int, world: int, *, shards: int, timeout: float, backend: str = "gloo"
     ) -> Group:
         """Meet the others at `store`, which nobody has met at before. Raises `GroupBroken` after `timeout` seconds."""
         group = cls(rank, world, shards=shards)
@@ -140,7 +140,7 @@ class Group:
 
 
 @contextlib.contextmanager
-def _broken(doing: str):  # type: ignore[no-untyped-def] # a generator of nothing
+def _broken(doing: str) -> Iterator[None]:
     """What torch.distributed raises when somebody has gone, as our error."""
     try:
         yield
