@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,9 +43,9 @@ class Group:
 
     @classmethod
     def join(
-        cls, store: torch.distributed.Store, rank: int, world: int, *, shards: int, timeout: float, backend: str = "gloo"
+        cls, store: Any, rank: int, world: int, *, shards: int, timeout: float, backend: str = "gloo"
     ) -> Group:
-        """Meet the others at `store`, which nobody has met at before. Raises `GroupBroken` after `timeout` seconds."""
+        """Meet the others at `store`, one of torch.distributed, where nobody has met before. Raises `GroupBroken` after `timeout` seconds."""
         group = cls(rank, world, shards=shards)
         if world == 1:
             return group
