@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from formats.text.tokenizer import Tokenizer
 from services.inference.engine.constraints import Constraint
 from services.inference.engine.sampler import NO_TOKEN, ResolvedSampling, SamplerState, sample
 from services.inference.grammar.matcher import CompiledGrammar
-from services.inference.text.tokenizer import Tokenizer
 
 
 def state(grammar: CompiledGrammar | None, tokenizer: Tokenizer, seed: int = 0, **fields) -> SamplerState:

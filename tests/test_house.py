@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for top in ("microkernel", "services", "drivers") for path in (ROOT / top).rglob("*.py"))
+SOURCES = sorted(
+    path for top in ("microkernel", "formats", "services", "drivers") for path in (ROOT / top).rglob("*.py")
+)
 
 
 def name_of(path: Path) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from services.inference.checkpoint.architecture import DecoderConfig, expected_shapes
-from services.inference.checkpoint.checkpoint import Checkpoint, Dense, open_checkpoint, pair_rows
-from services.inference.checkpoint.safetensors_checkpoint import NAMES
+from formats.checkpoint.architecture import DecoderConfig, expected_shapes
+from formats.checkpoint.checkpoint import Checkpoint, Dense, open_checkpoint, pair_rows
+from formats.checkpoint.safetensors_checkpoint import NAMES
 from services.inference.eager.decoder import Decoder
 
 TARGETS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from formats.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from services.inference.eager.decoder import Decoder
 from services.inference.engine.forward import PageDtype
 

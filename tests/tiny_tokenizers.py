@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.inference.text.tokenizer import _BYTE_OF
+from formats.text.tokenizer import _BYTE_OF
 
 LETTER_OF = {raw[0]: letter for letter, raw in _BYTE_OF.items()}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6

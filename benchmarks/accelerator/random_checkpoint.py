@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from services.inference.checkpoint.architecture import DecoderConfig, expected_shapes
-from services.inference.checkpoint.checkpoint import Dense, Stored
+from formats.checkpoint.architecture import DecoderConfig, expected_shapes
+from formats.checkpoint.checkpoint import Dense, Stored
 
 __all__ = ["SHAPES", "RandomCheckpoint"]
 

@@ -21,9 +21,9 @@ class Prompts:
     """Makes prompts for the model in `path`, with its own tokenizer and template."""
 
     def __init__(self, path: Path) -> None:
-        from services.inference.checkpoint.checkpoint import open_checkpoint
-        from services.inference.text.template import open_template
-        from services.inference.text.tokenizer import open_tokenizer
+        from formats.checkpoint.checkpoint import open_checkpoint
+        from formats.text.template import open_template
+        from formats.text.tokenizer import open_tokenizer
 
         self._tokenizer = open_tokenizer(open_checkpoint(path).tokenizer_source)
         self._template = open_template(self._tokenizer)
@@ -42,9 +42,9 @@ class Prompts:
         return self._make(number, words)
 
     def _make(self, number: int, words: int) -> Prompt:
+        from formats.text.template import encode_prompt
         from microkernel.message import convert
         from services.inference.messages import ChatMessage
-        from services.inference.text.template import encode_prompt
 
         choose = random.Random(number)
         filler = " ".join(choose.choice(WORDS) for _ in range(words))

@@ -11,8 +11,8 @@ from typing import Protocol
 import msgspec
 import torch
 
+from formats.checkpoint.checkpoint import Checkpoint
 from microkernel.errors import Overloaded, PreconditionFailed
-from services.inference.checkpoint.checkpoint import Checkpoint
 from services.inference.eager import decoder as eager
 from services.inference.eager.pages import page_bytes as eager_page_bytes
 from services.inference.engine.forward import Decoder, PageDtype

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from formats.checkpoint.architecture import DecoderConfig
 from microkernel.errors import Overloaded
 from services.inference.cache.keys import PAGE
-from services.inference.checkpoint.architecture import DecoderConfig
 from services.memory.messages import in_units
 
 __all__ = ["Neighbour", "Wish", "buffer_bytes", "too_large"]

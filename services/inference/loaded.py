@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
+from formats.checkpoint.adapter import Adapter
+from formats.checkpoint.architecture import DecoderConfig
+from formats.text.template import encode_prompt
 from microkernel.errors import Invalid, Unavailable
 from microkernel.executor import Executor
 from microkernel.policy import Claim
 from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
-from services.inference.checkpoint.adapter import Adapter
-from services.inference.checkpoint.architecture import DecoderConfig
 from services.inference.engine.engine import Engine, Request, check_prompt
 from services.inference.engine.relief import Relief
 from services.inference.engine.sampler import resolve
@@ -30,7 +31,6 @@ from services.inference.output_params import check_begun, check_output, logit_bi
 from services.inference.runner import Runner
 from services.inference.settings import InferenceSettings
 from services.inference.sizes import Sizes
-from services.inference.text.template import encode_prompt
 from services.memory.messages import Reservation
 
 __all__ = ["Loaded"]

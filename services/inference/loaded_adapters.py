@@ -16,6 +16,7 @@ from typing import Protocol
 
 import msgspec
 
+from formats.checkpoint.adapter import open_adapter
 from microkernel.errors import (
     AlreadyExists,
     Invalid,
@@ -27,7 +28,6 @@ from microkernel.errors import (
     from_exception,
 )
 from microkernel.service import Service
-from services.inference.checkpoint.adapter import open_adapter
 from services.inference.loaded import Loaded
 from services.inference.messages import LoadedModel
 from services.inference.place import Places

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import msgspec
 
+from formats.checkpoint.architecture import Unsupported
+from formats.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from formats.text.template import ChatTemplate, open_template
+from formats.text.tokenizer import Tokenizer, open_tokenizer
 from microkernel.errors import Invalid
 from services.inference.cache.keys import PAGE
 from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
-from services.inference.checkpoint.architecture import Unsupported
-from services.inference.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from services.inference.checkpoint.model_defaults import model_defaults
 from services.inference.decoders import Computing, Plan
 from services.inference.engine.draft import DraftModel
 from services.inference.engine.engine import Engine
@@ -21,8 +22,7 @@ from services.inference.engine.proposers import PromptLookup, Proposer
 from services.inference.fitting import buffer_bytes
 from services.inference.foreign.folder import ForeignFolder, open_folder
 from services.inference.messages import SamplingParams
-from services.inference.text.template import ChatTemplate, open_template
-from services.inference.text.tokenizer import Tokenizer, open_tokenizer
+from services.inference.model_defaults import model_defaults
 
 __all__ = ["Fit", "Opened", "fit", "make_engine", "open_model"]
 

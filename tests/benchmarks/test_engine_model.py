@@ -10,8 +10,8 @@ from tiny_tokenizers import byte_level
 from benchmarks.engine.no_model import Engine as NoModel
 from benchmarks.engine.random_model import BIG, Shape, kept, write_quantised, write_random
 from benchmarks.first_token.own_engine import Engine as OwnEngine
-from services.inference.checkpoint.checkpoint import open_checkpoint
-from services.inference.text.tokenizer import open_tokenizer
+from formats.checkpoint.checkpoint import open_checkpoint
+from formats.text.tokenizer import open_tokenizer
 
 TINY = Shape(hidden=64, layers=2, heads=4, kv_heads=2, head=16, feed_forward=96, words=320, context=512)
 

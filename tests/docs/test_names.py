@@ -11,7 +11,9 @@ from docs.page import DOCS, PAGES, ROOT, name_of
 @pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in PAGES])
 def test_the_files_and_tests_that_a_page_names_are_there(page):
     text = page.read_text(encoding="utf-8")
-    for path in re.findall(r"`((?:microkernel|services|drivers|tests|examples|benchmarks|docs)/[\w./-]*)`", text):
+    for path in re.findall(
+        r"`((?:microkernel|formats|services|drivers|tests|examples|benchmarks|docs)/[\w./-]*)`", text
+    ):
         assert (ROOT / path).exists(), f"{page} names {path}"
     for test in re.findall(r"`(test_\w+)`", text):
         assert f"def {test}(" in all_tests(), f"{page} names {test}"

@@ -159,7 +159,7 @@ def test_each_error_that_troubleshooting_quotes_is_one_that_the_code_says():
     text = (DOCS / "how-to" / "troubleshoot.md").read_text(encoding="utf-8")
     code = " ".join(
         file.read_text(encoding="utf-8")
-        for each in ("microkernel", "services", "drivers")
+        for each in ("microkernel", "formats", "services", "drivers")
         for file in (ROOT / each).rglob("*.py")
     )
     tables = re.findall(r"^\| it says \|.*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE)

@@ -107,7 +107,7 @@ def test_a_thread_that_was_there_before_lives_in_real_time():
 
     async def scenario(simulation):
         slept.clear()
-        assert slept.wait(60)  # noqa: ASYNC251 - the other thread runs meanwhile, in real time
+        assert slept.wait(60)
         assert simulation.loop.time() < 0.001
 
     thread = threading.Thread(target=other)

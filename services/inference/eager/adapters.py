@@ -8,8 +8,8 @@ from itertools import count
 
 import torch
 
+from formats.checkpoint.adapter import Adapter
 from microkernel.errors import Internal, Overloaded
-from services.inference.checkpoint.adapter import Adapter
 from services.inference.engine.forward import Part
 
 __all__ = ["Adapters", "StepAdapters"]

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from formats.checkpoint.adapter import Adapter
+from formats.checkpoint.architecture import expected_shapes
+from formats.checkpoint.checkpoint import Checkpoint, Dense
+from formats.checkpoint.rope import rotations
 from microkernel.errors import Overloaded
-from services.inference.checkpoint.adapter import Adapter
-from services.inference.checkpoint.architecture import expected_shapes
-from services.inference.checkpoint.checkpoint import Checkpoint, Dense
 from services.inference.eager.adapters import Adapters, StepAdapters
 from services.inference.eager.attention import Attends, Attention
 from services.inference.eager.fixed import FixedSteps, Fused
@@ -32,7 +33,6 @@ from services.inference.eager.linear import (
     make_linear,
 )
 from services.inference.eager.pages import TensorPages
-from services.inference.eager.rope import rotations
 from services.inference.engine.forward import PageDtype, Part
 
 __all__ = ["Decoder", "choose_dtype", "sampling_device", "weight_bytes"]

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from services.inference.checkpoint.checkpoint import GROUP, Blocks, Dense, Weight
+from formats.checkpoint.checkpoint import GROUP, Blocks, Dense, Weight
 
 __all__ = [
     "INT4_BYTES",

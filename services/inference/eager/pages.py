@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from formats.checkpoint.architecture import DecoderConfig
 from microkernel.errors import Invalid
 from services.inference.cache.host_memory import ELASTIC, give_back
 from services.inference.cache.keys import PAGE
-from services.inference.checkpoint.architecture import DecoderConfig
 from services.inference.engine.forward import PageDtype
 
 __all__ = ["TensorPages", "page_bytes"]

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
+from formats.checkpoint.architecture import LIMITS, Unsupported, integer, number
+from formats.checkpoint.safetensors_files import MAX_JSON, read_object
 from microkernel.errors import DataLoss, Invalid
-from services.inference.checkpoint.architecture import LIMITS, Unsupported, integer, number
-from services.inference.checkpoint.safetensors_files import MAX_JSON, read_object
 
 __all__ = ["ARCHITECTURE", "EncoderConfig", "Pooling", "expected_shapes", "read_config"]
 

@@ -9,9 +9,9 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 
+from formats.checkpoint.architecture import Unsupported
+from formats.checkpoint.safetensors_files import FLOATS, FileTensor, read_tensors
 from microkernel.errors import DataLoss, Invalid
-from services.inference.checkpoint.architecture import Unsupported
-from services.inference.checkpoint.safetensors_files import FLOATS, FileTensor, read_tensors
 from services.inference.encoder.config import PREFIXES, EncoderConfig, expected_shapes, read_config
 from services.inference.encoder.tokens import TextTokens, open_tokens
 

@@ -10,8 +10,8 @@ import msgspec
 import tokenizers
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from services.inference.text.hf_tokenizer import read_folder
-from services.inference.text.tokenizer_definition import library_errors
+from formats.text.hf_tokenizer import read_folder
+from formats.text.tokenizer_definition import library_errors
 
 __all__ = ["TextTokens", "Tokenized", "open_tokens"]
 

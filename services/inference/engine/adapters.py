@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from formats.checkpoint.adapter import Adapter
 from microkernel.errors import NotFound, PreconditionFailed
-from services.inference.checkpoint.adapter import Adapter
 from services.inference.engine.forward import Decoder
 from services.inference.engine.sequence import Request
 

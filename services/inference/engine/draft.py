@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary, finalize
 
 import torch
 
+from formats.checkpoint.architecture import DecoderConfig
 from microkernel.errors import PreconditionFailed
 from services.inference.cache.keys import PAGE
-from services.inference.checkpoint.architecture import DecoderConfig
 from services.inference.engine.forward import Decoder, Part, Storage
 from services.inference.engine.sequence import Sequence
 

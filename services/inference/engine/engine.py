@@ -16,6 +16,7 @@ from collections.abc import Sequence as Several
 import msgspec
 import torch
 
+from formats.checkpoint.adapter import Adapter
 from microkernel.errors import (
     AlreadyExists,
     Invalid,
@@ -30,7 +31,6 @@ from services.inference.cache.keys import PAGE
 from services.inference.cache.ledger import Ledger
 from services.inference.cache.saved import SavedPages
 from services.inference.cache.status import Status
-from services.inference.checkpoint.adapter import Adapter
 from services.inference.engine.adapters import Adapters
 from services.inference.engine.batch import Batch
 from services.inference.engine.context import Context

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 import msgspec
 import torch
 
-from services.inference.checkpoint.adapter import Adapter
-from services.inference.checkpoint.architecture import DecoderConfig
+from formats.checkpoint.adapter import Adapter
+from formats.checkpoint.architecture import DecoderConfig
 
 __all__ = ["Decoder", "PageDtype", "Part", "Storage"]
 

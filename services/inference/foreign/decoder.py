@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from formats.checkpoint.adapter import Adapter
 from microkernel.errors import Unimplemented
-from services.inference.checkpoint.adapter import Adapter
 from services.inference.engine.forward import Part
 from services.inference.foreign.folder import ForeignFolder
 from services.inference.foreign.model import CausalModel

@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
+from formats.checkpoint.architecture import LIMITS, DecoderConfig, Unsupported
+from formats.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
 from microkernel.errors import Invalid
 from services.inference.cache.keys import PAGE
-from services.inference.checkpoint.architecture import LIMITS, DecoderConfig, Unsupported
-from services.inference.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
 
 __all__ = ["ForeignFolder", "open_folder", "page_estimate", "state_per_page"]
 

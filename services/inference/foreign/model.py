@@ -22,8 +22,8 @@ from transformers.cache_utils import (
 )
 from transformers.utils import logging as library_logging
 
+from formats.checkpoint.architecture import Unsupported
 from microkernel.errors import DataLoss, Overloaded
-from services.inference.checkpoint.architecture import Unsupported
 from services.inference.foreign.folder import ForeignFolder, state_per_page
 
 __all__ = ["CausalModel"]

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from formats.text.tokenizer import Tokenizer
 from microkernel.errors import Invalid
 from services.inference.grammar.matcher import CompiledGrammar, in_one_line
 from services.inference.grammar.source import FIELD, write_grammar
 from services.inference.grammar.trial import LIMITS, Trial
 from services.inference.grammar.vocabulary import open_vocabulary
 from services.inference.messages import Grammar
-from services.inference.text.tokenizer import Tokenizer
 
 __all__ = ["GrammarCompiler"]
 

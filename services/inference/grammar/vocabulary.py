@@ -6,7 +6,7 @@ from functools import cached_property
 
 from llguidance import LLTokenizer
 
-from services.inference.text.tokenizer import Tokenizer
+from formats.text.tokenizer import Tokenizer
 
 __all__ = ["open_vocabulary"]
 

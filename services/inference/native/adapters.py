@@ -8,8 +8,8 @@ from itertools import count, groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.checkpoint.adapter import TARGETS, Adapter, LowRank
 from microkernel.errors import Internal, Overloaded
-from services.inference.checkpoint.adapter import TARGETS, Adapter, LowRank
 from services.inference.engine.forward import Part
 from services.inference.native import library
 from services.inference.native.library import Adapted, AdapterLayer, Kernels, Kind, Matrix, Source

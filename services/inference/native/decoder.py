@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from formats.checkpoint.adapter import Adapter
+from formats.checkpoint.checkpoint import Checkpoint
+from formats.checkpoint.rope import rotations
 from microkernel.errors import Internal
-from services.inference.checkpoint.adapter import Adapter
-from services.inference.checkpoint.checkpoint import Checkpoint
-from services.inference.eager.rope import rotations
 from services.inference.engine.forward import PageDtype, Part
 from services.inference.native.adapters import Adapters
 from services.inference.native.library import Batch, Layer, Matrix, Model, PageKind, Sequence, Team

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.checkpoint.architecture import DecoderConfig
 from microkernel.errors import Invalid, Overloaded
 from services.inference.cache.host_memory import ELASTIC, give_back
-from services.inference.checkpoint.architecture import DecoderConfig
 from services.inference.engine.forward import PageDtype
 
 __all__ = ["HostPages", "page_bytes"]

@@ -20,9 +20,9 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
+from formats.checkpoint.architecture import DecoderConfig, expected_shapes
+from formats.checkpoint.checkpoint import Checkpoint, Stored
 from microkernel.errors import DataLoss
-from services.inference.checkpoint.architecture import DecoderConfig, expected_shapes
-from services.inference.checkpoint.checkpoint import Checkpoint, Stored
 from services.inference.native.library import Kernels, Kind, Source
 
 __all__ = ["Packed", "Weights", "file_name", "fits", "open_weights", "packed_bytes"]

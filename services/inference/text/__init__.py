@@ -1,1 +1,1 @@
-"""Text to tokens and back: tokenizers, chat templates, stop strings."""
+"""The text of an answer as it grows: characters, stop strings, probabilities."""

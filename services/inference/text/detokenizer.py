@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 
-from services.inference.text.tokenizer import Tokenizer
+from formats.text.tokenizer import Tokenizer
 
 __all__ = ["IncrementalText"]
 

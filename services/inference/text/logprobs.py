@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from formats.text.tokenizer import Tokenizer
 from services.inference.engine.logprobs import Logprobs
 from services.inference.messages import TokenLogprob
-from services.inference.text.tokenizer import Tokenizer
 
 __all__ = ["LogprobsOfText"]
 

@@ -12,6 +12,7 @@ import pytest
 from tiny_adapters import peft_tensors, random_pairs, write_gguf_adapter, write_peft
 from tiny_model import write_tiny_model
 
+from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import (
     AlreadyExists,
     Internal,
@@ -25,7 +26,6 @@ from microkernel.testing import TestKernel
 from services.devices.service import Devices
 from services.gateway.service import Gateway
 from services.inference import loaded_adapters as module
-from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.service import Inference
 from services.inference.stored_models import StoredModels
 from services.memory.messages import Holding

@@ -119,8 +119,8 @@ async def test_a_request_that_does_not_fit_names_its_field_and_costs_nobody_anyt
 
 
 async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(tiny, monkeypatch):
+    from formats.text.tokenizer import Tokenizer
     from services.inference import loaded as module
-    from services.inference.text.tokenizer import Tokenizer
 
     async with node(tiny) as system:
         encoded = []

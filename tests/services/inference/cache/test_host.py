@@ -15,11 +15,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from formats.checkpoint.architecture import DecoderConfig
 from microkernel.errors import Invalid
 from services.inference.cache.cache import Cache, Room
 from services.inference.cache.host import HostTier
 from services.inference.cache.keys import PAGE, page_keys
-from services.inference.checkpoint.architecture import DecoderConfig
 from services.inference.eager.pages import TensorPages
 
 SPACE = b"model"

@@ -8,9 +8,9 @@ from forward_passes import in_chunks, lanes
 from tiny_adapters import TARGETS, merged_decoder, peft_tensors, random_pairs, write_gguf_adapter, write_peft
 from tiny_models import tiny_decoder, write_gguf
 
+from formats.checkpoint.adapter import open_adapter
+from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import Internal
-from services.inference.checkpoint.adapter import open_adapter
-from services.inference.checkpoint.checkpoint import open_checkpoint
 
 TOKENS = [int(token) for token in torch.randint(0, 256, (60,), generator=torch.Generator().manual_seed(4))]
 

@@ -13,9 +13,9 @@ import torch
 from forward_passes import in_chunks, one_by_one
 from tiny_models import CPU
 
-from services.inference.checkpoint.checkpoint import open_checkpoint
+from formats.checkpoint.checkpoint import open_checkpoint
+from formats.text.tokenizer import open_tokenizer
 from services.inference.eager.decoder import Decoder, choose_dtype
-from services.inference.text.tokenizer import open_tokenizer
 
 pytestmark = [pytest.mark.peer, pytest.mark.model, pytest.mark.timeout(900)]
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny_models import CPU, VOCABULARY, tiny_decoder, write_gguf
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from services.inference.checkpoint.checkpoint import open_checkpoint
+from formats.checkpoint.checkpoint import open_checkpoint
 from services.inference.eager.decoder import Decoder, choose_dtype, sampling_device
 from services.inference.eager.fixed import MOST_STEPS, CudaGraphs, FixedSteps
 

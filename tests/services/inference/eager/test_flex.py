@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tiny_models import CPU, VOCABULARY, tiny_decoder, write_gguf
 from torch.nn.attention.flex_attention import flex_attention
 
+from formats.checkpoint.checkpoint import open_checkpoint
 from services.inference.cache.keys import PAGE
-from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.eager.decoder import Decoder
 from services.inference.eager.fixed import FixedAttention, FixedSteps
 from services.inference.eager.flex import FlexAttention, fused

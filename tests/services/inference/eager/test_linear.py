@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import CPU
 
-from services.inference.checkpoint.checkpoint import GROUP, Blocks, Dense
+from formats.checkpoint.checkpoint import GROUP, Blocks, Dense
 from services.inference.eager.linear import (
     EXPAND_ROWS,
     INT4_BYTES,
@@ -120,7 +120,7 @@ def test_rows_that_the_kernel_cannot_take_and_float32_are_dequantised():
 def test_blocks_dequantise_to_what_the_format_s_library_says(kind, tmp_path):
     from tiny_models import write_gguf
 
-    from services.inference.checkpoint.checkpoint import open_checkpoint
+    from formats.checkpoint.checkpoint import open_checkpoint
 
     path = write_gguf(tmp_path / "tiny.gguf", kind=kind)
     checkpoint = open_checkpoint(path)

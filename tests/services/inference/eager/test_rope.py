@@ -11,8 +11,8 @@ import torch
 from forward_passes import in_chunks
 from tiny_models import random_weights, tiny_decoder, write_gguf
 
-from services.inference.checkpoint.architecture import DecoderConfig, RopeScaling
-from services.inference.eager.rope import frequencies, rotations
+from formats.checkpoint.architecture import DecoderConfig, RopeScaling
+from formats.checkpoint.rope import frequencies, rotations
 
 
 def config(**fields) -> DecoderConfig:

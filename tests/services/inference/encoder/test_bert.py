@@ -10,8 +10,8 @@ import torch
 from tiny_bert import HIDDEN, WORDS, write_tiny_bert
 from torch.nn import functional
 
+from formats.checkpoint.architecture import Unsupported
 from microkernel.errors import DataLoss, Invalid
-from services.inference.checkpoint.architecture import Unsupported
 from services.inference.encoder.bert import BertEncoder
 from services.inference.encoder.config import Pooling, read_config
 from services.inference.encoder.folder import open_encoder

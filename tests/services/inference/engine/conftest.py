@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_models import write_gguf
 
+from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import PreconditionFailed
-from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.native.build import open_kernels
 from services.inference.native.decoder import NativeDecoder
 from services.inference.native.weights import open_weights

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tiny_adapters import peft_tensors, random_pairs, write_peft
 from tiny_models import VOCABULARY, tiny_decoder, write_gguf
 
+from formats.checkpoint.adapter import open_adapter
 from microkernel.errors import NotFound, PreconditionFailed
 from services.inference.cache.saved import SavedPages
-from services.inference.checkpoint.adapter import open_adapter
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.sampler import ResolvedSampling
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny_models import write_gguf
 
+from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import PreconditionFailed
 from services.inference.cache.saved import SavedPages
-from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.sampler import ResolvedSampling
 from services.inference.native.build import open_kernels

@@ -10,7 +10,7 @@ import torch
 from engine_runs import Counting, run
 from tiny_models import CPU, write_gguf
 
-from services.inference.checkpoint.checkpoint import open_checkpoint
+from formats.checkpoint.checkpoint import open_checkpoint
 from services.inference.eager.decoder import Decoder
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.sampler import ResolvedSampling

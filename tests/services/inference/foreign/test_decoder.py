@@ -10,9 +10,9 @@ import torch
 from engine_runs import run
 from tiny_foreign import FAMILIES, LONGROPE, likeliest, write
 
+from formats.checkpoint.architecture import Unsupported
+from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import Internal, Overloaded, PreconditionFailed
-from services.inference.checkpoint.architecture import Unsupported
-from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.engine.engine import Engine, Request
 from services.inference.engine.forward import Part
 from services.inference.engine.sampler import ResolvedSampling

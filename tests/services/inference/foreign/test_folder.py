@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from formats.checkpoint.architecture import Unsupported
+from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import DataLoss, Invalid, MicrokernelError
-from services.inference.checkpoint.architecture import Unsupported
-from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.foreign import folder as module
 from services.inference.foreign.decoder import ForeignDecoder
 from services.inference.foreign.folder import open_folder, page_estimate

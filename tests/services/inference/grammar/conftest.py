@@ -8,8 +8,8 @@ import pytest
 import tiny_tokenizers
 from tiny_model import write_tiny_model
 
+from formats.text.tokenizer import Tokenizer, open_tokenizer
 from services.inference.grammar.compiler import GrammarCompiler
-from services.inference.text.tokenizer import Tokenizer, open_tokenizer
 
 PADDING = 5  # logits that no token has
 

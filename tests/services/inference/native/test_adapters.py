@@ -9,9 +9,9 @@ from forward_passes import Lane, in_chunks, lanes
 from tiny_adapters import TARGETS, merged_decoder, peft_tensors, random_pairs, write_peft
 from tiny_models import FFN, HIDDEN, write_gguf
 
+from formats.checkpoint.adapter import Adapter, open_adapter
+from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import Internal, Overloaded
-from services.inference.checkpoint.adapter import Adapter, open_adapter
-from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.native import adapters as module
 from services.inference.native.decoder import NativeDecoder
 from services.inference.native.weights import open_weights

@@ -16,7 +16,7 @@ import torch
 from forward_passes import in_chunks, one_by_one
 from tiny_models import random_weights, tiny_decoder, write_gguf
 
-from services.inference.checkpoint.checkpoint import open_checkpoint
+from formats.checkpoint.checkpoint import open_checkpoint
 from services.inference.eager.decoder import choose_dtype
 from services.inference.native.decoder import NativeDecoder
 from services.inference.native.weights import open_weights

@@ -9,9 +9,9 @@ import torch
 from forward_passes import Lane, in_chunks, lanes, one_by_one
 from tiny_models import FFN, HEADS, HIDDEN, KV_HEADS, random_weights, tiny_decoder, write_folder, write_gguf
 
+from formats.checkpoint.checkpoint import open_checkpoint, pair_rows
+from formats.checkpoint.safetensors_checkpoint import _source_name
 from microkernel.errors import Internal
-from services.inference.checkpoint.checkpoint import open_checkpoint, pair_rows
-from services.inference.checkpoint.safetensors_checkpoint import _source_name
 from services.inference.engine.forward import Part
 from services.inference.native.decoder import NativeDecoder
 from services.inference.native.weights import open_weights

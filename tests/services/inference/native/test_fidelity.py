@@ -15,10 +15,10 @@ import pytest
 import torch
 from forward_passes import in_chunks, one_by_one
 
-from services.inference.checkpoint.checkpoint import open_checkpoint
+from formats.checkpoint.checkpoint import open_checkpoint
+from formats.text.tokenizer import open_tokenizer
 from services.inference.native.decoder import NativeDecoder
 from services.inference.native.weights import open_weights
-from services.inference.text.tokenizer import open_tokenizer
 
 pytestmark = [pytest.mark.peer, pytest.mark.model, pytest.mark.timeout(900)]
 

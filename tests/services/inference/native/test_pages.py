@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny_models import write_gguf
 
+from formats.checkpoint.checkpoint import open_checkpoint
 from services.inference.cache.host_memory import ELASTIC
-from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.native.pages import HostPages
 
 

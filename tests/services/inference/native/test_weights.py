@@ -15,9 +15,9 @@ import pytest
 import torch
 from gguf.constants import GGML_QUANT_SIZES
 
+from formats.checkpoint.architecture import DecoderConfig, expected_shapes
+from formats.checkpoint.checkpoint import Dense, Stored
 from microkernel.errors import DataLoss
-from services.inference.checkpoint.architecture import DecoderConfig, expected_shapes
-from services.inference.checkpoint.checkpoint import Dense, Stored
 from services.inference.engine.forward import Part
 from services.inference.native.decoder import NativeDecoder
 from services.inference.native.weights import file_name, fits, open_weights, packed_bytes

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import byte_level, sentencepiece
 
+from formats.text.tokenizer import Tokenizer, open_tokenizer
 from services.inference.text.detokenizer import IncrementalText
-from services.inference.text.tokenizer import Tokenizer, open_tokenizer
 
 BYTES = open_tokenizer(byte_level())
 PIECEWISE = open_tokenizer(sentencepiece())

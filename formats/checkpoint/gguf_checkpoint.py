@@ -15,8 +15,7 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from gguf.quants import dequantize
 
-from microkernel.errors import DataLoss, Invalid
-from services.inference.checkpoint.architecture import (
+from formats.checkpoint.architecture import (
     DecoderConfig,
     RopeScaling,
     check_config,
@@ -24,10 +23,11 @@ from services.inference.checkpoint.architecture import (
     integer,
     number,
 )
-from services.inference.checkpoint.checkpoint import GROUP, Blocks, Dense, Stored, Weight, check_tensors, rotated
-from services.inference.checkpoint.families import FAMILIES
-from services.inference.checkpoint.family import Family
-from services.inference.checkpoint.gguf_header import Header, TensorSpan, read_header
+from formats.checkpoint.checkpoint import GROUP, Blocks, Dense, Stored, Weight, check_tensors, rotated
+from formats.checkpoint.families import FAMILIES
+from formats.checkpoint.family import Family
+from formats.checkpoint.gguf_header import Header, TensorSpan, read_header
+from microkernel.errors import DataLoss, Invalid
 
 __all__ = ["GGUFCheckpoint"]
 

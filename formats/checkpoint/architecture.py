@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
+from formats.checkpoint.families import FAMILIES
 from microkernel.errors import Invalid
-from services.inference.checkpoint.families import FAMILIES
 
 __all__ = ["ARCHITECTURES", "LIMITS", "DecoderConfig", "RopeScaling", "Unsupported", "check_config", "expected_shapes"]
 

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from tiny_adapters import peft_tensors, random_pairs, write_gguf_adapter, write_peft
 from tiny_models import write_gguf
 
+from formats.checkpoint.adapter import open_adapter
+from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import DataLoss, Invalid, NotFound
-from services.inference.checkpoint.adapter import open_adapter
-from services.inference.checkpoint.checkpoint import open_checkpoint
 
 QUERY = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -208,7 +208,7 @@ def test_ranks_beyond_the_limit_are_refused(llama, tmp_path):
 
 
 def test_a_file_larger_than_any_adapter_is_not_read(llama, tmp_path, monkeypatch):
-    from services.inference.checkpoint import adapter as module
+    from formats.checkpoint import adapter as module
 
     monkeypatch.setattr(module, "HEADER_BYTES", 100)
     folder = write_peft(tmp_path / "a", peft_tensors(random_pairs(llama, rank=16), llama))

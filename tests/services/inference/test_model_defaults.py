@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from services.inference.checkpoint.model_defaults import model_defaults
 from services.inference.engine.sampler import resolve
 from services.inference.messages import SamplingParams
+from services.inference.model_defaults import model_defaults
 
 
 def test_a_folder_says_it_in_its_generation_config(tmp_path):

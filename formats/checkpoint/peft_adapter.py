@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.checkpoint.adapter import Adapter, Raw, check_size, made_of, shortened
+from formats.checkpoint.architecture import DecoderConfig, integer, number
+from formats.checkpoint.safetensors_checkpoint import NAMES
+from formats.checkpoint.safetensors_files import FLOATS, Span, read_object, read_spans
 from microkernel.errors import DataLoss, Invalid
-from services.inference.checkpoint.adapter import Adapter, Raw, check_size, made_of, shortened
-from services.inference.checkpoint.architecture import DecoderConfig, integer, number
-from services.inference.checkpoint.safetensors_checkpoint import NAMES
-from services.inference.checkpoint.safetensors_files import FLOATS, Span, read_object, read_spans
 
 __all__ = ["read_peft_adapter"]
 

@@ -3,7 +3,7 @@
 Those with long contexts (longrope) and with partly rotated heads (Phi-4 mini) are not computed here.
 """
 
-from services.inference.checkpoint.family import Family, Fused
+from formats.checkpoint.family import Family, Fused
 
 __all__ = ["FAMILY"]
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import byte_level, sentencepiece
 
+from formats.text.template import CHATML, ChatTemplate, Segment, encode_prompt, open_template
+from formats.text.tokenizer import Tokenizer, open_tokenizer
 from microkernel.errors import Invalid
 from services.inference.messages import ChatMessage
-from services.inference.text.template import CHATML, ChatTemplate, Segment, encode_prompt, open_template
-from services.inference.text.tokenizer import Tokenizer, open_tokenizer
 
 TOKENIZER = open_tokenizer(byte_level())
 SPECIAL = TOKENIZER.special_tokens

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from services.inference.checkpoint.architecture import DecoderConfig, RopeScaling
+from formats.checkpoint.architecture import DecoderConfig, RopeScaling
 
 __all__ = ["frequencies", "rotations"]
 

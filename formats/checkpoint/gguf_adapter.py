@@ -13,12 +13,12 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
+from formats.checkpoint.adapter import TARGETS, Adapter, Raw, check_size, made_of, shortened
+from formats.checkpoint.architecture import DecoderConfig, number
+from formats.checkpoint.checkpoint import Stored
+from formats.checkpoint.families import FAMILIES
+from formats.checkpoint.gguf_header import Header, TensorSpan, read_header
 from microkernel.errors import DataLoss, Invalid
-from services.inference.checkpoint.adapter import TARGETS, Adapter, Raw, check_size, made_of, shortened
-from services.inference.checkpoint.architecture import DecoderConfig, number
-from services.inference.checkpoint.checkpoint import Stored
-from services.inference.checkpoint.families import FAMILIES
-from services.inference.checkpoint.gguf_header import Header, TensorSpan, read_header
 
 __all__ = ["read_gguf_adapter"]
 

@@ -1,6 +1,6 @@
 """Qwen3: each query and key head is normed, https://arxiv.org/abs/2505.09388."""
 
-from services.inference.checkpoint.family import Family
+from formats.checkpoint.family import Family
 
 __all__ = ["FAMILY"]
 

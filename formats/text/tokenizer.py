@@ -24,10 +24,10 @@ from typing import Any
 import msgspec
 import tokenizers
 
+from formats.text.gguf_tokenizer import read_gguf
+from formats.text.hf_tokenizer import read_folder
+from formats.text.tokenizer_definition import TokenizerDefinition, library_errors
 from microkernel.errors import Invalid
-from services.inference.text.gguf_tokenizer import read_gguf
-from services.inference.text.hf_tokenizer import read_folder
-from services.inference.text.tokenizer_definition import TokenizerDefinition, library_errors
 
 __all__ = ["Tokenizer", "open_tokenizer"]
 

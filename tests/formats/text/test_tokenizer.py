@@ -18,8 +18,8 @@ from tiny_tokenizers import LETTER_OF, PIECES, byte_level, sentencepiece
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
+from formats.text.tokenizer import Tokenizer, open_tokenizer
 from microkernel.errors import DataLoss, Invalid, MicrokernelError, NotFound
-from services.inference.text.tokenizer import Tokenizer, open_tokenizer
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 BYTES = open_tokenizer(byte_level())

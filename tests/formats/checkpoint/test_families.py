@@ -22,11 +22,11 @@ from tiny_models import (
     write_gguf,
 )
 
+from formats.checkpoint.architecture import ARCHITECTURES, Unsupported
+from formats.checkpoint.checkpoint import open_checkpoint, pair_rows
+from formats.checkpoint.families import FAMILIES
+from formats.checkpoint.safetensors_checkpoint import _source_name
 from microkernel.errors import Invalid, MicrokernelError
-from services.inference.checkpoint.architecture import ARCHITECTURES, Unsupported
-from services.inference.checkpoint.checkpoint import open_checkpoint, pair_rows
-from services.inference.checkpoint.families import FAMILIES
-from services.inference.checkpoint.safetensors_checkpoint import _source_name
 
 CONFIG = {
     "architectures": ["Phi3ForCausalLM"],

@@ -1,6 +1,6 @@
 """Llama, from 1 to 3.3, SmolLM and all that took its shape: https://arxiv.org/abs/2302.13971."""
 
-from services.inference.checkpoint.family import Family
+from formats.checkpoint.family import Family
 
 __all__ = ["FAMILY"]
 

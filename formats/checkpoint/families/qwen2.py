@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5: biases for queries, keys and values, https://arxiv.org/abs/2407.10671."""
 
-from services.inference.checkpoint.family import Family
+from formats.checkpoint.family import Family
 
 __all__ = ["FAMILY"]
 

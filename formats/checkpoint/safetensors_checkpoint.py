@@ -12,8 +12,7 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 
-from microkernel.errors import DataLoss, Invalid
-from services.inference.checkpoint.architecture import (
+from formats.checkpoint.architecture import (
     DecoderConfig,
     RopeScaling,
     Unsupported,
@@ -22,10 +21,11 @@ from services.inference.checkpoint.architecture import (
     integer,
     number,
 )
-from services.inference.checkpoint.checkpoint import Dense, Stored, check_tensors, rotated
-from services.inference.checkpoint.families import FAMILIES
-from services.inference.checkpoint.family import Family
-from services.inference.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
+from formats.checkpoint.checkpoint import Dense, Stored, check_tensors, rotated
+from formats.checkpoint.families import FAMILIES
+from formats.checkpoint.family import Family
+from formats.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
+from microkernel.errors import DataLoss, Invalid
 
 __all__ = ["NAMES", "SafetensorsCheckpoint"]
 

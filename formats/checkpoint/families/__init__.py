@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.inference.checkpoint.families import llama, mistral, phi3, qwen2, qwen3
-from services.inference.checkpoint.family import Family
+from formats.checkpoint.families import llama, mistral, phi3, qwen2, qwen3
+from formats.checkpoint.family import Family
 
 __all__ = ["FAMILIES"]
 

@@ -19,8 +19,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from formats.text.tokenizer_definition import END_OF_TURN, TokenizerDefinition, ends_of_turn, library_errors
 from microkernel.errors import DataLoss, Invalid
-from services.inference.text.tokenizer_definition import END_OF_TURN, TokenizerDefinition, ends_of_turn, library_errors
 
 __all__ = ["read_gguf"]
 

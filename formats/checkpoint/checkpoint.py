@@ -17,8 +17,8 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from formats.checkpoint.architecture import DecoderConfig, expected_shapes
 from microkernel.errors import DataLoss, Invalid, NotFound
-from services.inference.checkpoint.architecture import DecoderConfig, expected_shapes
 
 __all__ = [
     "GROUP",
@@ -127,8 +127,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises `NotFound`, `Invalid` (not a model, or one that this engine does not compute) or `DataLoss` (cut off or
     damaged), each naming the file and what is wrong with it.
     """
-    from services.inference.checkpoint.gguf_checkpoint import GGUFCheckpoint  # noqa: PLC0415 - they build on this module
-    from services.inference.checkpoint.safetensors_checkpoint import SafetensorsCheckpoint  # noqa: PLC0415
+    from formats.checkpoint.gguf_checkpoint import GGUFCheckpoint  # noqa: PLC0415 - they build on this module
+    from formats.checkpoint.safetensors_checkpoint import SafetensorsCheckpoint  # noqa: PLC0415
 
     try:
         if path.is_dir():

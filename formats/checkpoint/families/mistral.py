@@ -1,6 +1,6 @@
 """Mistral: a Llama that may have a sliding window in all layers, https://arxiv.org/abs/2310.06825."""
 
-from services.inference.checkpoint.family import Family
+from formats.checkpoint.family import Family
 
 __all__ = ["FAMILY"]
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import random_weights, tiny_decoder, write_folder, write_gguf
 
+from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import DataLoss, Invalid, MicrokernelError, NotFound
-from services.inference.checkpoint.checkpoint import open_checkpoint
 from services.inference.eager.decoder import Decoder, weight_bytes
 
 ENCODED = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.TQ1_0, Kind.TQ2_0]
@@ -154,7 +154,7 @@ def test_a_number_that_is_an_array_is_refused_and_not_taken_for_missing(tmp_path
 
 
 def test_all_arrays_together_have_a_limit(good, tmp_path, monkeypatch):
-    from services.inference.checkpoint import gguf_header
+    from formats.checkpoint import gguf_header
 
     monkeypatch.setattr(gguf_header, "MAX_ENTRIES", 200)
     with pytest.raises(Invalid, match=r"more than 200 entries"):

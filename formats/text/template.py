@@ -14,17 +14,16 @@ import json
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
+from formats.text.template_sandbox import TemplateSandbox
+from formats.text.tokenizer import Tokenizer
 from microkernel.errors import Invalid
-from services.inference.messages import ChatMessage
-from services.inference.text.template_sandbox import TemplateSandbox
-from services.inference.text.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "Segment", "encode_prompt", "open_template"]
+__all__ = ["ChatTemplate", "Segment", "Turn", "encode_prompt", "open_template"]
 
 CHATML = (
     "{% for message in messages %}"
@@ -33,6 +32,21 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MARKS = range(0x10F000, 0x10FFFE)  # private use: no text means anything by them
+
+
+class Turn(Protocol):
+    """A message of a conversation; `inference.chat` takes messages of this form."""
+
+    @property
+    def role(self) -> str: ...
+    @property
+    def content(self) -> str | list[dict[str, Any]] | None: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def tool_call_id(self) -> str | None: ...
+    @property
+    def tool_calls(self) -> list[dict[str, Any]] | None: ...
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -87,7 +101,7 @@ class ChatTemplate:
         except (TemplateError, SyntaxError, RecursionError, MemoryError, ValueError, TypeError) as error:
             raise Invalid(f"the model's chat template does not compile: {_one_line(error)}") from error
 
-    def render(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool = True) -> list[Segment]:
+    def render(self, messages: Sequence[Turn], *, add_generation_prompt: bool = True) -> list[Segment]:
         """The prompt for `messages`, which ends where the model's answer begins if `add_generation_prompt`.
 
         Raises `Invalid` for a conversation that the template refuses, with its own words, for a content part
@@ -179,7 +193,7 @@ def _unused_mark(source: str, turns: list[dict[str, Any]]) -> str:
     return mark
 
 
-def _as_turn(message: ChatMessage, place: int) -> dict[str, Any]:
+def _as_turn(message: Turn, place: int) -> dict[str, Any]:
     """A message as templates expect it: absent fields left out, content as text."""
     turn: dict[str, Any] = {"role": message.role, "content": _text_of(message.content, place)}
     if message.name is not None:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FFN, HEADS, HIDDEN, KV_HEADS, VOCABULARY, random_weights, tiny_decoder, write_folder, write_gguf
 
+from formats.checkpoint.checkpoint import open_checkpoint, pair_rows
+from formats.checkpoint.safetensors_checkpoint import _source_name
 from microkernel.errors import DataLoss, Invalid, MicrokernelError
-from services.inference.checkpoint.checkpoint import open_checkpoint, pair_rows
-from services.inference.checkpoint.safetensors_checkpoint import _source_name
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from formats.checkpoint.architecture import DecoderConfig, expected_shapes
+from formats.checkpoint.families import FAMILIES
 from microkernel.errors import DataLoss, Invalid, NotFound, Unimplemented
-from services.inference.checkpoint.architecture import DecoderConfig, expected_shapes
-from services.inference.checkpoint.families import FAMILIES
 
 __all__ = ["TARGETS", "Adapter", "LowRank", "Raw", "check_size", "made_of", "open_adapter", "shortened"]
 
@@ -74,8 +74,8 @@ def open_adapter(path: Path, config: DecoderConfig, *, max_rank: int) -> Adapter
     model, or one that is not computed here) and `DataLoss`, each naming the file and what is wrong with it. Takes
     neither torch nor a device's thread.
     """
-    from services.inference.checkpoint.gguf_adapter import read_gguf_adapter  # noqa: PLC0415 - they build on this module
-    from services.inference.checkpoint.peft_adapter import read_peft_adapter  # noqa: PLC0415
+    from formats.checkpoint.gguf_adapter import read_gguf_adapter  # noqa: PLC0415 - they build on this module
+    from formats.checkpoint.peft_adapter import read_peft_adapter  # noqa: PLC0415
 
     if config.architecture not in FAMILIES:
         raise Unimplemented(

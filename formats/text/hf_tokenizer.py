@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import tokenizers
 
+from formats.text.tokenizer_definition import END_OF_TURN, TokenizerDefinition, ends_of_turn, library_errors
+from formats.text.tokenizer_steps import check_steps
 from microkernel.errors import DataLoss, Invalid, NotFound
-from services.inference.text.tokenizer_definition import END_OF_TURN, TokenizerDefinition, ends_of_turn, library_errors
-from services.inference.text.tokenizer_steps import check_steps
 
 __all__ = ["read_folder"]
 
