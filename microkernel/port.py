@@ -108,6 +108,11 @@ class Port:
         """Whether this node has a service `name`, whatever its state, or another one answers it."""
         return name in self._router.registry or self._router.nodes.knows(name)
 
+    def is_idempotent(self, target: str) -> bool:
+        """Whether `target` may be called again without harm, as far as that is known without asking another node."""
+        handler = self._router.known(target)
+        return handler is not None and handler.idempotent
+
     def call(
         self,
         to: str,

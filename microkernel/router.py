@@ -13,6 +13,7 @@ from microkernel.deadlines import Deadlines
 from microkernel.errors import DeadlineExceeded, NotFound, Overloaded
 from microkernel.events import Bus
 from microkernel.gate import BUDGET, Waits
+from microkernel.handlers import Handler
 from microkernel.idempotency import Outcomes
 from microkernel.monitors import Down, Monitors, Up
 from microkernel.nodes import Nodes
@@ -84,6 +85,16 @@ class Router:
                     may_have_run=False,
                 )
             await self.until_changed(service, expires)
+
+    def known(self, target: str) -> Handler | None:
+        """The handler behind `target`, as far as it is known here and now."""
+        service, _, method = target.partition("@")[0].partition(".")
+        spread = self.nodes.spread(service, method)
+        if spread is not None and (handler := spread.known(method)) is not None:
+            return handler
+        entry = self.registry.get(service)
+        binding = None if entry is None else entry.bindings.get(method)
+        return None if binding is None else binding.handler
 
     async def _in_time(self, binding: Awaitable[Binding], target: str, expires: float) -> Binding:
         """What another node is asked for."""

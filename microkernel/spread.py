@@ -125,6 +125,10 @@ class Spread:
             return None
         return entry.bindings[method].gate.pick(message, call)
 
+    def known(self, method: str) -> Handler | None:
+        """A handler, where it is installed here too, or a node that answers has told of it."""
+        return self._known.get(method)
+
     async def _handler(self, method: str) -> Handler:
         if method not in self._known:
             if self.kind is None:

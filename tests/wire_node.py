@@ -77,8 +77,13 @@ class Maths(Service):
     async def wait(self, message: Add) -> Sum:
         self.waited += 1
         self.hanging.set()
+        await self._note()
         await self.go.wait()
         return Sum(message.a + message.b, [])
+
+    @handles(idempotent=True)
+    async def wait_again(self, message: Add) -> Sum:
+        return await self.wait(message)
 
     @handles
     async def fail(self) -> None:
@@ -170,10 +175,10 @@ class Node:
         self.wire = wire
         self.url = url
 
-    async def leave_and_come_back(self) -> None:
+    async def leave_and_come_back(self, drain: float = 5.0) -> None:
         """As a node that is booted anew: what runs ends, clients are told, and another one is at its place."""
         leaving = self.wire
-        await leaving.close("it is booted anew", after=0.0)
+        await leaving.close("it is booted anew", after=0.0, drain=drain)
         self.wire = WireServer(self.kernel.kernel.port, authenticate, node="n1", epoch="e2", limits=Limits())
 
 

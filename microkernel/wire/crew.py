@@ -53,6 +53,7 @@ class Crew(Generic[W]):
         self._context = contextvars.copy_context()  # of every task: work that was begun must not lend them its own
         self._waiting: deque[tuple[int, W, Do[W]]] = deque()
         self._running: dict[int, asyncio.Task[None]] = {}
+        self._resting: dict[int, W] = {}  # of what runs, that which waits for something
         self._cancelled: set[int] = set()
         self._members: dict[asyncio.Task[None], None] = {}
         self._idle: list[asyncio.Future[None]] = []
@@ -89,6 +90,10 @@ class Crew(Generic[W]):
                 self._waiting.remove(piece)
                 self._tell_cancelled(number, piece[1])
                 return
+
+    def unfinished(self) -> list[tuple[int, W]]:
+        """The work that has not ended, with its numbers: what waits for something, and what has not begun."""
+        return [*self._resting.items(), *((number, work) for number, work, _ in self._waiting)]
 
     def pause(self, until: Awaitable[None]) -> None:
         """Carry out no more before `until`; for work that is being carried out."""
@@ -219,6 +224,7 @@ class Crew(Generic[W]):
             self._looks = True
             self._loop.call_soon(self._look, context=self._context)
         self._waits()
+        self._resting[number] = work
         try:
             await rest
         except asyncio.CancelledError:
@@ -227,4 +233,5 @@ class Crew(Generic[W]):
                 raise
             self._tell_cancelled(number, work)
         finally:
+            del self._resting[number]
             self._cancelled.discard(number)

@@ -151,6 +151,7 @@ class WireServer:
     async def close(self, reason: str = "this node shuts down", after: float = 1.0, drain: float = 5.0) -> None:
         """Say bye to all clients, let what is running end for `drain` seconds at most, and close every link.
 
+        Calls of idempotent handlers that have not ended by then are handed back: a client makes them on its next link.
         `after` is how many seconds later the clients are to come back. Sessions without a link end at once.
         """
         self._leaving = True
@@ -169,6 +170,7 @@ class WireServer:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         for link in links:
+            link.give_up()
             link.close(CloseCode.GOING_AWAY, reason)
         for link in links:
             await link.ended.wait()
@@ -325,6 +327,11 @@ class _Link:
         """Say bye."""
         self._session.leave(reason, after)
         self._pump.touch()
+
+    def give_up(self) -> None:
+        """Hand back what may be made again."""
+        if self._work is not None:
+            self._work.give_up()
 
     def close(self, code: int, reason: str) -> None:
         """End the link."""

@@ -19,16 +19,25 @@ import msgspec
 from microkernel.audit import Act
 from microkernel.begin import Rest, begin
 from microkernel.capability import Identity
-from microkernel.errors import CallCancelled, DeadlineExceeded, Denied, MicrokernelError, Overloaded, from_exception
+from microkernel.errors import (
+    CallCancelled,
+    DeadlineExceeded,
+    Denied,
+    MicrokernelError,
+    Overloaded,
+    Unavailable,
+    from_exception,
+)
 from microkernel.events import Event, Subscription
 from microkernel.inputs import Inputs
 from microkernel.monitors import Monitor
-from microkernel.port import Port, Stream
+from microkernel.port import Port
 from microkernel.trace import Trace, parse_traceparent
 from microkernel.wire import codec
 from microkernel.wire.body import Body
 from microkernel.wire.crew import Crew, Do, Read
 from microkernel.wire.limits import BUSY, FULL
+from microkernel.wire.pieces import Listens, Opened, Timed, Told
 from microkernel.wire.ports import Ports
 from microkernel.wire.pump import Handlers, Pump
 from microkernel.wire.server_session import ServerSession
@@ -38,36 +47,6 @@ __all__ = ["Work"]
 
 RESERVED = frozenset({"audit", "dead", "kernel", "process", "service", "trace"})  # first names of the node's own events
 ENVELOPE = 1024  # bytes of a frame that are not its body
-
-
-class _Opened(msgspec.Struct, gc=False):
-    """A stream that is to be run."""
-
-    id: int
-    to: str
-    stream: Stream
-
-
-class _Timed(msgspec.Struct, gc=False):
-    """A call with a deadline, which counts from here on, however long it waits for its turn."""
-
-    to: str
-    call: codec.Call
-    ends: float
-
-
-class _Listens(msgspec.Struct, gc=False):
-    """A subscription or a monitor that is to be followed."""
-
-    id: int
-    source: Subscription | Monitor
-
-
-class _Told(msgspec.Struct, gc=False):
-    """An event that is to be published."""
-
-    subject: str
-    body: Any
 
 
 class Work:
@@ -132,6 +111,15 @@ class Work:
             self._idle = self._idle or asyncio.Event()
             await self._idle.wait()
 
+    def give_up(self) -> None:
+        """The node leaves now: what has not ended and may be made again without harm, the client is to make again."""
+        for number, work in self._crew.unfinished():
+            if isinstance(work, codec.Call | Timed) and self._port.is_idempotent(work.to):
+                why = f"this node has left before {work.to} was done"
+                self.session.fail(number, Unavailable(why, may_have_run=False))
+                self._crew.cancel(number)
+        self.touch()
+
     async def end(self, *, at_once: bool = False) -> None:
         """Cancel all that runs; returns when it has ended. One-way messages are carried out, but for `at_once`."""
         self.session.state.clear()
@@ -149,7 +137,7 @@ class Work:
             self._crew.put(message.id, message, self._answer)
         else:
             ends = asyncio.get_running_loop().time() + message.deadline / 1000
-            self._crew.put(message.id, _Timed(message.to, message, ends), self._answer_in_time)
+            self._crew.put(message.id, Timed(message.to, message, ends), self._answer_in_time)
 
     def _open(self, message: codec.Open) -> None:
         number, to = message.id, message.to
@@ -168,7 +156,7 @@ class Work:
             stream.inputs.on_room = functools.partial(self._grant, number)
             self._inputs[number] = stream.inputs
         self._credit[number] = asyncio.Event()
-        self._crew.put(number, _Opened(number, to, stream), self._run)
+        self._crew.put(number, Opened(number, to, stream), self._run)
 
     def _more_credit(self, message: codec.Credit) -> None:
         if (wake := self._credit.get(message.id)) is not None:
@@ -200,7 +188,7 @@ class Work:
         except MicrokernelError as error:
             self.session.complain(error)
             return
-        self._put_one_way(_Told(message.subject, body), self._tell)
+        self._put_one_way(Told(message.subject, body), self._tell)
 
     def _subscribe(self, message: codec.Subscribe) -> None:
         try:
@@ -221,7 +209,7 @@ class Work:
     def _listen(self, number: int, source: Subscription | Monitor) -> None:
         # The id is free as soon as the client has unsubscribed, and this may take a moment longer.
         self._listening[number] = place = next(self._numbers)
-        self._crew.put(place, _Listens(number, source), self._listen_to)
+        self._crew.put(place, Listens(number, source), self._listen_to)
 
     def _input(self, message: codec.Item) -> None:
         inputs = self._inputs.get(message.id)
@@ -255,9 +243,9 @@ class Work:
 
     def _cancelled(self, number: int, work: Any) -> None:
         """`work` was cancelled, whether or not it had begun."""
-        if isinstance(work, _Listens):
+        if isinstance(work, Listens):
             work.source.close()
-        elif isinstance(work, codec.Send | _Told):
+        elif isinstance(work, codec.Send | Told):
             self._sends.discard(number)
         else:
             self._forget(number)
@@ -295,7 +283,7 @@ class Work:
             self._crew.pause(self._turns.next(self))
         return None
 
-    def _answer_in_time(self, number: int, work: _Timed) -> Awaitable[None]:
+    def _answer_in_time(self, number: int, work: Timed) -> Awaitable[None]:
         return self._finish(number, work.to, self._ask(work.call, work.ends))
 
     async def _ask(self, message: codec.Call, ends: float | None = None) -> Any:
@@ -343,7 +331,7 @@ class Work:
         self.session.fail(number, from_exception(error, service=to.partition(".")[0]))
         self._changed()
 
-    async def _run(self, number: int, work: _Opened) -> None:
+    async def _run(self, number: int, work: Opened) -> None:
         to, stream, what, longest = work.to, work.stream, f"an item of {work.to}", self._longest
         burst = 0
         try:
@@ -372,7 +360,7 @@ class Work:
             self._forget(number)
         self._changed()
 
-    async def _listen_to(self, number: int, work: _Listens) -> None:
+    async def _listen_to(self, number: int, work: Listens) -> None:
         source = work.source
         try:
             if isinstance(source, Subscription):
@@ -438,7 +426,7 @@ class Work:
         finally:
             self._sends.discard(number)
 
-    async def _tell(self, number: int, event: _Told) -> None:
+    async def _tell(self, number: int, event: Told) -> None:
         # A client that publishes too much waits: it is not to cut the subscriptions of services.
         try:
             await self._port.deliver(event.subject, event.body)

@@ -7,6 +7,7 @@ import math
 import signal
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,13 @@ def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    made = Agent(math.inf)
+    yield made
+    made._over.set()
+
+
 async def child(agent: Agent) -> psutil.Process:
     async with asyncio.timeout(30):
         while agent._process is None:
@@ -35,19 +43,17 @@ async def child(agent: Agent) -> psutil.Process:
     return psutil.Process(agent._process.pid)
 
 
-async def test_how_a_node_has_ended_is_told_with_its_last_words(tmp_path: Path) -> None:
-    how = await Agent(math.inf).run(placed(tmp_path))
+async def test_how_a_node_has_ended_is_told_with_its_last_words(agent: Agent, tmp_path: Path) -> None:
+    how = await agent.run(placed(tmp_path))
     assert how.startswith("exit code 1: error: ")
 
 
-async def test_whoever_asks_later_waits_for_the_same_node(tmp_path: Path) -> None:
-    agent = Agent(math.inf)
+async def test_whoever_asks_later_waits_for_the_same_node(agent: Agent, tmp_path: Path) -> None:
     first, second = await asyncio.gather(agent.run(placed(tmp_path)), agent.run(placed(tmp_path)))
     assert first == second
 
 
-async def test_a_token_is_in_no_command_line_and_in_no_file(tmp_path: Path) -> None:
-    agent = Agent(math.inf)
+async def test_a_token_is_in_no_command_line_and_in_no_file(agent: Agent, tmp_path: Path) -> None:
     running = asyncio.create_task(agent.run(placed(tmp_path)))
     words = (await child(agent)).cmdline()
     await running
@@ -57,10 +63,9 @@ async def test_a_token_is_in_no_command_line_and_in_no_file(tmp_path: Path) -> N
     assert stat.S_IMODE(kept["node.toml"].stat().st_mode) == 0o600
 
 
-async def test_nothing_of_rays_goes_to_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_of_rays_goes_to_the_node(agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
     monkeypatch.setenv("MICROKERNEL_TOKEN", "x" * 32)
-    agent = Agent(math.inf)
     running = asyncio.create_task(agent.run(placed(tmp_path)))
     environment = (await child(agent)).environ()
     await asyncio.gather(running, agent.stop())
@@ -78,9 +83,8 @@ async def test_nothing_of_rays_goes_to_the_node(tmp_path: Path, monkeypatch: pyt
     ],
 )
 async def test_a_node_listens_where_others_reach_it_and_shares_the_models_of_its_machine(
-    tmp_path: Path, config: str, more: dict[str, object], words: list[str]
+    agent: Agent, tmp_path: Path, config: str, more: dict[str, object], words: list[str]
 ) -> None:
-    agent = Agent(math.inf)
     running = asyncio.create_task(agent.run(placed(tmp_path, config, **more)))
     found = (await child(agent)).cmdline()
     await asyncio.gather(running, agent.stop())
@@ -89,8 +93,7 @@ async def test_a_node_listens_where_others_reach_it_and_shares_the_models_of_its
     ]
 
 
-async def test_a_node_that_does_not_end_when_told_to_is_killed(tmp_path: Path) -> None:
-    agent = Agent(math.inf)
+async def test_a_node_that_does_not_end_when_told_to_is_killed(agent: Agent, tmp_path: Path) -> None:
     deaf = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(); sys.stdin.read()"
     agent._process = process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", deaf, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE

@@ -480,3 +480,19 @@ async def test_who_does_not_come_back_hears_that_a_leaving_node_begins_nothing()
         here.maths.go.set()
         assert (await begun).total == 3
         await booting
+
+
+@pytest.mark.parametrize("deadline", [None, 60.0])
+async def test_a_call_that_a_leaving_node_does_not_finish_is_made_again_where_that_does_no_harm(deadline) -> None:
+    async with node() as here, mk.connect(here.url, ALL) as system:
+        again = asyncio.create_task(system.call("maths.wait_again", a=1, b=2, deadline=deadline))
+        await here.maths.hanging.wait()
+        once = asyncio.create_task(system.call("maths.wait", a=1, b=2))
+        await here.maths.until(lambda: here.maths.waited == 2)
+        await here.leave_and_come_back(drain=0.05)
+        with pytest.raises(Unavailable, match="booted anew") as caught:
+            await once
+        assert caught.value.may_have_run is True
+        await here.maths.until(lambda: here.maths.waited == 3)
+        here.maths.go.set()
+        assert (await again).total == 3

@@ -270,7 +270,7 @@ def test_several_tokens_behind_a_recurrent_state_are_computed_one_by_one(decoder
     whole = decoder.forward(storage, [Part([3, 4, 5, 6, 7], 0, storage.table([4]), wanted=3)])
     decoder.forward(storage, [Part([3, 4], 0, storage.table([5]))])
     behind = decoder.forward(storage, [Part([5, 6, 7], 2, storage.table([5]), wanted=3)])
-    torch.testing.assert_close(behind, whole, rtol=1e-4, atol=1e-4)
+    assert float((behind - whole).norm() / whole.norm()) < 1e-3  # by another path; a lost state is a hundredth or more
 
 
 @pytest.mark.parametrize(
