@@ -152,23 +152,25 @@ class Executor:
         """How many threads that have one core each may be at work."""
         return min(self._core_threads, self._cores_limit)
 
-    def rest_until_wanted(self, seconds: float) -> bool:
-        """Within a quantum, on its thread: do nothing until other work waits, `seconds` at most; whether some does.
+    def rest_until_wanted(self, seconds: float, wants: Callable[[Claim], bool] = lambda _: True) -> bool:
+        """Within a quantum, on its thread: do nothing until work waits that `wants` the device, `seconds` at most.
 
-        For a quantum whose work is done elsewhere, by a process of its own: it has the device as long as it does not
-        end, and learns here when it should.
+        Returns whether there is such work. For a quantum whose work is done elsewhere, by a process of its own: it has
+        the device as long as it does not end, and learns here when it should.
         """
+        ends = time.monotonic() + seconds
         bell = threading.Lock()
         bell.acquire()
-        with self._lock:
-            if len(self._policy) or self._closing:
-                return True
-            self._bells.append(bell)
-        bell.acquire(timeout=seconds)
-        with self._lock:
-            if bell in self._bells:
-                self._bells.remove(bell)
-            return len(self._policy) > 0 or self._closing
+        while True:
+            with self._lock:
+                if self._closing or any(wants(entry.claim) for entry in self._policy.entries()):
+                    return True
+                self._bells.append(bell)
+            if not bell.acquire(timeout=max(0.0, ends - time.monotonic())):
+                with self._lock:
+                    if bell in self._bells:  # or it has just been rung
+                        self._bells.remove(bell)
+                        return False
 
     def limit_cores(self, count: int) -> None:
         """Have no more than so many threads of one core at work from now on; the others sleep."""

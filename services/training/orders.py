@@ -9,12 +9,13 @@ import struct
 
 import msgspec
 
-from microkernel.errors import DataLoss
+from microkernel.errors import DataLoss, ErrorReport
 from microkernel.message import Message
 
 __all__ = [
-    "Began", "Broken", "Evaluated", "Failed", "Finished", "Form", "Formed", "Order", "Ready", "Report", "Rest", "Rested", "Save",
-    "Saved", "Start", "Stepped", "Stop", "decode_order", "decode_report", "frame", "frames",
+    "Broken", "DataReady", "Evaluated", "Failed", "Finished", "Form", "Formed", "LeftOut", "Noted", "Order", "Prepare",
+    "Preparing", "Ready", "Report", "Rest", "Rested", "Save", "Saved", "Start", "Stepped", "Stop", "decode_order",
+    "decode_report", "frame", "frames",
 ]  # fmt: skip
 
 LARGEST = 1 << 20  # bytes of a frame; the longest are errors with their cause
@@ -26,18 +27,32 @@ class _Tagged(Message, tag=True, kw_only=True):
 
 
 class Start(_Tagged):
-    """Make the job that `plan` describes, a file; say `Ready`, and wait for `Form`."""
+    """Read the job's file and make what it says: model and data; then say `Ready`."""
 
-    plan: str
+    path: str
+
+
+class Prepare(_Tagged):
+    """Read the file that says what to prepare, and do so; then say `Prepared`."""
+
+    path: str
 
 
 class Form(_Tagged):
-    """Meet the others of this generation at the store on `port`, and go on with them."""
+    """Meet the others of this generation at the store on `port`, and go on with them.
+
+    With `restore`, nobody has anything that is worth more than the newest checkpoint: take that, where there is one.
+    `faults` of workers were seen in `seconds`. Whoever does not come for `patience` seconds is not waited for.
+    """
 
     generation: int
     rank: int
     world: int
     port: int
+    restore: bool = False
+    faults: int = 0
+    seconds: float = 0.0
+    patience: float = 30.0
 
 
 class Save(_Tagged):
@@ -49,28 +64,34 @@ class Rest(_Tagged):
 
 
 class Stop(_Tagged):
-    """End, with a checkpoint of the last whole step unless it is not worth it."""
-
-    save: bool = True
+    """End at the end of this step, with a checkpoint; a worker that is in no group ends at once."""
 
 
-class Began(_Tagged):
-    """A process has begun; what it tells next it has to work for."""
+class Preparing(_Tagged):
+    """How far a preparation is, in bytes, and what came of them."""
 
-    pid: int
+    file: str
+    done: int
+    total: int
+    documents: int
+    tokens: int
+
+
+class DataReady(_Tagged):
+    """The data are there; `text` is the JSON of `Prepared`."""
+
+    text: str
 
 
 class Ready(_Tagged):
-    """Model and data are there; the state is that behind `step` steps."""
+    """Model and data are there: so many weights, of which `trained` are."""
 
-    step: int
-    steps: int
     parameters: int
     trained: int
 
 
 class Formed(_Tagged):
-    """The group is complete, and all are at the same step."""
+    """The group is complete, and all are behind the same step."""
 
     generation: int
     step: int
@@ -97,13 +118,26 @@ class Evaluated(_Tagged):
 
 
 class Saved(_Tagged):
-    """A checkpoint is safe. Training stood still for `blocked` seconds for it."""
+    """A checkpoint is safe, so many `seconds` after it was begun."""
 
     step: int
-    path: str
+    number: int
     bytes: int
-    blocked: float
     seconds: float
+
+
+class Noted(_Tagged):
+    """Something to be known: a checkpoint that was not made, or one that is damaged."""
+
+    text: str
+
+
+class LeftOut(_Tagged):
+    """The loss diverged in a step, whose rows are passed over; the state is that behind `step` steps again."""
+
+    diverged: int
+    step: int
+    why: str
 
 
 class Rested(_Tagged):
@@ -128,15 +162,27 @@ class Finished(_Tagged):
 
 
 class Failed(_Tagged):
-    """It cannot go on: an error of `microkernel.errors` by its code."""
+    """It cannot go on."""
 
-    code: str
-    message: str
-    remedy: str | None = None
+    error: ErrorReport
 
 
-Order = Start | Form | Save | Rest | Stop
-Report = Began | Ready | Formed | Stepped | Evaluated | Saved | Rested | Broken | Finished | Failed
+Order = Start | Prepare | Form | Save | Rest | Stop
+Report = (
+    Preparing
+    | DataReady
+    | Ready
+    | Formed
+    | Stepped
+    | Evaluated
+    | Saved
+    | Noted
+    | LeftOut
+    | Rested
+    | Broken
+    | Finished
+    | Failed
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _orders = msgspec.msgpack.Decoder(Order)

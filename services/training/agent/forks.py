@@ -29,9 +29,13 @@ class Forked:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        """End it now, also where it is stopped."""
+        self.send(signal.SIGKILL)
+
     async def end(self) -> int:
         """Kill it, and wait until it is gone; its status."""
-        self.send(signal.SIGKILL)
+        self.kill()
         return await asyncio.shield(self.ended)
 
 
@@ -64,7 +68,7 @@ class Forks:
     async def close(self) -> None:
         """Kill all its processes, and let the server end."""
         for forked in tuple(self._living.values()):
-            forked.send(signal.SIGKILL)
+            forked.kill()
         living = [forked.ended for forked in self._living.values()]
         if living:
             await asyncio.wait(living)
@@ -91,7 +95,7 @@ class Forks:
                 if self._asked and not (answer := self._asked.popleft()).done():
                     answer.set_result(forked)
                 else:
-                    forked.send(signal.SIGKILL)  # whoever asked does not wait for it any more
+                    forked.kill()  # whoever asked does not wait for it any more
 
     def _ended(self, pid: int, status: int) -> None:
         forked = self._living.pop(pid, None)

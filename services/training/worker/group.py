@@ -1,6 +1,6 @@
 """The workers of a job as one group: sums over all of them, and bringing those up that are behind.
 
-torch.distributed moves the bytes (gloo between CPUs, nccl between GPUs); no collective is written here. A sum is made
+torch.distributed moves the bytes, by gloo; no collective is written here. A sum is made
 of two: each worker is sent everybody's parts of its own stretch of the gradient, adds them up in the order of the
 shards, and all gather the sums. That moves as many bytes as a ring does, and the bits do not depend on who is there.
 """
@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch.distributed import ProcessGroupGloo  # type: ignore[attr-defined] # it is there where torch was built with it
 
 from microkernel.errors import Unavailable
 from services.training.worker.sums import Node, PartialSums, ShardTree, shards_of
@@ -39,31 +39,32 @@ class Group:
         self._nodes = [node for nodes in owned for node in nodes]
         self._in_halves = world == 2 and self._counts == [1, 1]
         self._rooms: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-        self._joined = False
+        self._links: Any = None
 
     @classmethod
-    def join(
-        cls, store: Any, rank: int, world: int, *, shards: int, timeout: float, backend: str = "gloo"
-    ) -> Group:
-        """Meet the others at `store`, one of torch.distributed, where nobody has met before. Raises `GroupBroken` after `timeout` seconds."""
+    def join(cls, store: Any, rank: int, world: int, *, shards: int, timeout: float) -> Group:
+        """Meet the others at `store`, one of torch.distributed, where nobody has met before.
+
+        Raises `GroupBroken` after `timeout` seconds, and where the store closes.
+        """
         group = cls(rank, world, shards=shards)
-        if world == 1:
-            return group
-        try:
-            dist.init_process_group(
-                backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout)
-            )
-        except (RuntimeError, ValueError) as error:
-            raise GroupBroken(f"worker {rank} did not meet the others: {_first_line(error)}") from error
-        group._joined = True
+        if world > 1:
+            # Not `init_process_group`: it keeps count of groups in its process, also of those that did not come about,
+            # and a worker that has tried once more than another one waits for it in another place.
+            try:
+                group._links = ProcessGroupGloo(store, rank, world, timedelta(seconds=timeout))
+            except RuntimeError as error:
+                raise GroupBroken(f"worker {rank} did not meet the others: {_first_line(error)}") from error
         return group
 
     def leave(self) -> None:
         """Let go of the others, whatever state they are in."""
-        if self._joined:
-            self._joined = False
-            with contextlib.suppress(RuntimeError):  # of connections that are broken already
-                dist.destroy_process_group()
+        self._links = None
+
+    @property
+    def most_shards(self) -> int:
+        """How many shards the worker has that has most."""
+        return max(len(shards_of(rank, self.world, self._tree.root.stop)) for rank in range(self.world))
 
     def partial_sums(self) -> PartialSums:
         """Where this worker adds up its shards."""
@@ -83,7 +84,7 @@ class Group:
                 values = [part[start : start + SEGMENT] for _, part in parts]
                 if self._in_halves:
                     segment.copy_(values[0])  # a + b is b + a to the bit: no order to keep
-                    dist.all_reduce(segment)
+                    self._links.allreduce([segment]).wait()
                 else:
                     self._total_segment(values, segment)
 
@@ -94,18 +95,33 @@ class Group:
             return [mine.tolist()]
         with _broken("gathering"):
             everybody = [torch.empty_like(mine) for _ in range(self.world)]
-            dist.all_gather(everybody, mine)
+            self._links.allgather([everybody], [mine]).wait()
         return [each.tolist() for each in everybody]
 
-    def bring_up(self, step: int, tensors: Sequence[torch.Tensor]) -> int:
-        """Give all what the one has that did most steps, in place; returns its step. Raises `GroupBroken`."""
-        steps = [int(each[0]) for each in self.gather([step])]
-        ahead = max(steps)
-        if min(steps) < ahead:
-            with _broken("bringing workers up to the others"):
-                for tensor in tensors:
-                    dist.broadcast(tensor, src=steps.index(ahead))
-        return ahead
+    def bring_up(self, step: int, facts: bytes, tensors: Sequence[torch.Tensor]) -> bytes | None:
+        """Give all what the one has that did most steps: its tensors, in place, and its facts.
+
+        Returns these where this worker was behind, None where it was not. Raises `GroupBroken`.
+        """
+        told = self.gather([step, len(facts)])
+        steps = [int(each[0]) for each in told]
+        if min(steps) == max(steps):
+            return None
+        source = steps.index(max(steps))
+        given = self.give(source, facts, int(told[source][1]), tensors)
+        return given if step < max(steps) else None
+
+    def give(self, source: int, facts: bytes, size: int, tensors: Sequence[torch.Tensor]) -> bytes:
+        """Give all what `source` has, whatever they have: tensors in place, and `size` bytes. Raises `GroupBroken`."""
+        if self.world == 1:
+            return facts
+        text = torch.zeros(size, dtype=torch.uint8)
+        if self.rank == source:
+            text.copy_(torch.frombuffer(bytearray(facts), dtype=torch.uint8))
+        with _broken("bringing workers up to the others"):
+            for tensor in (text, *tensors):
+                self._links.broadcast(tensor, source).wait()
+        return text.numpy().tobytes()
 
     def _total_segment(self, values: list[torch.Tensor], out: torch.Tensor) -> None:
         size, world, mine = out.numel(), self.world, len(values)
@@ -118,14 +134,10 @@ class Group:
             if size % chunk:
                 sent[whole, place, : size % chunk] = value[whole * chunk :]
         received = room[1].view(-1, chunk)
-        dist.all_to_all_single(
-            room[1],
-            room[0],
-            output_split_sizes=[count * chunk for count in self._counts],
-            input_split_sizes=[mine * chunk] * world,
-        )
+        counts = [count * chunk for count in self._counts]
+        self._links.alltoall_base(room[1], room[0], counts, [mine * chunk] * world).wait()
         total = self._tree.total(zip(self._nodes, received, strict=True))
-        dist.all_gather_single(room[2], total)
+        self._links._allgather_base(room[2], total).wait()  # noqa: SLF001 - the backends' one name for it
         out.copy_(room[2][:size])
 
     def _room(self, like: torch.Tensor, chunk: int, mine: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
