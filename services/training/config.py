@@ -153,7 +153,7 @@ class FaultConfig(Message, forbid_unknown_fields=True, kw_only=True):
 
 
 class ServeConfig(Message, forbid_unknown_fields=True, kw_only=True):
-    """What becomes of the result: its name among the models (the job's unless given), and whether it answers at once."""
+    """What becomes of the result: its name among the models, the job's unless given, and whether it answers at once."""
 
     name: str | None = None
     load: bool = True

@@ -47,7 +47,7 @@ class PreparationFile(Message, kw_only=True):
     cache: str
 
 
-def write_file(path: Path, content: JobFile | PreparationFile) -> None:
+def write_file(path: Path, content: msgspec.Struct) -> None:
     """Write it. Raises `OSError`."""
     path.write_bytes(msgspec.json.encode(content))
 

@@ -8,10 +8,11 @@ is killed, so that it cannot come back and take part.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 
 from services.training.beat import Pulse
 
-__all__ = ["Liveness", "Standing"]
+__all__ = ["Liveness", "Standing", "WorkerLost"]
 
 SUSPECTED = 0.5  # seconds without a beat; there are five in that time
 DEAD = 3.0
@@ -27,6 +28,14 @@ class Standing(StrEnum):
     SUSPECTED = "suspected"
     DEAD = "dead"
     HUNG = "hung"
+
+
+class WorkerLost(NamedTuple):
+    """A worker has ended that was not told to, or was killed as it did not get on."""
+
+    number: int
+    step: int
+    why: str
 
 
 class Liveness:

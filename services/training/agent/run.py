@@ -20,9 +20,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined] # it is the
 from microkernel.errors import DataLoss, Internal, MicrokernelError, Unavailable, from_report
 from services.training.agent.forks import Forked, Forks
 from services.training.agent.formation import Formation
-from services.training.agent.liveness import Standing
+from services.training.agent.liveness import Standing, WorkerLost
 from services.training.agent.turns import Turns
-from services.training.agent.worker_process import WorkerProcess, line_to
+from services.training.agent.worker_process import WorkerProcess, first_of, line_to
 from services.training.job_file import JobFile
 from services.training.orders import (
     Broken,
@@ -40,20 +40,12 @@ from services.training.orders import (
     Stop,
 )
 
-__all__ = ["JobRun", "WorkerLost"]
+__all__ = ["JobRun"]
 
 LOOK = 0.1  # seconds between two looks at the workers
 HOUR = 3600.0
 SETTLED = 0.05  # seconds after a complaint in which those who have gone are heard of
 STOPPING = 30.0  # seconds to make a last checkpoint
-
-
-class WorkerLost(NamedTuple):
-    """A worker has ended that was not told to, or was killed as it did not get on."""
-
-    number: int
-    step: int
-    why: str
 
 
 class _Ended(NamedTuple):
@@ -142,7 +134,7 @@ class JobRun:
             self._turns.add(forked)
             try:
                 line.tell(Start(path=str(self._path)))
-                await _first(ready, forked.ended)
+                await first_of(ready, forked.ended)
                 await asyncio.sleep(0)  # its last words may come behind its end
                 if not ready.done():
                     raise _died("the process that reads the model", forked.ended.result())
@@ -334,11 +326,6 @@ class Meeting:
     def close(self) -> None:
         """Let nobody in any more."""
         self._store = None
-
-
-async def _first(*waited: asyncio.Future[Any]) -> None:
-    """Return when one of them is done."""
-    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _error(report: Failed) -> MicrokernelError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from microkernel.errors import DataLoss
 from services.training.agent.forks import Forked, Forks
@@ -14,7 +16,7 @@ from services.training.agent.liveness import Liveness
 from services.training.beat import SIZE, Pulse, read_pulse, shared_memory
 from services.training.orders import Order, Report
 
-__all__ = ["WorkerProcess", "line_to"]
+__all__ = ["WorkerProcess", "first_of", "line_to"]
 
 Heard = Callable[["WorkerProcess", Report], None]
 Defect = Callable[["WorkerProcess", DataLoss], None]
@@ -68,3 +70,8 @@ def line_to(heard: Callable[[Report], None], defect: Callable[[DataLoss], None])
     """A line to a process that is yet to be forked, and the end that it is to have; that is to be closed here."""
     ours, theirs = socket.socketpair()
     return Line(ours, heard, defect), theirs
+
+
+async def first_of(*waited: asyncio.Future[Any]) -> None:
+    """Return when one of them is done."""
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
