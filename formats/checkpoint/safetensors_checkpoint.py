@@ -27,7 +27,7 @@ from formats.checkpoint.family import Family
 from formats.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
 from microkernel.errors import DataLoss, Invalid
 
-__all__ = ["NAMES", "SafetensorsCheckpoint"]
+__all__ = ["NAMES", "SafetensorsCheckpoint", "source_name"]
 
 CLASSES = {family.hf_class: family for family in FAMILIES.values()}
 NAMES = {
@@ -132,14 +132,14 @@ def _place(name: str, shapes: dict[str, tuple[int, ...]], family: Family) -> _Pl
     prefix, _, part = name.removesuffix(".weight").rpartition(".")
     fused = family.fused_part(part) if name.endswith(".weight") else None
     if fused is None:
-        return _Place(_source_name(name), 0, shapes[name][0], shapes[name][0])
+        return _Place(source_name(name), 0, shapes[name][0], shapes[name][0])
     rows = [shapes[f"{prefix}.{each}.weight"][0] for each in fused.parts]
     index = fused.parts.index(part)
     layer = prefix.removeprefix("blk.")
     return _Place(f"model.layers.{layer}.{fused.hf}.weight", sum(rows[:index]), sum(rows[: index + 1]), sum(rows))
 
 
-def _source_name(name: str) -> str:
+def source_name(name: str) -> str:
     """What the Hugging Face layout calls the tensor that GGUF calls `name`."""
     match name:
         case "token_embd.weight":
