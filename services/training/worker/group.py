@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import ProcessGroupGloo  # type: ignore[attr-defined] # it is there where torch was built with it
+from torch.distributed import ProcessGroupGloo
 
 from microkernel.errors import Unavailable
 from services.training.worker.sums import Node, PartialSums, ShardTree, shards_of
