@@ -41,7 +41,7 @@ class _CrossEntropy(Function):
         ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, rows: int, wanted: bool
     ) -> torch.Tensor:
         weight = head.to(hidden.dtype)
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        total = torch.zeros((), device=hidden.device)
         of_hidden = torch.empty_like(hidden) if wanted and ctx.needs_input_grad[0] else None
         of_head = torch.empty_like(head) if wanted and ctx.needs_input_grad[1] else None
         for first in range(0, len(hidden), rows):
@@ -53,7 +53,7 @@ class _CrossEntropy(Function):
             of_target = logits.gather(1, target)
             weights = logits.exp_()
             weighed = weights.sum(1, keepdim=True)
-            total += (weighed.log() - of_target).sum(dtype=torch.float64)
+            total += (weighed.log() - of_target).sum()
             if of_hidden is None and of_head is None:
                 continue
             gradient = weights.div_(weighed)
@@ -66,7 +66,7 @@ class _CrossEntropy(Function):
         if of_head is not None and not len(hidden):
             of_head.zero_()
         ctx.save_for_backward(of_hidden, of_head, head if of_head is not None else None)
-        return total.float()
+        return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -192,7 +192,7 @@ class _Embedding(Function):
 def choose_dtype(device: torch.device) -> torch.dtype:
     """What products are computed in: bfloat16 where the device computes in it, or float32.
 
-    Never float16, whose range gradients leave. Measured on a CPU without AVX512: bfloat16 takes 4 to 10 times as long.
+    Never float16, whose range gradients leave. Measured on a CPU without AVX512: bfloat16 takes 4 to 11 times as long.
     """
     if device.type == "cpu":
         fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - it has no public name

@@ -23,9 +23,9 @@ class Diverged(PreconditionFailed):
 def length_of(gradients: torch.Tensor) -> float:
     """The Euclidean norm of a flat tensor, float32 [n]; not finite where one of its numbers is not."""
     whole = len(gradients) // STRETCH * STRETCH
-    lengths = torch.linalg.vector_norm(gradients[:whole].view(-1, STRETCH), dim=1)
-    rest = torch.linalg.vector_norm(gradients[whole:]).double()
-    return math.sqrt(math.fsum((lengths.double().square().sum().item(), rest.square().item())))
+    lengths = torch.linalg.vector_norm(gradients[:whole].view(-1, STRETCH), dim=1).cpu()
+    rest = torch.linalg.vector_norm(gradients[whole:]).cpu()
+    return float(torch.cat((lengths, rest[None])).double().square().sum().sqrt())
 
 
 def clip(gradients: torch.Tensor, limit: float, scale: float = 1.0) -> float:
