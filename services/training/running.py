@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from microkernel.capability import Rights
 from microkernel.errors import (
     CallCancelled,
     DataLoss,
@@ -238,7 +239,10 @@ class RunningJob:
         kept = self._folder / PREPARED
         if await asyncio.to_thread(kept.exists):
             return await asyncio.to_thread(_read_prepared, kept)
-        files = TreeFiles(self._service, self._history.root.parent / "files")
+        owner = self.job.owner
+        port = self._service.port.narrow(caller=self._service.name, rights=Rights(), user=owner)
+        by_root = owner in {"local", "root"}
+        files = TreeFiles(port, self._history.root.parent / "files", names_local_files=by_root)
         data = self.config.data
         file = PreparationFile(
             train=tuple(await files.fetch(data.train)),

@@ -7,6 +7,7 @@ with all else on their device, and puts what they have learned among the models.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import AsyncIterator
 from typing import ClassVar
@@ -14,7 +15,7 @@ from typing import ClassVar
 import msgspec
 
 from microkernel.errors import AlreadyExists, Invalid, NotFound, Overloaded, PreconditionFailed
-from microkernel.message import Message, calling_user, is_root, may_touch
+from microkernel.message import Message, calling_user, may_touch
 from microkernel.processes import ProcessService
 from microkernel.service import Placement, handles, streams
 from services.training.agent.fork_server import ForkServer
@@ -31,7 +32,7 @@ from services.training.messages import (
     Point,
     StartJob,
 )
-from services.training.running import PREPARED, RunningJob
+from services.training.running import RunningJob
 from services.training.settings import TrainingSettings
 
 __all__ = ["Training"]
@@ -188,13 +189,7 @@ class Training(ProcessService):
         return running
 
     async def _take_up(self, job: Job) -> Job:
-        """Go on with a job from the disk. What its user may read was looked at when it began, and is not again."""
-        prepared = self._history.folder(job.job) / PREPARED
-        if job.owner not in {"local", "root", calling_user()} and not await asyncio.to_thread(prepared.exists):
-            if is_root():
-                why = "it was interrupted before its data were read: its owner has to start it again"
-                self._jobs[job.job] = msgspec.structs.replace(job, state=JobState.FAILED, why=why)
-            return self._jobs[job.job]
+        """Go on with a job from the disk."""
         config = read_job(await asyncio.to_thread(self._history.config, job.job), f"job {job.job}")
         fresh = msgspec.structs.replace(job, state=JobState.PREPARING, why="waits for its turn", ended=None, notes=())
         self._begin(fresh, config)
@@ -203,7 +198,10 @@ class Training(ProcessService):
     def _begin(self, job: Job, config: JobConfig) -> None:
         running = RunningJob(self, self._history, config, job)
         self._running[job.job] = running
-        self._tasks[job.job] = task = asyncio.create_task(self._run(running), name=f"training {job.job}")
+        # Not the caller's context: its deadline and its rights are the call's, and the job is not over with that.
+        self._tasks[job.job] = task = asyncio.create_task(
+            self._run(running), name=f"training {job.job}", context=contextvars.Context()
+        )
         task.add_done_callback(lambda _: self._tasks.pop(job.job, None))
 
     async def _run(self, running: RunningJob) -> None:

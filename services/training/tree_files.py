@@ -16,8 +16,8 @@ from typing import Any
 import blake3
 
 from microkernel.errors import Denied, Invalid, NotFound, PreconditionFailed
-from microkernel.message import convert, is_root
-from microkernel.service import Service
+from microkernel.message import convert
+from microkernel.port import Port
 from services.filesystem.messages import FileKind, Stat
 
 __all__ = ["TreeFiles"]
@@ -28,12 +28,13 @@ PIECE = 8 << 20  # bytes that are written at a time
 
 
 class TreeFiles:
-    """Fetches what the user of the running call may read."""
+    """Fetches what a user may read."""
 
-    def __init__(self, service: Service, folder: Path) -> None:
-        """`folder` keeps what was fetched."""
-        self._service = service
+    def __init__(self, port: Port, folder: Path, *, names_local_files: bool) -> None:
+        """`port` is narrowed to the user, who may name files of this machine or not; `folder` keeps what was fetched."""
+        self._port = port
         self._folder = folder
+        self._names_local_files = names_local_files
 
     async def fetch(self, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
         """Each file that a pattern means: where it lies here, and its name in the tree; in the order of their names.
@@ -45,7 +46,7 @@ class TreeFiles:
         for pattern in patterns:
             before = len(found)
             if pattern.startswith(LOCAL):
-                found |= await asyncio.to_thread(_local, pattern, allowed=is_root())
+                found |= await asyncio.to_thread(_local, pattern, allowed=self._names_local_files)
             else:
                 async for stat in self._matching(pattern):
                     found[stat.path] = found.get(stat.path) or await self._fetched(stat)
@@ -57,7 +58,7 @@ class TreeFiles:
         if not pattern.startswith("/"):
             raise Invalid(f"'{pattern}' is no path of the tree: these begin with /", field="data.train")
         if not any(sign in pattern for sign in "*?["):
-            stat = convert(await self._service.call("filesystem.stat", path=pattern), Stat)
+            stat = convert(await self._port.call("filesystem.stat", path=pattern), Stat)
             if stat.kind is FileKind.FOLDER:
                 async for each in self._below(pattern.rstrip("/"), "*"):
                     yield each
@@ -74,7 +75,7 @@ class TreeFiles:
         after = ""
         while True:
             listed = convert(
-                await self._service.call("filesystem.list", path=folder or "/", after=after, limit=1000), list[Stat]
+                await self._port.call("filesystem.list", path=folder or "/", after=after, limit=1000), list[Stat]
             )
             for stat in listed:
                 name = stat.path.rpartition("/")[2]
@@ -110,7 +111,7 @@ class TreeFiles:
         if stat.version is not None:
             ask["version"] = stat.version
         with await asyncio.to_thread(path.open, "wb") as file:
-            async with aclosing(self._service.stream("filesystem.read", **ask)) as pieces:
+            async with aclosing(self._port.stream("filesystem.read", **ask)) as pieces:
                 async for piece in pieces:
                     part = bytes(piece)
                     digest.update(part)

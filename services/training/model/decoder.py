@@ -48,12 +48,12 @@ class Decoder(nn.Module):
         self.device = weights.flat.values.device
         self.dtype = dtype
         self.recompute = recompute
-        self._factors = weights.rope_factors
+        self.rope_factors = weights.rope_factors
         self.table = weights.tensor("token_embd.weight")
         self.head = self.table if config.tied_embeddings else weights.tensor("output.weight")
         self.layers = nn.ModuleList([Layer(config, weights, index, dtype) for index in range(config.layers)])
         self.norm = weights.tensor("output_norm.weight")
-        self._rotations = rotations(config, torch.arange(0), self._factors).to(self.device)
+        self._rotations = rotations(config, torch.arange(0), self.rope_factors).to(self.device)
 
     def loss(self, batch: Batch, draws: int | None = None) -> tuple[torch.Tensor, int]:
         """The sum of what is lost over the learned tokens (nats, float32 scalar), and how many there are.
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         self._check("tokens", tokens)
         end = int(positions.max(initial=0)) + 1
         if end > len(self._rotations):
-            self._rotations = rotations(self.config, torch.arange(2 * end), self._factors).to(self.device)
+            self._rotations = rotations(self.config, torch.arange(2 * end), self.rope_factors).to(self.device)
         step = Step(
             rotation=self._rotations[torch.from_numpy(positions).to(self.device)][:, :, None],
             documents=Documents(documents, self.device),
