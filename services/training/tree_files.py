@@ -31,7 +31,7 @@ class TreeFiles:
     """Fetches what a user may read."""
 
     def __init__(self, port: Port, folder: Path, *, names_local_files: bool) -> None:
-        """`port` is narrowed to the user, who may name files of this machine or not; `folder` keeps what was fetched."""
+        """`port` is narrowed to the user, who may name local files or not; `folder` keeps what was fetched."""
         self._port = port
         self._folder = folder
         self._names_local_files = names_local_files
