@@ -16,7 +16,8 @@ __all__ = ["ForkServer"]
 
 LEAVE = 5.0  # seconds to end by itself once its line is closed
 WIDTH = 2000  # characters of a line of its output that are logged
-BOOTSTRAP = "import sys; sys.path[:] = sys.argv[1:]; from services.training.worker.processes import main; main()"
+PROGRAM = "services.training.worker.processes"
+BOOTSTRAP = "import importlib, sys; name, *sys.path[:] = sys.argv[1:]; importlib.import_module(name).main()"
 # Threads that wait do not spin: others compute on the same cores. Two processes whose threads spin made both 2 to 11
 # times slower; without it one alone loses 2 to 5 %.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
@@ -35,14 +36,17 @@ class ForkServer:
         self._listening = asyncio.create_task(self._listen(), name="output of training")
 
     @classmethod
-    async def start(cls) -> ForkServer:
-        """Start it; it imports what it needs while it is asked for the first child. Raises `Unavailable`."""
+    async def start(cls, program: str = PROGRAM) -> ForkServer:
+        """Start it; it imports what it needs while it is asked for the first child. Raises `Unavailable`.
+
+        `program` is a module whose `main` serves; another one than ours is for tests.
+        """
         ours, theirs = socket.socketpair()
         environment = {key: value for key, value in os.environ.items() if not key.startswith(SECRETS)}
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-c", BOOTSTRAP, *sys.path),
+                    *(sys.executable, "-c", BOOTSTRAP, program, *sys.path),
                     stdin=theirs.fileno(),
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,

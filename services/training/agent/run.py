@@ -37,6 +37,7 @@ from services.training.orders import (
     Rested,
     Save,
     Start,
+    Stepped,
     Stop,
 )
 
@@ -89,7 +90,8 @@ class JobRun:
         self._began = time.monotonic()
         self._rests: set[int] | None = None  # those who are to say that they rest
         self._stopping = False
-        self._step = 0
+        self._step = 0  # the last one that was told of
+        self._looks_at = 0.0
 
     async def run(self) -> Path:
         """The folder of what was learned. Raises the error of a worker that cannot go on, and `Unavailable`."""
@@ -159,11 +161,13 @@ class JobRun:
             await self._staff()
             if self._formation.has_to_form and not self._is_paused() and not self._stopping:
                 await self._form()
+            if (now := time.monotonic()) >= self._looks_at:
+                self._looks_at = now + LOOK
+                self._look(now)
             try:
-                async with asyncio.timeout(LOOK):
+                async with asyncio.timeout(self._looks_at - now):
                     event = await self._events.get()
             except TimeoutError:
-                self._look()
                 continue
             if isinstance(event, Exception):
                 raise event
@@ -224,6 +228,11 @@ class JobRun:
         match report:
             case Formed():
                 self._formation.formed(worker.number, report.generation)
+                self._step = report.step  # those behind it will be done again, if they were done
+            case Stepped():
+                if report.step <= self._step:
+                    return None  # all workers tell of all steps: any of them may be the only one that has done the last
+                self._step = report.step
             case Broken():
                 self._formation.broke(worker.number, report.generation)
             case Rested():
@@ -272,13 +281,12 @@ class JobRun:
 
     # What nobody says
 
-    def _look(self) -> None:
+    def _look(self, now: float) -> None:
         """Whether all get on, and whether they are to rest."""
         if self._is_paused() and self._rests is None and self._formation.members and not self._formation.has_to_form:
             self._rests = set(self._formation.members)
             for number in self._rests:
                 self._workers[number].tell(Rest())
-        now = time.monotonic()
         for worker in tuple(self._workers.values()):
             if not self._turns.has_turn:
                 worker.liveness.rested(now)

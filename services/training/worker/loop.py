@@ -128,8 +128,7 @@ class Worker:
     def _step(self, group: Group) -> tuple[Wish, float]:
         began = time.perf_counter()
         result = self._trainer.do_step(group, self._inbox.wish, self._enter, self._check_called)
-        if group.rank == 0:
-            self._inbox.tell(result.stepped)
+        self._inbox.tell(result.stepped)
         return Wish(result.wish), time.perf_counter() - began
 
     def _evaluate(self, group: Group) -> None:
