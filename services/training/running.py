@@ -79,7 +79,8 @@ class RunningJob:
         self._new: list[Point] = []
         self._told = asyncio.Condition()
         self._points: deque[tuple[int, Point]] = deque(maxlen=KEPT_POINTS)
-        self._count = 0
+        self._count = 0  # points so far
+        self._tellings = 0
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._ends_as: JobState | None = None  # what it was told to
         self._dirty = False
@@ -102,17 +103,21 @@ class RunningJob:
 
     async def news(self) -> AsyncIterator[tuple[Job, list[Point]]]:
         """The job as it is, again and again, with the points since the last time; ends with the job."""
-        seen = self._count
+        seen, told = self._count, self._tellings
         yield self.job, []
-        while True:
+        while not self._is_over:
             async with self._told:
-                await self._told.wait()
-            points = [point for number, point in self._points if number > seen]
+                while self._tellings == told:  # it may have been told while nobody waited
+                    await self._told.wait()
+            points, told = [point for number, point in self._points if number > seen], self._tellings
             seen = self._count
             yield self.job, points
-            if self.job.state.is_over or self.job.state is JobState.INTERRUPTED:
-                return
-            await asyncio.sleep(TELL)
+            if not self._is_over:
+                await asyncio.sleep(TELL)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.job.state.is_over or self.job.state is JobState.INTERRUPTED
 
     async def run(self, server: Callable[[], Any]) -> None:
         """Do it all; `server` gives the fork server. How it ends is in its record, and nothing is raised for it."""
@@ -420,6 +425,7 @@ class RunningJob:
         except OSError:
             self._service.log.exception("the record of job %s cannot be written", job.job)
         self._service.publish("training.progress", job)
+        self._tellings += 1
         async with self._told:
             self._told.notify_all()
 
