@@ -47,10 +47,9 @@ class Saver(Place):
     def end(self) -> None:
         """What is done once, after training."""
 
-    def seconds(self) -> float:
-        """Processor time that all of this has taken, of this process and its children that live."""
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        return sum(times.user + times.system for times in (each.cpu_times() for each in processes))
+    def aside(self) -> float | None:
+        """Processor seconds of a process that does nothing but write, so far; None where there is none."""
+        return None
 
     async def save(self, megabytes: int, times: int) -> dict[str, float]:
         """Seconds that training waits and until it is durable, of a state of so many MB: medians, without the first."""
@@ -76,47 +75,38 @@ class Saver(Place):
             found.update(await self.save(each, times))
         return found
 
-    async def loop(self, megabytes: int, pairs: int, steps: int = EVERY) -> dict[str, float]:
+    async def loop(self, megabytes: int, blocks: int, steps: int = EVERY) -> dict[str, float]:
         """The part that is lost of a busy loop's steps with a checkpoint in each 50, against as many without one.
 
-        `lost` is by the clock, pair by pair; `taken` is the processor time more than without, as a part of all cores'.
-        The latter does not depend on what others do on the machine, and leaves out that training waits for its slowest
-        thread.
+        Blocks with one stand between blocks without. `lost` is by the clock, against the mean of both neighbours;
+        `noise` is what these differ by, with no checkpoint in either: a loss that is not well above it says nothing.
+        `cost` needs no quiet machine: that training waits for the copy, and the writer's own processor time as spread
+        over all cores, as a part of the neighbours' time. Processor time of the loop itself is of no use: its threads
+        spin while others have their partners' cores.
         """
         state = state_of(megabytes)
         left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
         self.prepare(state)
         self.begin(state, 0)
         self.finish()
-        lost, taken = [], []
-        for pair in range(pairs):
-            plain, with_one = (self._steps(left, right, steps, state, pair + 1, order) for order in _orders(pair))
-            if pair % 2:
-                plain, with_one = with_one, plain
-            lost.append(1 - plain[0] / with_one[0])
-            taken.append((with_one[1] - plain[1]) / (psutil.cpu_count() or 1) / with_one[0])
-        self.end()
-        return {"lost": statistics.median(lost), "taken": statistics.median(taken)}
-
-    def _steps(
-        self,
-        left: torch.Tensor,
-        right: torch.Tensor,
-        steps: int,
-        state: dict[str, torch.Tensor],
-        number: int,
-        keeps: bool,
-    ) -> tuple[float, float]:
-        """Wall and processor seconds of some steps; the checkpoint begins with them and ends where it does."""
-        busy, began = self.seconds(), time.perf_counter()
-        if keeps:
+        plain = [_steps(left, right, steps)]
+        lost, noise, cost = [], [], []
+        for number in range(1, blocks + 1):
+            aside, began = self.aside(), time.perf_counter()
             self.begin(state, number)
-        for _ in range(steps):
-            for _ in range(PRODUCTS):
-                torch.mm(left, right)
-        took = time.perf_counter() - began
-        self.finish()
-        return took, self.seconds() - busy
+            blocked = time.perf_counter() - began
+            took = blocked + _steps(left, right, steps)
+            self.finish()
+            spent = self.aside()
+            plain.append(_steps(left, right, steps))
+            without = statistics.mean(plain[-2:])
+            lost.append(1 - without / took)
+            noise.append(abs(plain[-1] - plain[-2]) / without)
+            if aside is not None and spent is not None:
+                cost.append((blocked + (spent - aside) / (psutil.cpu_count() or 1)) / without)
+        self.end()
+        found = {"lost": statistics.median(lost), "noise": statistics.median(noise)}
+        return {**found, "cost": statistics.median(cost)} if cost else found
 
 
 class Ours(Saver):
@@ -138,6 +128,11 @@ class Ours(Saver):
     def finish(self) -> None:
         """Until the writer tells."""
         self.saver.wait(WAIT)
+
+    def aside(self) -> float | None:
+        """The writer's."""
+        times = psutil.Process(self.saver.pid).cpu_times()
+        return times.user + times.system
 
     def end(self) -> None:
         """The writer's end."""
@@ -207,9 +202,12 @@ def state_of(megabytes: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(elements) for name in NAMES}
 
 
-def _orders(pair: int) -> tuple[bool, bool]:
-    """Whether there is a checkpoint, in the first half of a pair and in the second: what is first turns."""
-    return (True, False) if pair % 2 else (False, True)
+def _steps(left: torch.Tensor, right: torch.Tensor, steps: int) -> float:
+    """Seconds that so many steps of the loop take."""
+    began = time.perf_counter()
+    for _ in range(steps * PRODUCTS):
+        torch.mm(left, right)
+    return time.perf_counter() - began
 
 
 def _sync(folder: Path) -> None:
