@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from tiny_model import write_tiny_model
+
 from formats.checkpoint.checkpoint import open_checkpoint
 from services.training.agent.fork_server import ForkServer
 from services.training.agent.forks import Forked
@@ -22,7 +24,6 @@ from services.training.data.preparation import prepare
 from services.training.data.sources import Source
 from services.training.job_file import JobFile, read_file, write_file
 from services.training.orders import Stepped
-from tiny_model import write_tiny_model
 
 TEXT = [f"The {number}th line says that {number} and {number + 1} are {2 * number + 1}." for number in range(200)]
 

@@ -14,7 +14,7 @@ from services.training.data.preparation import Prepared
 
 __all__ = ["JobFile", "PreparationFile", "read_file", "write_file"]
 
-T = TypeVar("T", bound=Message)
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class JobFile(Message, kw_only=True):

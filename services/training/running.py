@@ -7,7 +7,7 @@ import math
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from services.training.agent.liveness import WorkerLost
 from services.training.config import JobConfig
 from services.training.data.preparation import Prepared
 from services.training.history import History
-from services.training.job_file import JobFile, PreparationFile, write_file
+from services.training.job_file import JobFile, PreparationFile, read_file, write_file
 from services.training.messages import Job, JobState, Point
 from services.training.orders import (
     DataReady,
@@ -119,7 +119,7 @@ class RunningJob:
     def _is_over(self) -> bool:
         return self.job.state.is_over or self.job.state is JobState.INTERRUPTED
 
-    async def run(self, server: Callable[[], Any]) -> None:
+    async def run(self, server: Callable[[], Awaitable[ForkServer]]) -> None:
         """Do it all; `server` gives the fork server. How it ends is in its record, and nothing is raised for it."""
         telling = asyncio.create_task(self._keep_told(), name=f"record of {self.job.job}")
         try:
@@ -131,7 +131,7 @@ class RunningJob:
             ) as process:
                 self._process = process
                 self._change(pid=process.pid)
-                folder = await self._learn(await server(), process)
+                folder = await self._learn(server, process)
                 await self._serve(folder)
             self._end(JobState.DONE)
         except CallCancelled as error:
@@ -149,18 +149,21 @@ class RunningJob:
 
     # The parts of it
 
-    async def _learn(self, server: ForkServer, process: OwnProcess) -> Path:
+    async def _learn(self, server: Callable[[], Awaitable[ForkServer]], process: OwnProcess) -> Path:
         """Prepare the data, and have the model learn from them; the folder of what it has learned."""
         from services.training.agent.turns import Turns  # noqa: PLC0415 - torch comes with it, and jobs are few
 
         base = await self._base()
         device = await self._device()
         self._change(device=device.name, base=base.name)
+        preparation = await self._files(base)
         async with AsyncExitStack() as stack:
             turns = Turns(process, self._service.executor(device.name), device.name)
             taking = asyncio.create_task(turns.take(), name=f"turns of {self.job.job}")
             stack.push_async_callback(_ended, taking)
-            learning = asyncio.create_task(self._in_turns(server, process, turns, base, device), name=self.job.job)
+            learning = asyncio.create_task(
+                self._in_turns(await server(), process, turns, base, device, preparation), name=self.job.job
+            )
             stack.push_async_callback(_ended, learning)
             await asyncio.wait({taking, learning}, return_when=asyncio.FIRST_COMPLETED)
             if taking.done():
@@ -168,11 +171,11 @@ class RunningJob:
             return learning.result()
 
     async def _in_turns(
-        self, server: ForkServer, process: OwnProcess, turns: Turns, base: Model, device: Device
+        self, server: ForkServer, process: OwnProcess, turns: Turns, base: Model, device: Device, files: Path | None
     ) -> Path:
         from services.training.agent.run import JobRun  # noqa: PLC0415 - as above
 
-        prepared = await self._prepared(server, turns, base)
+        prepared = await self._prepared(server, turns, files)
         schedule = self.config.schedule
         steps = schedule.steps or max(1, math.ceil(prepared.train.rows * schedule.epochs / schedule.rows))
         bits = self.config.devices.dtype
@@ -239,11 +242,10 @@ class RunningJob:
             raise Unavailable("no device is there to train on", remedy="see `mk devices`")
         return found
 
-    async def _prepared(self, server: ForkServer, turns: Turns, base: Model) -> Prepared:
-        """The data as tokens; those of a job that was interrupted are as they were."""
-        kept = self._folder / PREPARED
-        if await asyncio.to_thread(kept.exists):
-            return await asyncio.to_thread(_read_prepared, kept)
+    async def _files(self, base: Model) -> Path | None:
+        """What is to be prepared, as a file; None where that was done before the job was interrupted."""
+        if await asyncio.to_thread((self._folder / PREPARED).exists):
+            return None
         owner = self.job.owner
         port = self._service.port.narrow(caller=self._service.name, rights=Rights(), user=owner)
         by_root = owner in {"local", "root"}
@@ -258,7 +260,14 @@ class RunningJob:
         )
         path = self._folder / PREPARATION
         await asyncio.to_thread(write_file, path, file)
-        prepared = await self._prepare(server, turns, path)
+        return path
+
+    async def _prepared(self, server: ForkServer, turns: Turns, files: Path | None) -> Prepared:
+        """The data as tokens; those of a job that was interrupted are as they were."""
+        kept = self._folder / PREPARED
+        if files is None:
+            return await asyncio.to_thread(read_file, kept, Prepared)
+        prepared = await self._prepare(server, turns, files)
         await asyncio.to_thread(write_file, kept, prepared)
         for bad in prepared.named:
             self._note(f"{bad.file}, {bad.place}: {bad.why}")
@@ -438,10 +447,3 @@ async def _ended(task: asyncio.Task[Any]) -> None:
 
 def _is_fast_in_bfloat16(device: Device) -> bool:
     return "avx512_bf16" in device.instruction_sets or "amx_bf16" in device.instruction_sets
-
-
-def _read_prepared(path: Path) -> Prepared:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Prepared)
-    except msgspec.MsgspecError as error:
-        raise DataLoss(f"{path} is damaged: {error}", remedy="start the job again") from error
