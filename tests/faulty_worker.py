@@ -16,14 +16,19 @@ from services.training.worker.group import Group
 from services.training.worker.loop import Worker
 from services.training.worker.trainer import Trainer
 
-folder, rank, step = Path(), 0, 0
+
+class Here:
+    """Where this process is."""
+
+    folder = Path()
+    rank = step = 0
 
 
 def hit(phase: str) -> None:
     """Send the signal of the first fault that waits for this."""
-    for path in sorted(folder.glob("fault-*.json")):
+    for path in sorted(Here.folder.glob("fault-*.json")):
         fault = json.loads(path.read_text())
-        if fault["phase"] == phase and fault["rank"] == rank and step >= fault["step"]:
+        if fault["phase"] == phase and fault["rank"] == Here.rank and Here.step >= fault["step"]:
             try:
                 path.rename(path.with_suffix(".hit"))
             except FileNotFoundError:
@@ -35,25 +40,21 @@ def plan() -> None:
     enter, join, init, live = Beat.enter, Group.join.__func__, Trainer.__init__, Worker._meet
 
     def entering(self, phase, at=None):
-        global step
-        step = step if at is None else at
+        Here.step = Here.step if at is None else at
         enter(self, phase, at)
         hit(phase)
 
     def joining(cls, store, at, world, **more):
-        global rank
-        rank = at
+        Here.rank = at
         hit("joining")
         return join(cls, store, at, world, **more)
 
     def making(self, job):
-        global folder
-        folder = Path(job.folder)
+        Here.folder = Path(job.folder)
         init(self, job)
 
     def meeting(self, form):
-        global rank
-        rank = form.rank
+        Here.rank = form.rank
         return live(self, form)
 
     Beat.enter, Group.join, Trainer.__init__, Worker._meet = entering, classmethod(joining), making, meeting

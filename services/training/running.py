@@ -6,8 +6,7 @@ import asyncio
 import math
 import socket
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,25 +28,17 @@ from microkernel.policy import ProcessClass
 from microkernel.processes import OwnProcess, ProcessService
 from services.devices.messages import Device, DeviceState
 from services.models.messages import Model, PullProgress
-from services.training.agent.liveness import WorkerLost
 from services.training.config import JobConfig
 from services.training.data.preparation import Prepared
 from services.training.history import History
 from services.training.job_file import JobFile, PreparationFile, read_file, write_file
-from services.training.messages import Job, JobState, Point
+from services.training.job_record import JobRecord
+from services.training.messages import Job, JobState
 from services.training.orders import (
     DataReady,
-    Evaluated,
     Failed,
-    Finished,
-    LeftOut,
-    Noted,
     Prepare,
-    Preparing,
-    Ready,
     Report,
-    Saved,
-    Stepped,
 )
 from services.training.tree_files import TreeFiles
 
@@ -59,10 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["RunningJob"]
 
 PREPARED, JOB_FILE, PREPARATION, LINEAGE = "prepared.json", "worker.json", "preparation.json", "training.json"
-NOTES = 20  # the last that a job is shown with
-RECENT = 20  # steps by which the time that is left is judged
-TELL = 0.5  # seconds between two looks at what is new, for the disk and for those who watch
-KEPT_POINTS = 10_000  # that those who watch may be behind
 
 
 class RunningJob:
@@ -70,20 +57,18 @@ class RunningJob:
 
     def __init__(self, service: ProcessService, history: History, config: JobConfig, job: Job) -> None:
         self.config = config
-        self.job = job
+        self.record = JobRecord(service, history, job)
         self._service = service
-        self._history = history
+        self._root = history.root.parent
         self._folder = history.folder(job.job)
         self._process: OwnProcess | None = None
         self._run: JobRun | None = None
-        self._new: list[Point] = []
-        self._told = asyncio.Condition()
-        self._points: deque[tuple[int, Point]] = deque(maxlen=KEPT_POINTS)
-        self._count = 0  # points so far
-        self._tellings = 0
-        self._recent: deque[float] = deque(maxlen=RECENT)
         self._ends_as: JobState | None = None  # what it was told to
-        self._dirty = False
+
+    @property
+    def job(self) -> Job:
+        """How it is now."""
+        return self.record.job
 
     def save(self) -> None:
         """Have a checkpoint made now. Raises `Unavailable` where nothing is computed yet."""
@@ -101,27 +86,9 @@ class RunningJob:
         elif self._process is not None:
             self._process.kill("it was stopped")
 
-    async def news(self) -> AsyncIterator[tuple[Job, list[Point]]]:
-        """The job as it is, again and again, with the points since the last time; ends with the job."""
-        seen, told = self._count, self._tellings
-        yield self.job, []
-        while not self._is_over:
-            async with self._told:
-                while self._tellings == told:  # it may have been told while nobody waited
-                    await self._told.wait()
-            points, told = [point for number, point in self._points if number > seen], self._tellings
-            seen = self._count
-            yield self.job, points
-            if not self._is_over:
-                await asyncio.sleep(TELL)
-
-    @property
-    def _is_over(self) -> bool:
-        return self.job.state.is_over or self.job.state is JobState.INTERRUPTED
-
     async def run(self, server: Callable[[], Awaitable[ForkServer]]) -> None:
         """Do it all; `server` gives the fork server. How it ends is in its record, and nothing is raised for it."""
-        telling = asyncio.create_task(self._keep_told(), name=f"record of {self.job.job}")
+        keeping = asyncio.create_task(self.record.keep(), name=f"record of {self.job.job}")
         try:
             async with self._service.process(
                 f"{self.job.name} ({self.config.method.kind})",
@@ -130,22 +97,21 @@ class RunningJob:
                 owner=self.job.owner,
             ) as process:
                 self._process = process
-                self._change(pid=process.pid)
+                self.record.change(pid=process.pid)
                 folder = await self._learn(server, process)
                 await self._serve(folder)
-            self._end(JobState.DONE)
+            self.record.end(JobState.DONE)
         except CallCancelled as error:
-            self._end(self._ends_as or JobState.KILLED, error.message)
+            self.record.end(self._ends_as or JobState.KILLED, error.message)
         except Exception as error:  # noqa: BLE001 - it is what became of the job, and its record says so
             told = from_exception(error, service=self._service.name)
-            self._end(self._ends_as or JobState.FAILED, str(told))
+            self.record.end(self._ends_as or JobState.FAILED, str(told))
         except asyncio.CancelledError:
-            self._end(JobState.INTERRUPTED, "its node was stopped")
+            self.record.end(JobState.INTERRUPTED, "its node was stopped")
             raise
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
-            await self._write()
+            self.record.close()
+            await keeping
 
     # The parts of it
 
@@ -155,14 +121,14 @@ class RunningJob:
 
         base = await self._base()
         device = await self._device()
-        self._change(device=device.name, base=base.name)
-        preparation = await self._files(base)
+        self.record.change(device=device.name, base=base.name)
+        files = await self._files(base)
         async with AsyncExitStack() as stack:
             turns = Turns(process, self._service.executor(device.name), device.name)
             taking = asyncio.create_task(turns.take(), name=f"turns of {self.job.job}")
             stack.push_async_callback(_ended, taking)
             learning = asyncio.create_task(
-                self._in_turns(await server(), process, turns, base, device, preparation), name=self.job.job
+                self._in_turns(await server(), process, turns, base, device, files), name=self.job.job
             )
             stack.push_async_callback(_ended, learning)
             await asyncio.wait({taking, learning}, return_when=asyncio.FIRST_COMPLETED)
@@ -187,7 +153,7 @@ class RunningJob:
             tokenizer=base.path,
             prepared=prepared,
             folder=str(self._folder),
-            key=str(self._history.root.parent / "signing.pem"),
+            key=str(self._root / "signing.pem"),
             steps=steps,
             device=device.torch_device,
             dtype=dtype,
@@ -195,8 +161,8 @@ class RunningJob:
         )
         path = self._folder / JOB_FILE
         await asyncio.to_thread(write_file, path, file)
-        self._change(state=JobState.STARTING, steps=steps)
-        self._run = JobRun(server.forks, path, file, turns, self._hear, lambda: process.paused)
+        self.record.change(state=JobState.STARTING, steps=steps)
+        self._run = JobRun(server.forks, path, file, turns, self.record.hear, lambda: process.paused)
         turns.keep_while(lambda: self._run is not None and self._run.is_busy)
         if self._ends_as is not None:
             raise CallCancelled("it was stopped")
@@ -249,14 +215,14 @@ class RunningJob:
         owner = self.job.owner
         port = self._service.port.narrow(caller=self._service.name, rights=Rights(), user=owner)
         by_root = owner in {"local", "root"}
-        files = TreeFiles(port, self._history.root.parent / "files", names_local_files=by_root)
+        files = TreeFiles(port, self._root / "files", names_local_files=by_root)
         data = self.config.data
         file = PreparationFile(
             train=tuple(await files.fetch(data.train)),
             evaluation=tuple(await files.fetch(data.evaluation)),
             tokenizer=base.path,
             config=data,
-            cache=str(self._history.root.parent / "tokens"),
+            cache=str(self._root / "tokens"),
         )
         path = self._folder / PREPARATION
         await asyncio.to_thread(write_file, path, file)
@@ -270,7 +236,7 @@ class RunningJob:
         prepared = await self._prepare(server, turns, files)
         await asyncio.to_thread(write_file, kept, prepared)
         for bad in prepared.named:
-            self._note(f"{bad.file}, {bad.place}: {bad.why}")
+            self.record.note(f"{bad.file}, {bad.place}: {bad.why}")
         return prepared
 
     async def _prepare(self, server: ForkServer, turns: Turns, path: Path) -> Prepared:
@@ -280,10 +246,8 @@ class RunningJob:
         done: asyncio.Future[Prepared] = asyncio.get_running_loop().create_future()
 
         def heard(report: Report) -> None:
-            if isinstance(report, Preparing):
-                share = 100 * report.done / report.total if report.total else 100.0
-                self._change(why=f"{share:.0f} % of the data, {report.tokens} tokens", tokens=report.tokens)
-            elif isinstance(report, DataReady) and not done.done():
+            self.record.hear(report)
+            if isinstance(report, DataReady) and not done.done():
                 done.set_result(msgspec.json.decode(report.text, type=Prepared))
             elif isinstance(report, Failed) and not done.done():
                 done.set_exception(from_report(report.error))
@@ -316,7 +280,7 @@ class RunningJob:
         """Have what was learned among the models, and answering."""
         name = self.config.serve.name or self.job.job
         model = await self._pull(str(folder), name)
-        self._change(result=model.name, why="")
+        self.record.change(result=model.name, why="")
         if not self.config.serve.load:
             return
         try:
@@ -325,7 +289,7 @@ class RunningJob:
             else:
                 await self._service.call("inference.load", ref=model.name)
         except (NotFound, Unavailable) as error:
-            self._note(f"'{model.name}' is stored, and does not answer yet: {error.message}")
+            self.record.note(f"'{model.name}' is stored, and does not answer yet: {error.message}")
 
     def _note_lineage(self, folder: Path, base: Model, prepared: Prepared) -> None:
         """Say beside what was learned where it comes from."""
@@ -342,101 +306,6 @@ class RunningJob:
             "config": msgspec.to_builtins(self.config),
         }
         (folder / LINEAGE).write_bytes(msgspec.json.format(msgspec.json.encode(lineage)))
-
-    # What is told
-
-    def _hear(self, report: Report | WorkerLost) -> None:
-        now = time.time()
-        match report:
-            case Ready():
-                self._change(trained=report.trained)
-            case Stepped():
-                self._stepped(report, now)
-            case Evaluated():
-                self._change(evaluation_loss=report.loss)
-                self._add(Point(step=report.step, at=now, evaluation_loss=report.loss))
-            case Saved():
-                self._change(saved_step=report.step)
-            case LeftOut():
-                self._event(report.step, f"rows of step {report.diverged} are passed over: {report.why}")
-            case Noted():
-                self._note(report.text)
-            case Finished():
-                self._change(seconds_left=0.0)
-            case WorkerLost():
-                self._change(lost_workers=self.job.lost_workers + 1)
-                self._event(report.step, f"worker {report.number} ended: {report.why}")
-
-    def _stepped(self, report: Stepped, now: float) -> None:
-        self._recent.append(now)
-        passed = self._recent[-1] - self._recent[0]
-        each = passed / (len(self._recent) - 1) if len(self._recent) > 1 else report.seconds
-        state = JobState.PAUSED if self._process is not None and self._process.paused else JobState.RUNNING
-        self._change(
-            state=state,
-            why="",
-            step=report.step,
-            tokens=report.step * report.tokens,
-            tokens_second=report.tokens / max(each, 1e-9),
-            loss=report.loss,
-            seconds_left=each * (self.job.steps - report.step),
-        )
-        self._add(
-            Point(
-                step=report.step,
-                at=now,
-                loss=report.loss,
-                rate=report.rate,
-                norm=report.norm,
-                tokens=report.tokens,
-                seconds=report.seconds,
-            )
-        )
-
-    def _event(self, step: int, text: str) -> None:
-        self._service.log.warning("job %s: %s", self.job.job, text)
-        self._add(Point(step=step, at=time.time(), event=text))
-
-    def _note(self, text: str) -> None:
-        self._service.log.warning("job %s: %s", self.job.job, text)
-        self._change(notes=(*self.job.notes, text)[-NOTES:])
-
-    def _add(self, point: Point) -> None:
-        self._new.append(point)
-        self._count += 1
-        self._points.append((self._count, point))
-
-    def _change(self, **fields: Any) -> None:
-        self.job = msgspec.structs.replace(self.job, **fields)
-        self._dirty = True
-
-    def _end(self, state: JobState, why: str = "") -> None:
-        ended = None if state is JobState.INTERRUPTED else time.time()
-        self._change(state=state, why=why, ended=ended, seconds_left=None, pid=0)
-        if why:
-            self._service.log.warning("job %s is %s: %s", self.job.job, state, why)
-        self._service.publish("training.ended", self.job)
-
-    async def _keep_told(self) -> None:
-        """Write what is new, and wake those who watch, twice a second."""
-        while True:
-            await asyncio.sleep(TELL)
-            if self._dirty or self._new:
-                await self._write()
-
-    async def _write(self) -> None:
-        points, self._new = self._new, []
-        job, self._dirty = self.job, False
-        try:
-            if points:
-                await asyncio.to_thread(self._history.append, job.job, points)
-            await asyncio.to_thread(self._history.record, job)
-        except OSError:
-            self._service.log.exception("the record of job %s cannot be written", job.job)
-        self._service.publish("training.progress", job)
-        self._tellings += 1
-        async with self._told:
-            self._told.notify_all()
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:

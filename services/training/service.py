@@ -135,7 +135,7 @@ class Training(ProcessService):
         if running is None:
             yield JobNews(job=job)
             return
-        async for now, points in running.news():
+        async for now, points in running.record.news():
             yield JobNews(job=now, points=tuple(points))
 
     @handles

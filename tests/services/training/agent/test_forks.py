@@ -116,11 +116,14 @@ async def test_a_child_that_nobody_waits_for_is_not_left(server):
 async def test_a_server_that_has_gone_forks_nothing(server):
     server.process.kill()
     server.process.wait()
+
+    async def ask_on():
+        while True:
+            _, control, _ = await server.child()
+            control.close()
+
     with pytest.raises(Unavailable, match="has gone"):
-        async with asyncio.timeout(30):
-            while True:
-                _, control, _ = await server.child()
-                control.close()
+        await asyncio.wait_for(ask_on(), 30)
 
 
 async def test_all_ends_when_the_line_is_closed(server):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -34,7 +36,7 @@ def summed(shards: int, ranges: list[range]) -> torch.Tensor:
 @given(shards=st.integers(1, 40), cuts=st.lists(st.integers(0, 40), max_size=6))
 def test_any_split_of_the_shards_comes_to_the_same_bits(shards, cuts):
     places = sorted({0, shards, *(cut for cut in cuts if cut < shards)})
-    ranges = [range(start, stop) for start, stop in zip(places, places[1:], strict=False)]
+    ranges = [range(start, stop) for start, stop in itertools.pairwise(places)]
     assert torch.equal(summed(shards, ranges), summed(shards, [range(shards)]))
 
 
@@ -57,7 +59,7 @@ def test_the_order_matters_to_plain_sums():
 def test_each_shard_is_one_workers_and_none_has_two_more_than_another(world, more):
     shards = world + more
     owned = [list(shards_of(rank, world, shards)) for rank in range(world)]
-    assert sum(owned, []) == list(range(shards))
+    assert [shard for each in owned for shard in each] == list(range(shards))
     assert max(map(len, owned)) - min(map(len, owned)) <= 1
 
 
