@@ -27,7 +27,10 @@ class Here:
 def hit(phase: str) -> None:
     """Send the signal of the first fault that waits for this."""
     for path in sorted(Here.folder.glob("fault-*.json")):
-        fault = json.loads(path.read_text())
+        try:
+            fault = json.loads(path.read_text())
+        except FileNotFoundError:
+            continue  # it has hit another worker
         if fault["phase"] == phase and fault["rank"] == Here.rank and Here.step >= fault["step"]:
             try:
                 path.rename(path.with_suffix(".hit"))

@@ -22,6 +22,8 @@ BOOTSTRAP = "import importlib, sys; name, *sys.path[:] = sys.argv[1:]; importlib
 # times slower; without it one alone loses 2 to 5 %.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 OWN_MACHINE = {"GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}  # gloo listens where it is told to
+# A place to meet that closes is how those hear who wait there: torch would print its own stack for each.
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
 SECRETS = ("MICROKERNEL_", "RAY_")
 
 log = logging.getLogger("microkernel.training")
@@ -50,7 +52,7 @@ class ForkServer:
                     stdin=theirs.fileno(),
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
-                    env=environment | PASSIVE | OWN_MACHINE,
+                    env=environment | PASSIVE | OWN_MACHINE | QUIET,
                     start_new_session=True,
                 )
         except OSError as error:

@@ -128,7 +128,7 @@ def put(world: World, place: int, member: Member | None) -> World:
 
 
 def form(world: World) -> World:
-    """As `Formation` and `Group.bring_up`: the living bring the new up to the one that did most; parts are given anew."""
+    """As `Formation` and `Group.bring_up` do: all come to be where the one is that did most, and give parts anew."""
     living = [member for member in world.members if member is not None]
     have = max((member.done for member in living), key=len, default=world.saved)
     group = world.group + 1
