@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,10 +20,11 @@ from microkernel.message import Message
 
 __all__ = [
     "CheckpointConfig", "DataConfig", "DeviceConfig", "EvaluationConfig", "FaultConfig", "JobConfig", "MethodConfig",
-    "ModelConfig", "ScheduleConfig", "ServeConfig", "read_job",
+    "ModelConfig", "ScheduleConfig", "ServeConfig", "read_job", "with_files",
 ]  # fmt: skip
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+PLACED = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*://")  # how a path begins that means the same wherever it is read
 LARGEST_TEXT = 1 << 20  # characters of a job's configuration
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
@@ -188,6 +190,28 @@ def read_job(text: str, where: str = "the configuration") -> JobConfig:
     except tomllib.TOMLDecodeError as error:
         raise Invalid(f"{where} is not TOML: {error}") from error
     return _check(_convert(values, where, text), where, text)
+
+
+def with_files(
+    config: JobConfig, files: Mapping[str, tuple[str, ...]], text: str, where: str = "the configuration"
+) -> JobConfig:
+    """The job with paths of the tree in place of those that are relative to the file `text` was in.
+
+    Raises `Invalid` with the line for a relative path that `files` does not name, or names nothing for.
+    """
+    data = config.data
+    train = tuple(path for given in data.train for path in _placed("train", given, files, text, where))
+    held_out = tuple(path for given in data.evaluation for path in _placed("evaluation", given, files, text, where))
+    return msgspec.structs.replace(config, data=msgspec.structs.replace(data, train=train, evaluation=held_out))
+
+
+def _placed(key: str, given: str, files: Mapping[str, tuple[str, ...]], text: str, where: str) -> tuple[str, ...]:
+    if PLACED.match(given):
+        return (given,)
+    if not files.get(given):
+        sentence = f"'{given[:96]}' is relative, and the node does not know to what: paths of its tree begin with /"
+        raise _invalid(where, text, ("data", key), f"{sentence}; `mk train` puts files there by itself")
+    return files[given]
 
 
 def _convert(values: dict[str, Any], where: str, text: str) -> JobConfig:

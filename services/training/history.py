@@ -1,25 +1,25 @@
 """The jobs of a node on its disk: a folder each, with what it was told, how it is, and every point of its curve.
 
-It blocks: for threads. A folder `NAME` has `config.toml`, `job.json` and `curve.jsonl`; checkpoints and results of a
-job's processes lie beside them.
+It blocks: for threads. A folder `NAME` has `config.toml`, `job.json` and `curve.jsonl`, and `files.json` where paths of
+the configuration stand for others; checkpoints and results of a job's processes lie beside them.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from microkernel import durable
-from microkernel.errors import NotFound
+from microkernel.errors import DataLoss, NotFound
 from services.training.messages import Job, Point
 
 __all__ = ["History", "thinned"]
 
-CONFIG, RECORD, CURVE = "config.toml", "job.json", "curve.jsonl"
+CONFIG, FILES, RECORD, CURVE = "config.toml", "files.json", "job.json", "curve.jsonl"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 
 
@@ -36,8 +36,11 @@ class History:
             raise NotFound(f"there is no job {job[:64]!r}", field="job", remedy="see `mk jobs`")
         return self.root / job
 
-    def begin(self, name: str, config: str) -> str:
-        """A new job's folder; the job is called by its name and the first free number."""
+    def begin(self, name: str, config: str, files: Mapping[str, tuple[str, ...]] | None = None) -> str:
+        """A new job's folder; the job is called by its name and the first free number.
+
+        `files` says which paths of the tree a relative one in `config` stands for.
+        """
         number = 1 + max((_number(path.name, name) for path in self.root.iterdir()), default=0)
         while True:
             job = f"{name}-{number}"
@@ -47,6 +50,8 @@ class History:
                 number += 1
                 continue
             durable.create(self.root / job / CONFIG, config.encode())
+            if files:
+                durable.create(self.root / job / FILES, msgspec.json.encode(files))
             return job
 
     def config(self, job: str) -> str:
@@ -55,6 +60,16 @@ class History:
             return (self.folder(job) / CONFIG).read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise NotFound(f"there is no job '{job}'", field="job", remedy="see `mk jobs`") from error
+
+    def files(self, job: str) -> dict[str, tuple[str, ...]]:
+        """What relative paths of a job's configuration stand for. Raises `DataLoss`."""
+        path = self.folder(job) / FILES
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[str, ...]])
+        except FileNotFoundError:
+            return {}
+        except msgspec.MsgspecError as error:
+            raise DataLoss(f"{path} is damaged: {error}", remedy="start the job again") from error
 
     def record(self, job: Job) -> None:
         """Remember how a job is."""

@@ -31,10 +31,15 @@ class JobState(StrEnum):
 
 
 class StartJob(Message, kw_only=True):
-    """Start a job by its configuration, TOML text; `where` is what errors call it."""
+    """Start a job by its configuration, TOML text; `where` is what errors call it.
+
+    A path of its data that begins neither with `/` nor with a scheme is a file beside the configuration, which the node
+    does not see: `files` says which paths of the tree such a path, or pattern, stands for.
+    """
 
     text: str
     where: str = "the configuration"
+    files: dict[str, tuple[str, ...]] = {}
 
 
 class NameJob(Message):

@@ -19,7 +19,7 @@ from microkernel.message import Message, calling_user, may_touch
 from microkernel.processes import ProcessService
 from microkernel.service import Placement, handles, streams
 from services.training.agent.fork_server import ForkServer
-from services.training.config import JobConfig, read_job
+from services.training.config import JobConfig, read_job, with_files
 from services.training.history import History, thinned
 from services.training.messages import (
     Curve,
@@ -89,13 +89,13 @@ class Training(ProcessService):
     @handles(name="start")
     async def start_job(self, message: StartJob) -> Job:
         """Start a job; it returns once the job is accepted. Raises `INVALID` with the line of what is wrong."""
-        config = read_job(message.text, message.where)
+        config = with_files(read_job(message.text, message.where), message.files, message.text, message.where)
         if len(self._running) >= self.settings.at_once + self.settings.waiting:
             raise Overloaded(f"{len(self._running)} jobs run or wait, and that many may", retry_after=60.0)
         name = config.serve.name
         if name is not None and any(job.result == name for job in self._jobs.values()):
             raise AlreadyExists(f"a job before this one has made '{name}'", field="serve.name", remedy="choose another")
-        job_name = await asyncio.to_thread(self._history.begin, config.name, message.text)
+        job_name = await asyncio.to_thread(self._history.begin, config.name, message.text, message.files)
         job = Job(
             job=job_name,
             name=config.name,
@@ -109,6 +109,11 @@ class Training(ProcessService):
         await asyncio.to_thread(self._history.record, job)
         self._begin(job, config)
         return job
+
+    @handles(idempotent=True)
+    async def check(self, message: StartJob) -> JobConfig:
+        """A configuration with all that it leaves unsaid; nothing is started. Raises `INVALID` as `start` does."""
+        return read_job(message.text, message.where)
 
     @handles(name="list", idempotent=True)
     async def list_jobs(self, message: ListJobs) -> list[Job]:
@@ -190,7 +195,9 @@ class Training(ProcessService):
 
     async def _take_up(self, job: Job) -> Job:
         """Go on with a job from the disk."""
-        config = read_job(await asyncio.to_thread(self._history.config, job.job), f"job {job.job}")
+        text = await asyncio.to_thread(self._history.config, job.job)
+        files = await asyncio.to_thread(self._history.files, job.job)
+        config = with_files(read_job(text, where := f"job {job.job}"), files, text, where)
         fresh = msgspec.structs.replace(job, state=JobState.PREPARING, why="waits for its turn", ended=None, notes=())
         self._begin(fresh, config)
         return fresh
