@@ -18,6 +18,7 @@ from services.inference.messages import LoadedModel
 from services.memory.messages import Pressure, Quotas
 from services.models.messages import PullProgress
 from services.scheduler.messages import Process
+from services.training.messages import Job
 
 __all__ = ["EVENTS", "EventKind"]
 
@@ -82,6 +83,8 @@ EVENTS = (
     EventKind("inference.unloaded", {"model": str}, "a model has left its device"),
     EventKind("inference.adapter.loaded", LoadedModel, "an adapter can be asked; `parent` is its model"),
     EventKind("inference.adapter.unloaded", {"adapter": str, "model": str}, "an adapter has left its device"),
+    EventKind("training.progress", Job, "something is new about a training job; at most twice a second"),
+    EventKind("training.ended", Job, "a training job is over, or was interrupted with its node"),
     EventKind("process.spawned", Process, "a process begins"),
     EventKind("process.ended", Process, "a process ends"),
 )

@@ -105,6 +105,17 @@ def settings() -> str:
     return "\n\n".join(parts)
 
 
+def job_config() -> str:
+    """Every key of a training job's configuration."""
+    from services.training.config import JobConfig  # noqa: PLC0415 - only this page needs it
+
+    parts = ["## At the top", _keys(JobConfig)]
+    for field in msgspec.structs.fields(JobConfig):
+        if _is_struct(field.type):
+            parts += [part.replace("### ", "## ", 1) for part in _section(field.encode_name, field.type)]
+    return "\n\n".join(parts)
+
+
 def error_codes() -> str:
     """Each code with its class, its meaning and its HTTP status."""
     from services.gateway.errors_http import answer_for  # noqa: PLC0415 - only this page needs the gateway
@@ -142,6 +153,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "messages": messages,
     "events": events,
     "settings": settings,
+    "job_config": job_config,
     "error_codes": error_codes,
     "close_codes": close_codes,
     "handler_defaults": handler_defaults,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -89,6 +89,7 @@ class Executor:
         self._sleepers: list[threading.Lock] = []  # the last to fall asleep is woken first: its caches are warm
         self._core_sleepers: list[threading.Lock] = []
         self._woken = 0  # threads that have not looked for work yet
+        self._bells: list[threading.Lock] = []  # of quanta that rest until others wait
         self._done: list[Job] = []
         self._notified = False
         self._closing = False
@@ -151,6 +152,26 @@ class Executor:
         """How many threads that have one core each may be at work."""
         return min(self._core_threads, self._cores_limit)
 
+    def rest_until_wanted(self, seconds: float, wants: Callable[[Claim], bool] = lambda _: True) -> bool:
+        """Within a quantum, on its thread: do nothing until work waits that `wants` the device, `seconds` at most.
+
+        Returns whether there is such work. For a quantum whose work is done elsewhere, by a process of its own: it has
+        the device as long as it does not end, and learns here when it should.
+        """
+        ends = time.monotonic() + seconds
+        bell = threading.Lock()
+        bell.acquire()
+        while True:
+            with self._lock:
+                if self._closing or any(wants(entry.claim) for entry in self._policy.entries()):
+                    return True
+                self._bells.append(bell)
+            if not bell.acquire(timeout=max(0.0, ends - time.monotonic())):
+                with self._lock:
+                    if bell in self._bells:  # or it has just been rung
+                        self._bells.remove(bell)
+                        return False
+
     def limit_cores(self, count: int) -> None:
         """Have no more than so many threads of one core at work from now on; the others sleep."""
         with self._lock:
@@ -194,7 +215,7 @@ class Executor:
         with self._lock:
             self._closing = True
             waiting = self._clear()
-            sleepers = self._sleepers + self._core_sleepers
+            sleepers = [*self._sleepers, *self._core_sleepers, *self._ringing()]
             self._sleepers, self._core_sleepers = [], []
         for sleeper in sleepers:
             sleeper.release()
@@ -267,8 +288,11 @@ class Executor:
         with self._lock:
             job.entry = self._policy.enter(claim, job)
             sleeper = self._sleeper()
+            bells = self._ringing()
         if sleeper is not None:
             sleeper.release()
+        for bell in bells:
+            bell.release()
         return job
 
     def _withdraw(self, job: Job) -> None:
@@ -277,11 +301,12 @@ class Executor:
             if job.entry is None or not job.entry.waits:
                 return  # it runs, or has run
             self._policy.leave(job.entry)
-            if job.quanta is not None:
-                job.entry = self._policy.enter(URGENT, job)
-                return
-            job.entry = None
-        job.empty()  # not under the lock: what it lets go of may end with code of its own
+            job.entry = None if job.quanta is None else self._policy.enter(URGENT, job)
+            bells = () if job.entry is None else self._ringing()
+        for bell in bells:
+            bell.release()
+        if job.quanta is None:
+            job.empty()  # not under the lock: what it lets go of may end with code of its own
 
     def _clear(self) -> list[Job]:
         """All that wait; what has begun stays, to be ended; under the lock."""
@@ -417,6 +442,13 @@ class Executor:
             return None
         self._woken += 1
         return sleepers.pop()
+
+    def _ringing(self) -> Sequence[threading.Lock]:
+        """The bells of all that rest until others wait, which they do now; under the lock."""
+        if not self._bells:
+            return ()
+        bells, self._bells = self._bells, []
+        return bells
 
     def _now(self) -> float:
         """Seconds on the clock of claims."""

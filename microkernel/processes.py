@@ -220,12 +220,13 @@ class ProcessService(Service):
         nice: int = 0,
         due: float | None = None,
         parent: int | None = None,
+        owner: str | None = None,
     ) -> AsyncIterator[OwnProcess]:
-        """A process of the user of the running call, as long as the block. It should have ended in `due` seconds.
+        """A process as long as the block, of `owner`, or else of the user of the running call.
 
-        Raises `CallCancelled` where it is killed, and `Overloaded` where the table is full.
+        It should have ended in `due` seconds. Raises `CallCancelled` where it is killed, and `Overloaded` where the table is full.
         """
-        owner, now = calling_user() or "local", self.clock.now()
+        owner, now = owner or calling_user() or "local", self.clock.now()
         fields = {
             "kind": kind,
             "title": title,

@@ -27,7 +27,7 @@ from formats.checkpoint.family import Family
 from formats.checkpoint.safetensors_files import FLOATS, read_object, read_tensors
 from microkernel.errors import DataLoss, Invalid
 
-__all__ = ["NAMES", "SafetensorsCheckpoint"]
+__all__ = ["NAMES", "SafetensorsCheckpoint", "source_name"]
 
 CLASSES = {family.hf_class: family for family in FAMILIES.values()}
 NAMES = {
@@ -102,7 +102,8 @@ class SafetensorsCheckpoint:
                 values = tensors.get_slice(source)[place.first : place.end].to(dtype, copy=True)
         except SafetensorError as error:
             raise DataLoss(f"{file.name}: tensor {source} cannot be read: {error}") from error
-        if not bool(torch.isfinite(values.sum(dtype=torch.float64))):
+        # A NaN comes out as both; no copy is made, as a sum in float64 would.
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(values))).all()):
             raise DataLoss(f"{file.name}: tensor {source} holds numbers that are not finite: the file is damaged")
         order = rotated(name, self.config)
         return Dense(values if order is None else values[order], self.bits(name))
@@ -131,14 +132,14 @@ def _place(name: str, shapes: dict[str, tuple[int, ...]], family: Family) -> _Pl
     prefix, _, part = name.removesuffix(".weight").rpartition(".")
     fused = family.fused_part(part) if name.endswith(".weight") else None
     if fused is None:
-        return _Place(_source_name(name), 0, shapes[name][0], shapes[name][0])
+        return _Place(source_name(name), 0, shapes[name][0], shapes[name][0])
     rows = [shapes[f"{prefix}.{each}.weight"][0] for each in fused.parts]
     index = fused.parts.index(part)
     layer = prefix.removeprefix("blk.")
     return _Place(f"model.layers.{layer}.{fused.hf}.weight", sum(rows[:index]), sum(rows[: index + 1]), sum(rows))
 
 
-def _source_name(name: str) -> str:
+def source_name(name: str) -> str:
     """What the Hugging Face layout calls the tensor that GGUF calls `name`."""
     match name:
         case "token_embd.weight":

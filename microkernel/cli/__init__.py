@@ -25,6 +25,7 @@ from microkernel.cli import (
     devices,
     doctor,
     fs,
+    jobs,
     log,
     maps,
     memory,
@@ -38,6 +39,7 @@ from microkernel.cli import (
     signals,
     token,
     top,
+    train,
     watch,
     why,
 )
@@ -47,7 +49,7 @@ __all__ = ["main", "make_parser"]
 
 COMMANDS = (
     *(boot, chat, ps, top, signals, nice, why, policy, maps, services, call, describe, models, devices, memory, nodes),
-    *(fs, log, watch, token, backup, restore, bench, doctor),
+    *(train, jobs, fs, log, watch, token, backup, restore, bench, doctor),
 )
 
 SHORT_HELP = """\

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from microkernel.wire.client import System
     from microkernel.wire.inbox import Stream
 
-__all__ = ["add"]
+__all__ = ["add", "open_source", "upload"]
 
 PIECE = 256 << 10  # bytes
 
@@ -49,19 +49,25 @@ def add(action: Action) -> None:
 
 def _put(args: argparse.Namespace) -> int:
     async def work(system: System) -> int:
-        with _source(args.file) as file:
-            async with system.stream("filesystem.write_stream", path=args.path) as stream:
-                sending = asyncio.create_task(_send(file, stream))
-                try:
-                    found = plain(await anext(stream))
-                finally:
-                    sending.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await sending
+        with open_source(args.file) as file:
+            found = await upload(system, file, args.path)
         write(f"{found['path']}: {size(found['size'])}, version {found['version']}")
         return 0
 
     return on_node(args, work)
+
+
+async def upload(system: System, file: IO[bytes], path: str) -> dict[str, Any]:
+    """Put what is left of `file` under `path` in the tree, and folders on the way; what `filesystem.stat` gives."""
+    async with system.stream("filesystem.write_stream", path=path) as stream:
+        sending = asyncio.create_task(_send(file, stream))
+        try:
+            found: dict[str, Any] = plain(await anext(stream))
+        finally:
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
+    return found
 
 
 async def _send(file: IO[bytes], stream: Stream) -> None:
@@ -70,7 +76,8 @@ async def _send(file: IO[bytes], stream: Stream) -> None:
     await stream.finish()
 
 
-def _source(name: str) -> IO[bytes]:
+def open_source(name: str) -> IO[bytes]:
+    """A file of this machine, or standard input for `-`. Raises `Invalid`."""
     try:
         return os.fdopen(os.dup(0), "rb") if name == "-" else Path(name).open("rb")
     except OSError as error:

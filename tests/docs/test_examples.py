@@ -27,6 +27,7 @@ from tiny_model import write_tiny_model
 
 from microkernel.cli import make_parser
 from microkernel.config import read_config, settings_of
+from services.training.config import read_job
 
 CLIENT = DOCS / "how-to" / "write-a-client.md"
 FOLLOWED = [DOCS / "tutorial" / "first-plugin.md", DOCS / "tutorial" / "plugin-in-depth.md", CLIENT]
@@ -151,6 +152,9 @@ def test_the_settings_of_a_page_are_taken(page, tmp_path):
             continue
         if page in FOLLOWED:
             continue  # its node boots with them
+        if block.mark == "job":
+            read_job(block.text)
+            continue
         if block.text.startswith("# pyproject.toml"):
             assert "project" in tomllib.loads(block.text)
             continue

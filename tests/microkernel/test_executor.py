@@ -355,3 +355,46 @@ async def test_executors_are_known_by_name_and_once():
 def test_an_executor_without_threads_is_refused():
     with pytest.raises(Invalid):
         Executor("cpu0", threads=0)
+
+
+async def test_a_quantum_that_rests_is_told_of_other_work_when_it_comes():
+    executor = await started()
+    resting, told = threading.Event(), []
+
+    def rests():
+        resting.set()
+        told.append(executor.rest_until_wanted(60.0))
+
+    first = asyncio.create_task(executor.run(rests))
+    await asyncio.to_thread(resting.wait)
+    await executor.run(lambda: told.append("its turn"))
+    await first
+    assert told == [True, "its turn"]
+    await executor.stop()
+
+
+async def test_a_quantum_rests_no_longer_than_it_wants_to_and_not_at_all_where_others_wait():
+    executor = await started()
+    assert not await executor.run(executor.rest_until_wanted, 0.0)
+    plug, task = await plugged(executor)
+    resting = asyncio.create_task(executor.run(executor.rest_until_wanted, 60.0))
+    other = asyncio.create_task(executor.run(lambda: None))
+    await asyncio.sleep(0)
+    plug.pulled.set()
+    assert await resting
+    await asyncio.gather(task, other)
+    await executor.stop()
+
+
+async def test_a_quantum_that_rests_is_told_of_the_end():
+    executor = await started()
+    resting = threading.Event()
+
+    def rests():
+        resting.set()
+        return executor.rest_until_wanted(60.0)
+
+    running = asyncio.create_task(executor.run(rests))
+    await asyncio.to_thread(resting.wait)
+    assert await executor.stop()
+    assert await running

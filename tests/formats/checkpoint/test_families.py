@@ -25,7 +25,7 @@ from tiny_models import (
 from formats.checkpoint.architecture import ARCHITECTURES, Unsupported
 from formats.checkpoint.checkpoint import open_checkpoint, pair_rows
 from formats.checkpoint.families import FAMILIES
-from formats.checkpoint.safetensors_checkpoint import _source_name
+from formats.checkpoint.safetensors_checkpoint import source_name
 from microkernel.errors import Invalid, MicrokernelError
 
 CONFIG = {
@@ -69,7 +69,7 @@ def of_folder(weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, values in fused(in_halves(weights), parts).items():
         part = next((part for part in parts if part in name), None)
-        source = _source_name(name) if part is None else f"model.layers.{name.split('.')[1]}.{part}.weight"
+        source = source_name(name) if part is None else f"model.layers.{name.split('.')[1]}.{part}.weight"
         tensors[source] = torch.tensor(values)
     return tensors
 

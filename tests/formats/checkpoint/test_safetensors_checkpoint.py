@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_models import FFN, HEADS, HIDDEN, KV_HEADS, VOCABULARY, random_weights, tiny_decoder, write_folder, write_gguf
 
 from formats.checkpoint.checkpoint import open_checkpoint, pair_rows
-from formats.checkpoint.safetensors_checkpoint import _source_name
+from formats.checkpoint.safetensors_checkpoint import source_name
 from microkernel.errors import DataLoss, Invalid, MicrokernelError
 
 CONFIG = {
@@ -41,7 +41,7 @@ def halves(weights: dict) -> dict[str, torch.Tensor]:
             stored = torch.empty_like(tensor)
             stored[pair_rows(heads, 16)] = tensor
             tensor = stored
-        tensors[_source_name(name)] = tensor
+        tensors[source_name(name)] = tensor
     return tensors
 
 

@@ -10,7 +10,7 @@ from forward_passes import Lane, in_chunks, lanes, one_by_one
 from tiny_models import FFN, HEADS, HIDDEN, KV_HEADS, random_weights, tiny_decoder, write_folder, write_gguf
 
 from formats.checkpoint.checkpoint import open_checkpoint, pair_rows
-from formats.checkpoint.safetensors_checkpoint import _source_name
+from formats.checkpoint.safetensors_checkpoint import source_name
 from microkernel.errors import Internal
 from services.inference.engine.forward import Part
 from services.inference.native.decoder import NativeDecoder
@@ -79,7 +79,7 @@ def in_folder(name: str, made: dict | None = None, **config):
                 stored = torch.empty_like(tensor)
                 stored[pair_rows(HEADS if "attn_q" in key else KV_HEADS, 16)] = tensor
                 tensor = stored
-            tensors[_source_name(key)] = tensor
+            tensors[source_name(key)] = tensor
         return write_folder(folder / "tiny", fields | config, tensors)
 
     return write

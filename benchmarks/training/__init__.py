@@ -1,0 +1,1 @@
+"""Training: what its parts cost beside those that others have made."""

@@ -1,0 +1,1 @@
+"""Checkpoints of training jobs: copied to shared memory, and written by a process that nobody waits for."""
