@@ -224,7 +224,8 @@ class ProcessService(Service):
     ) -> AsyncIterator[OwnProcess]:
         """A process as long as the block, of `owner`, or else of the user of the running call.
 
-        It should have ended in `due` seconds. Raises `CallCancelled` where it is killed, and `Overloaded` where the table is full.
+        It should have ended in `due` seconds. Raises `CallCancelled` where it is killed, and `Overloaded` where the
+        table is full.
         """
         owner, now = owner or calling_user() or "local", self.clock.now()
         fields = {
