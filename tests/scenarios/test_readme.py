@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-BOOT, TEST, TALK, EXPORTS, OPENAI, WEBSOCKET, PLUGIN, ADD = range(8)
+BOOT, TEST, TALK, EXPORTS, OPENAI, WEBSOCKET, PLUGIN, ADD, TRAIN = range(9)
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
@@ -109,6 +109,7 @@ def test_the_readme_has_these_blocks_and_no_others():
         "python",
         "python",
         "bash",
+        "bash",
     ]
 
 
@@ -150,6 +151,12 @@ def test_the_plugin_is_added_called_and_described(newcomer):
     output = newcomer.shell(block(ADD, "bash"))
     assert "blue" in output
     assert "kv.scan" in output
+
+
+def test_the_job_that_it_trains_is_one_that_there_is(newcomer):
+    command = block(TRAIN, "bash").splitlines()[0].split()
+    config = str(ROOT / command[-1])
+    assert newcomer.run([*command[:-1], "--check", config]).endswith(f"{config} is right: skerrin, lora\n")
 
 
 @pytest.mark.parametrize(
