@@ -40,12 +40,12 @@ LINES = "\n".join(map(json.dumps, RECORDS)).encode()
         ("a.ndjson", LINES + b"\n"),
         ("A.JSONL", b"\xef\xbb\xbf" + LINES),
         ("a.jsonl", LINES.replace(b"\n", b"\r\n")),
-        ("a.jsonl.gz", gzip.compress(LINES[:10]) + gzip.compress(LINES[10:])),
+        ("a.jsonl.gz", gzip.compress(LINES[:10], mtime=0) + gzip.compress(LINES[10:], mtime=0)),
         ("a.jsonl.zst", zstandard.compress(LINES[:10]) + zstandard.compress(LINES[10:])),
         ("a.json", json.dumps(RECORDS).encode()),
         ("a.json", b"\xef\xbb\xbf \n" + json.dumps(RECORDS, indent=2, ensure_ascii=False).encode()),
         ("a.json", LINES),
-        ("a.json.gz", gzip.compress(json.dumps(RECORDS).encode())),
+        ("a.json.gz", gzip.compress(json.dumps(RECORDS).encode(), mtime=0)),
     ],
 )
 def test_the_records_of_a_file_come_in_their_order(tmp_path, name, content):
@@ -186,7 +186,7 @@ def test_a_file_of_many_records_is_read_in_little_memory(tmp_path):
 
 def test_progress_is_told_in_bytes_of_the_file_itself(tmp_path):
     content = b'{"text": "a"}\n' * 100_000
-    path = write(tmp_path / "a.jsonl.gz", gzip.compress(content))
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(content, mtime=0))
     told: list[int] = []
     for _ in read_entries(path, path.name, told.append):
         pass
