@@ -55,24 +55,20 @@ class JobRecord:
         self._tellings = 0
         self._told = asyncio.Condition()
         self._over = asyncio.Event()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will be known of it, before it is taken up again."""
-        return self.job.state.is_over or self.job.state is JobState.INTERRUPTED
+        self._kept = False  # the last was written
 
     async def news(self) -> AsyncIterator[tuple[Job, list[Point]]]:
         """The job as it is, again and again, with the points since the last time; ends with the job."""
         seen, told = self._count, self._tellings
         yield self.job, []
-        while not self.is_over:
+        while not (self._kept and told == self._tellings):
             async with self._told:
                 while self._tellings == told:  # it may have been told while nobody waited
                     await self._told.wait()
             points, told = [point for number, point in self._points if number > seen], self._tellings
             seen = self._count
             yield self.job, points
-            if not self.is_over:
+            if not self._kept:
                 await asyncio.sleep(TELL)
 
     async def keep(self) -> None:
@@ -84,7 +80,7 @@ class JobRecord:
             except TimeoutError:
                 if not (self._dirty or self._new):
                     continue
-            await self._write()
+            await self._write(is_last=self._over.is_set())
 
     def close(self) -> None:
         """Have `keep` write the last, and return."""
@@ -172,7 +168,7 @@ class JobRecord:
             self._service.log.warning("job %s is %s: %s", self.job.job, state, why)
         self._service.publish("training.ended", self.job)
 
-    async def _write(self) -> None:
+    async def _write(self, *, is_last: bool) -> None:
         points, self._new = self._new, []
         job, self._dirty = self.job, False
         try:
@@ -183,5 +179,6 @@ class JobRecord:
             self._service.log.exception("the record of job %s cannot be written", job.job)
         self._service.publish("training.progress", job)
         self._tellings += 1
+        self._kept = is_last
         async with self._told:
             self._told.notify_all()
