@@ -25,6 +25,7 @@ __all__ = [
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 PLACED = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*://")  # how a path begins that means the same wherever it is read
+UNKNOWN = re.compile(r"unknown field `([^`]*)`")  # as msgspec says it
 LARGEST_TEXT = 1 << 20  # characters of a job's configuration
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
@@ -220,6 +221,8 @@ def _convert(values: dict[str, Any], where: str, text: str) -> JobConfig:
     except msgspec.ValidationError as error:
         sentence, _, path = str(error).partition(" - at `$")
         keys = tuple(re.findall(r"[\w-]+", path.rstrip("`").replace("[...]", "")))
+        if (unknown := UNKNOWN.search(sentence)) is not None:
+            keys, sentence = (*keys, unknown[1]), "there is no such key"
         raise _invalid(where, text, keys, sentence) from error
 
 

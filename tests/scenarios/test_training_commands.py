@@ -254,7 +254,7 @@ def failed(node: Node, *arguments: str) -> str:
 
 def test_a_key_that_is_not_known_is_named_with_its_line(node: Node):
     (node.folder / "wrong.toml").write_text('[model]\nbase = "tiny"\n[data]\ntrian = ["chats.jsonl"]\n')
-    assert "wrong.toml, line 3: data: Object contains unknown field `trian`" in failed(node, "train", "wrong.toml")
+    assert "wrong.toml, line 4: data.trian: there is no such key" in failed(node, "train", "wrong.toml")
 
 
 def test_a_file_that_is_not_there_is_named_with_its_line(node: Node):

@@ -197,7 +197,11 @@ async def test_a_job_goes_on_when_its_node_is_booted_again(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("text", "error", "why"),
     [
-        ("[model]\nbase = 'x'\n[data]\ntrain = ['/a']\n[schedule]\nrowz = 1", Invalid, "line 5: schedule: .*'?rowz"),
+        (
+            "[model]\nbase = 'x'\n[data]\ntrain = ['/a']\n[schedule]\nrowz = 1",
+            Invalid,
+            "line 6: schedule.rowz: .*no such",
+        ),
         ("[model\n", Invalid, "is not TOML"),
         ("[model]\nbase = 'x'\n[data]\ntrain = []", Invalid, "nothing to train on"),
         ("[model]\nbase = 'x'\n[data]\ntrain = ['/a']\n[schedule]\nrows = 7", Invalid, "7 rows cannot be cut into 4"),
