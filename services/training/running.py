@@ -235,6 +235,8 @@ class RunningJob:
             return await asyncio.to_thread(read_file, kept, Prepared)
         prepared = await self._prepare(server, turns, files)
         await asyncio.to_thread(write_file, kept, prepared)
+        if not prepared.held.rows:
+            self.record.note("nothing is held out, so there is no held-out loss: raise data.evaluation_part")
         for bad in prepared.named:
             self.record.note(f"{bad.file}, {bad.place}: {bad.why}")
         return prepared

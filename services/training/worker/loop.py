@@ -107,6 +107,8 @@ class Worker:
         if self._keeping is not None and trainer.step == 0 and trainer.job.config.faults.diverged == "rollback":
             self._keeping.save(trainer.state())  # there has to be something to go back to
         evaluation = trainer.job.config.evaluation.every
+        if evaluation and trainer.step == 0:
+            self._evaluate(group)  # what the others are to be compared with
         while trainer.step < trainer.job.steps:
             try:
                 wish, seconds = self._step(group)
