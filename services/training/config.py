@@ -72,11 +72,10 @@ class MethodConfig(Message, forbid_unknown_fields=True, kw_only=True):
 class DataConfig(Message, forbid_unknown_fields=True, kw_only=True):
     """Of what: files of texts, by their paths in the tree; patterns with `*` are taken.
 
-    `kind`: `text` is a document a file, or a blank-line-free record a line of `.jsonl` under `text`; `chat` has
-    `messages` as OpenAI's, and loss on what the assistant says; `completion` has `prompt` and `completion`, and loss on
-    the latter. `auto` looks at the first record. Without `evaluation` files, `evaluation_part` of the documents are
-    held out. Up to `bad_records` that cannot be read are named and left out. `labels` bind the data to devices that
-    have them all.
+    `kind`: `text` is a document a file, or the `text` of each record; `chat` has `messages` as OpenAI's, and loss on
+    what the assistant says; `completion` has `prompt` and `completion`, and loss on the latter. `auto` looks at the
+    first record. Without `evaluation` files, `evaluation_part` of the documents are held out. Up to `bad_records` that
+    cannot be read are named and left out.
     """
 
     train: tuple[str, ...]
@@ -85,7 +84,6 @@ class DataConfig(Message, forbid_unknown_fields=True, kw_only=True):
     kind: Literal["auto", "text", "chat", "completion"] = "auto"
     length: Annotated[int, msgspec.Meta(ge=8, le=1 << 20)] = 512
     bad_records: Annotated[int, msgspec.Meta(ge=0)] = 100
-    labels: tuple[str, ...] = ()
 
 
 class ScheduleConfig(Message, forbid_unknown_fields=True, kw_only=True):

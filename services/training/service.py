@@ -158,7 +158,7 @@ class Training(ProcessService):
     @handles
     async def resume(self, message: NameJob) -> Job:
         """Go on with a job that was stopped, killed, interrupted or failed, from its last checkpoint."""
-        job = self._find(message.job)
+        job = await self._settled(message.job)
         if job.job in self._running or job.state is JobState.DONE:
             raise PreconditionFailed(f"job '{job.job}' is {job.state}", field="job")
         return await self._take_up(job)
@@ -166,7 +166,7 @@ class Training(ProcessService):
     @handles
     async def forget(self, message: ForgetJob) -> Job:
         """Remove a job's checkpoints, curve and record. Raises `PRECONDITION_FAILED` while it runs."""
-        job = self._find(message.job)
+        job = await self._settled(message.job)
         if job.job in self._running:
             raise PreconditionFailed(f"job '{job.job}' is {job.state}", remedy="stop or kill it first")
         await asyncio.to_thread(self._history.forget, job.job)
@@ -185,6 +185,14 @@ class Training(ProcessService):
         if job is None or not may_touch(job.owner):
             raise NotFound(f"there is no job '{name[:96]}'", field="job", remedy="see `mk jobs`")
         return job
+
+    async def _settled(self, name: str) -> Job:
+        """A job; one that has just ended is let go of first. Raises `NotFound`."""
+        job = self._find(name)
+        task = self._tasks.get(job.job)
+        if task is not None and job.state.is_over:
+            await asyncio.wait([task])
+        return self._find(name)
 
     def _run_of(self, name: str) -> RunningJob:
         job = self._find(name)

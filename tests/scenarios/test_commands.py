@@ -323,7 +323,8 @@ def test_what_is_plain_has_no_control_codes_and_ends_with_the_address(tmp_path: 
         process.communicate()
     shown = "".join(lines)
     assert "\x1b" not in shown
-    assert "found 8 services: backup, cluster, devices, filesystem, gateway, memory, monitor, scheduler" in shown
+    services = "backup, cluster, devices, filesystem, gateway, memory, monitor, scheduler, training"
+    assert f"found 9 services: {services}" in shown
     assert "address  http://127.0.0.1:" in shown
     assert f"mk chat --root {tmp_path / 'root'}" in shown
 
@@ -340,7 +341,7 @@ def test_a_terminal_sees_the_boot_live(tmp_path: Path):
         process.wait()
         os.close(terminal)
     assert "✓" in shown
-    assert "found 8 services" in shown
+    assert "found 9 services" in shown
     assert process.returncode == 0
 
 

@@ -156,7 +156,7 @@ def test_a_job_is_followed_to_its_end_and_says_how_to_talk_to_what_came_of_it(tr
     assert trained.returncode == 0, trained.stderr
     lines = trained.stdout.splitlines()
     assert lines[-3].startswith("tiny-1 is done: 8 steps, ")
-    assert re.fullmatch(r"held-out loss [\d.]+ at step 4, [\d.]+ at step 8", lines[-2])
+    assert re.fullmatch(r"held-out loss [\d.]+ at step 0, [\d.]+ at step 8", lines[-2])
     assert lines[-1] == "the result is the model tiny-1: mk chat tiny-1"
 
 
@@ -186,13 +186,13 @@ def test_the_curve_is_a_picture_and_a_file(node: Node, trained):
     with (node.folder / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows if row["loss"]] == list(range(1, 9))
-    assert [int(row["step"]) for row in rows if row["evaluation_loss"]] == [4, 8]
+    assert [int(row["step"]) for row in rows if row["evaluation_loss"]] == [0, 4, 8]
 
 
 def test_the_curve_is_a_chart_in_the_terminal(node: Node, trained):
     lines = node.mk("jobs", "curve", "tiny-1").stdout.splitlines()
     assert lines[0] == "tiny-1: lora, tiny, done"
-    assert lines[-1].split() == ["step", "1", "8", "o", "held", "out"]
+    assert lines[-1].split() == ["step", "0", "8", "o", "held", "out"]
 
 
 def test_everything_about_a_job_is_shown(node: Node, trained):

@@ -111,6 +111,8 @@ class JobRun:
         self._stopping = True
         for worker in self._workers.values():
             worker.tell(Stop())
+            if self._is_paused():
+                worker.forked.send(signal.SIGCONT)  # it has no turn to end in
 
     # The template
 
@@ -246,11 +248,12 @@ class JobRun:
         return None
 
     def _take_rested(self, worker: WorkerProcess) -> None:
+        """One of those who are to rest does so, or is gone; where nobody was told to, there is to be another group."""
         if self._rests is not None:
             self._rests.discard(worker.number)
-            if not self._rests:
-                self._rests = None
-                self._formation.rested()
+        if not self._rests:
+            self._rests = None
+            self._formation.rested()
 
     def _ended(self, event: _Ended) -> None:
         worker, status = event

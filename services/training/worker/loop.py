@@ -65,6 +65,7 @@ class Worker:
     def _meet(self, form: Form) -> Form | Stop | Start:
         """One generation of the group; what comes after it."""
         group = Group(shards=self._trainer.job.config.schedule.shards)
+        self._inbox.heeded(Wish.REST)  # of the group before this one, whose others may have heeded it first
         try:
             self._beat.enter("forming")
             if form.restore:

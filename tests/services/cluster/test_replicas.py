@@ -118,7 +118,7 @@ async def test_what_cannot_start_on_a_node_is_tried_again_and_answered_where_it_
     async with clustered() as cluster:
         first = await cluster.found("n1", kind)
         await cluster.join("n2", kind)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await first.call(f"{kind.name}.where") != "n2":
                 await asyncio.sleep(0.02)
         assert await settled(cluster, kind.name, 1) == {"n2"}

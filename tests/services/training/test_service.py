@@ -143,6 +143,18 @@ async def test_a_job_is_a_process_that_is_paused_resumed_and_killed(tiny, tmp_pa
                 await asyncio.sleep(0.05)
 
 
+async def test_a_job_that_is_paused_can_be_stopped(tiny, tmp_path):
+    async with kernel(tiny, tmp_path / "root") as system:
+        await put_chats(system)
+        job = await system.call("training.start", text=config(tiny, steps=100_000))
+        running = await until(system, job.job, JobState.RUNNING)
+        await system.call("scheduler.pause", pid=running.pid)
+        paused = await until(system, job.job, JobState.PAUSED)
+        await system.call("training.stop", job=job.job)
+        stopped = await until(system, job.job, JobState.STOPPED)
+        assert stopped.saved_step >= paused.step
+
+
 async def test_chats_beside_a_job_say_what_they_say_without_one(tiny, tmp_path):
     ask = {"max_tokens": 40, "temperature": 0.0}
     async with kernel(tiny, tmp_path / "root") as system:
