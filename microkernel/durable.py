@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["append", "create", "replace", "replace_by"]
+__all__ = ["append", "create", "replace", "replace_by", "sync_folder"]
 
 PRIVATE = 0o600
 
@@ -14,7 +14,7 @@ PRIVATE = 0o600
 def create(path: Path, body: bytes) -> None:
     """Make `path`. Raises `FileExistsError`: of two that make it at once, one does."""
     _write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE), (body,))
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def append(path: Path, body: bytes) -> None:
@@ -22,7 +22,7 @@ def append(path: Path, body: bytes) -> None:
     is_new = not path.exists()
     _write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, PRIVATE), (body,))
     if is_new:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def replace(path: Path, body: bytes) -> None:
@@ -36,7 +36,7 @@ def replace_by(path: Path, pieces: Iterable[bytes]) -> None:
     fresh.unlink(missing_ok=True)  # of a process that was killed
     _write(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE), pieces)
     fresh.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _write(handle: int, pieces: Iterable[bytes]) -> None:
@@ -47,8 +47,9 @@ def _write(handle: int, pieces: Iterable[bytes]) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def sync_folder(folder: Path) -> None:
+    """What was made, renamed or removed in a folder is on the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:

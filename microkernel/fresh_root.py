@@ -20,6 +20,7 @@ from glob import escape
 from pathlib import Path
 
 from microkernel import durable
+from microkernel.durable import sync_folder
 from microkernel.errors import Aborted, PreconditionFailed
 from microkernel.root import CUT_OFF, LOCK, Root
 
@@ -92,7 +93,7 @@ class FreshRoot:
         _sync(self.path)
         check_place(self.place, replace=replace)
         aside = self._move_up() if self._within else self._replace()
-        _sync_folder(self._home)
+        sync_folder(self._home)
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -128,7 +129,7 @@ class FreshRoot:
             for thing in self.path.iterdir():
                 thing.rename(self.place / thing.name)
             self.path.rmdir()
-            _sync_folder(self.place)
+            sync_folder(self.place)
             mark.unlink()
         return aside
 
@@ -180,19 +181,11 @@ def _sync(folder: Path) -> None:
             file = Path(path, name)
             if not file.is_symlink():
                 _sync_file(file)
-        _sync_folder(Path(path))
+        sync_folder(Path(path))
 
 
 def _sync_file(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from microkernel.durable import sync_folder
 from microkernel.errors import DataLoss, PreconditionFailed
 
-__all__ = ["PARTIAL", "require_room", "sync_folder", "write_durably", "writing"]
+__all__ = ["PARTIAL", "require_room", "write_durably", "writing"]
 
 PARTIAL = ".partial"
 """The end of a name whose file is not whole yet."""
@@ -35,15 +36,6 @@ def write_durably(path: Path, content: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def require_room(folder: Path, needed: int) -> None:

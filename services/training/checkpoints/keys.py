@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from microkernel.durable import sync_folder
 from microkernel.errors import DataLoss, Invalid, PreconditionFailed
-from services.training.checkpoints.disk import sync_folder, writing
+from services.training.checkpoints.disk import writing
 
 __all__ = ["SigningKey", "TrustedKeys", "fingerprint_of"]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import msgspec
 
+from microkernel.durable import sync_folder
 from microkernel.errors import DataLoss, MicrokernelError, NotFound
-from services.training.checkpoints.disk import PARTIAL, sync_folder
+from services.training.checkpoints.disk import PARTIAL
 from services.training.checkpoints.keys import TrustedKeys
 from services.training.checkpoints.manifest import LARGEST, Manifest, digest_of, manifest_name, opened
 

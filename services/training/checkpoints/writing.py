@@ -10,9 +10,10 @@ from pathlib import Path
 
 import msgspec
 
+from microkernel.durable import sync_folder
 from microkernel.errors import Aborted, DataLoss
 from services.training.checkpoints.channel import Open
-from services.training.checkpoints.disk import require_room, sync_folder, write_durably, writing
+from services.training.checkpoints.disk import require_room, write_durably, writing
 from services.training.checkpoints.facts import Facts
 from services.training.checkpoints.file_writing import write_image
 from services.training.checkpoints.image import plan

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from microkernel.errors import DataLoss, PreconditionFailed
 
-__all__ = ["CheckedFile", "CheckedWriter", "Written", "sync_folder", "writing"]
+__all__ = ["CheckedFile", "CheckedWriter", "Written", "writing"]
 
 PART = 64 << 10
 SUMS = ".sums"
@@ -155,12 +155,3 @@ def writing(path: Path) -> Iterator[None]:
             f"the prepared data cannot be written to {path.parent}: {error.strerror}",
             remedy="free space on its disk" if error.errno in FULL else "check the disk and the folder's rights",
         ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """What was made, renamed or removed in a folder is on the disk."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,9 +19,10 @@ from pathlib import Path
 import blake3
 import msgspec
 
+from microkernel.durable import sync_folder
 from microkernel.errors import DataLoss
 from services.training.data.bad_records import BadRecord
-from services.training.data.checked_files import sync_folder, writing
+from services.training.data.checked_files import writing
 from services.training.data.records import Kind
 from services.training.data.token_files import PARTS, Part, Tokens
 
