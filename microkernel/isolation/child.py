@@ -27,7 +27,7 @@ from microkernel.isolation.own_thread import loop_factory
 from microkernel.isolation.packing import MessagePack
 from microkernel.service import Service
 
-__all__ = ["main"]
+__all__ = ["die_with", "main"]
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 ORPHANED = 3  # status of a process whose node is gone

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -21,13 +20,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-__all__ = ["DESCRIPTORS", "ENDED", "FORKED", "NOTICE", "die_with", "serve", "wanted"]
+from microkernel.isolation.child import die_with
+
+__all__ = ["DESCRIPTORS", "ENDED", "FORKED", "NOTICE", "serve", "wanted"]
 
 NOTICE = struct.Struct("!cii")
 """What it tells: `FORKED` or `ENDED`, a process, and in the latter case the status, below 0 a signal."""
 FORKED, ENDED = b"f", b"e"
 DESCRIPTORS = 4  # at most for a child
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def wanted(link: socket.socket, descriptors: Sequence[int]) -> None:
@@ -62,14 +62,6 @@ def serve(link: socket.socket, become: Callable[[list[int]], None]) -> None:
             link.sendall(NOTICE.pack(FORKED, child, 0))
     except (BrokenPipeError, ConnectionResetError):
         return  # whoever asked has gone
-
-
-def die_with(parent: int) -> None:
-    """Have the system kill this process when `parent` dies, also while it is stopped."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # it died before we could ask
 
 
 def _received(link: socket.socket) -> list[int] | None:

@@ -17,11 +17,12 @@ import torch.distributed
 
 from formats.checkpoint.checkpoint import open_checkpoint
 from microkernel.errors import DataLoss, Invalid, from_exception
+from microkernel.isolation.child import die_with
 from services.training.beat import Beat
 from services.training.data.preparation import prepare
 from services.training.data.progress import Progress
 from services.training.data.sources import Source
-from services.training.forkserver import die_with, serve
+from services.training.forkserver import serve
 from services.training.job_file import JobFile, PreparationFile, read_file
 from services.training.orders import (
     DataReady,

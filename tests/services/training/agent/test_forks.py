@@ -18,7 +18,8 @@ from services.training.agent.forks import Forks
 # Children say who they are and do what they are told, a byte at a time.
 SERVER = """
 import os, signal, socket, sys, time
-from services.training.forkserver import die_with, serve
+from microkernel.isolation.child import die_with
+from services.training.forkserver import serve
 
 def become(descriptors):
     control = socket.socket(fileno=descriptors[0])
