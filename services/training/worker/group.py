@@ -16,7 +16,8 @@ import torch
 from torch.distributed import ProcessGroupGloo
 
 from microkernel.errors import Unavailable
-from services.training.worker.sums import Node, PartialSums, ShardTree, shards_of
+from services.training.data.plan import shards_of
+from services.training.worker.sums import Node, PartialSums, ShardTree
 
 __all__ = ["Group", "GroupBroken"]
 
@@ -32,9 +33,11 @@ class Group:
 
     def __init__(self, rank: int = 0, world: int = 1, *, shards: int) -> None:
         self.rank, self.world = rank, world
-        self.shards = shards_of(rank, world, shards)
+        everybody = [shards_of(each, world, shards) for each in range(world)]
+        self.shards = everybody[rank]
+        self.most_shards = max(map(len, everybody))  # of any worker
         self._tree = ShardTree(shards)
-        owned = [self._tree.nodes_of(shards_of(each, world, shards)) for each in range(world)]
+        owned = [self._tree.nodes_of(each) for each in everybody]
         self._counts = [len(nodes) for nodes in owned]
         self._nodes = [node for nodes in owned for node in nodes]
         self._in_halves = world == 2 and self._counts == [1, 1]
@@ -60,11 +63,6 @@ class Group:
     def leave(self) -> None:
         """Let go of the others, whatever state they are in."""
         self._links = None
-
-    @property
-    def most_shards(self) -> int:
-        """How many shards the worker has that has most."""
-        return max(len(shards_of(rank, self.world, self._tree.root.stop)) for rank in range(self.world))
 
     def partial_sums(self) -> PartialSums:
         """Where this worker adds up its shards."""

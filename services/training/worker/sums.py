@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Node", "PartialSums", "ShardTree", "shards_of"]
+__all__ = ["Node", "PartialSums", "ShardTree"]
 
 
 class Node(NamedTuple):
@@ -21,11 +21,6 @@ class Node(NamedTuple):
 
     start: int
     stop: int
-
-
-def shards_of(rank: int, world: int, shards: int) -> range:
-    """The shards of a worker: neighbours, and their numbers differ by at most one between workers."""
-    return range(rank * shards // world, (rank + 1) * shards // world)
 
 
 class ShardTree:

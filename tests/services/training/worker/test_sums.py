@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.training.worker.sums import Node, PartialSums, ShardTree, shards_of
+from services.training.data.plan import shards_of
+from services.training.worker.sums import Node, PartialSums, ShardTree
 
 
 def values_of(shards: int, size: int = 7) -> list[torch.Tensor]:
